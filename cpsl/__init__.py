@@ -1,0 +1,1 @@
+"""Class-Balanced Pixel-Level Self-Labeling for domain-adaptive semantic segmentation."""

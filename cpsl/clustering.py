@@ -1,0 +1,229 @@
+"""Online clustering of target pixels around one prototype a class: CPSL's self-labeling."""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cpsl.alignment import DistributionAligner, class_counts
+from cpsl.distributed import is_distributed
+from cpsl.memory import PixelMemoryBank
+from cpsl.prototypes import prototype_similarity
+from cpsl.sampling import draw_class_proportional, draw_uniform
+from cpsl.sinkhorn import marginal_error
+
+
+class ClusteringOutput(NamedTuple):
+    """What one clustering step computed; hand it to `update` after the optimiser's step.
+
+    Attributes:
+        loss: Scalar; its gradient reaches the prototypes only.
+        assignments: (B·n, K) Q, rows sum to 1, no gradient.
+        scores: (B·n, K) cosines of the drawn pixels and the prototypes, -1...1.
+        indices: (B, n) int64 positions of the drawn pixels in the flattened batch, b·h·w + y·w + x.
+        features: (B·n, D) L2-normalised features of the drawn pixels.
+        labels: (B·n,) int64 labels of the drawn pixels, `ignore_index` where unknown.
+        class_counts: (K,) int64 pixels of each class in all labels of the batch.
+        marginal_error: Scalar in 0...1, how far the assignments of bank and batch are from the class
+            distribution (total variation); on the device, to be read when logs are written.
+    """
+
+    loss: Tensor
+    assignments: Tensor
+    scores: Tensor
+    indices: Tensor
+    features: Tensor
+    labels: Tensor
+    class_counts: Tensor
+    marginal_error: Tensor
+
+
+class ClassBalancedPrototypeClustering(nn.Module):
+    r"""Clusters pixels online around class prototypes, with the clusters' sizes at the class distribution.
+
+    Pixels x are drawn from the teacher's features and assigned to the prototypes C by optimal transport,
+    together with the pixels of a memory bank; the assignments Q are the targets that move the prototypes:
+
+        Q = sinkhorn(x·C, marginal δ),   loss = - mean_n Σ_k Q_nk log softmax_k( x_n·c_k / τ )
+
+    (equations 3 to 7 of CPSL; the assignment itself is that of Cuturi, 2013.) The optimiser moves
+    `prototypes`; `update` afterwards moves the bank, the class distribution δ and `ema_prototypes`, the
+    moving average by which pseudo labels are rectified.
+
+    Args:
+        num_classes: Number of classes K.
+        feature_dim: Number of channels D of a feature.
+        bank_size: Pixels in the memory bank over all ranks; each rank holds its share.
+        samples_per_image: n pixels drawn for each image of a batch.
+        temperature: τ of the loss.
+        epsilon: ε of the assignment.
+        sinkhorn_iterations: Column and row scalings of the assignment.
+        sampling: "class_proportional" draws in proportion to δ over the whole batch, so that every class
+            that is present enters the bank; "uniform" draws n pixels of each image.
+        distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
+        ignore_index: Label of pixels that belong to no class.
+        group: Ranks that cluster together; None is the default group.
+
+    Attributes:
+        prototypes: (K, D) parameter C.
+        ema_prototypes: (K, D) buffer C', the moving average of C.
+        aligner: `DistributionAligner` that holds δ.
+        bank: `PixelMemoryBank` of this rank.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> clustering = ClassBalancedPrototypeClustering(num_classes=3, feature_dim=8, bank_size=64)
+        >>> output = clustering(torch.randn(2, 8, 16, 16), torch.randint(3, (2, 16, 16)))
+        >>> output.assignments.shape, output.indices.shape
+        (torch.Size([512, 3]), torch.Size([2, 256]))
+        >>> output.loss.backward()  # then the optimiser's step, then
+        >>> clustering.update(output, momentum=0.999)
+    """
+
+    ema_prototypes: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int = 256,
+        *,
+        bank_size: int = 65536,
+        samples_per_image: int = 256,
+        temperature: float = 0.08,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        sampling: Literal["class_proportional", "uniform"] = "class_proportional",
+        distribution_momentum: float = 0.99,
+        ignore_index: int = 255,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("temperature", temperature), ("epsilon", epsilon)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if samples_per_image < 1:
+            raise ValueError(f"samples_per_image must be positive, got {samples_per_image}")
+        if sampling not in ("class_proportional", "uniform"):
+            raise ValueError(
+                f'sampling must be "class_proportional" or "uniform", got {sampling!r}'
+            )
+        ranks = dist.get_world_size(group) if is_distributed() else 1
+        self.num_classes = num_classes
+        self.feature_dim = feature_dim
+        self.samples_per_image = samples_per_image
+        self.temperature = temperature
+        self.epsilon = epsilon
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.sampling = sampling
+        self.ignore_index = ignore_index
+        self.group = group
+        start = F.normalize(torch.randn(num_classes, feature_dim), dim=1)
+        self.prototypes = nn.Parameter(start)
+        self.register_buffer("ema_prototypes", start.clone())
+        self.aligner = DistributionAligner(
+            num_classes, distribution_momentum, ignore_index=ignore_index
+        )
+        self.bank = PixelMemoryBank(max(bank_size // ranks, 1), feature_dim, ignore_index)
+
+    @torch.no_grad()
+    def initialize(self, prototypes: Tensor, class_distribution: Tensor) -> None:
+        """Starts from known prototypes and a known class distribution.
+
+        A class whose prototype is all zero (no image had it, see `ClassMeanPrototypes`) keeps its random
+        start.
+
+        Args:
+            prototypes: (K, D), any length.
+            class_distribution: (K,) non-negative, scaled to sum 1.
+
+        Raises:
+            ValueError: The shapes do not fit or the distribution has no mass.
+        """
+        if prototypes.shape != self.prototypes.shape:
+            raise ValueError(
+                f"prototypes must be {tuple(self.prototypes.shape)}, got {tuple(prototypes.shape)}"
+            )
+        prototypes = prototypes.to(self.prototypes)
+        known = prototypes.norm(dim=1, keepdim=True) > 0
+        start = torch.where(known, F.normalize(prototypes, dim=1), self.prototypes)
+        self.prototypes.copy_(start)
+        self.ema_prototypes.copy_(start)
+        self.aligner.set(class_distribution)
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> ClusteringOutput:
+        """Draws pixels, assigns them and measures how well the prototypes predict the assignments.
+
+        Pure but for the random draw: nothing is remembered until `update`.
+
+        Args:
+            features: (B, D, h, w) of the teacher, any length; they get no gradient.
+            labels: (B, h, w) integer pseudo labels on the same grid, or None; without them pixels are
+                drawn uniformly and the class distribution stays.
+
+        Returns:
+            Loss, assignments and the drawn pixels.
+
+        Raises:
+            ValueError: The shapes do not fit, or (on the CPU) a label is neither a class nor ignored.
+        """
+        if features.ndim != 4 or features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"features must be (B, {self.feature_dim}, h, w), got shape {tuple(features.shape)}"
+            )
+        batch, _, height, width = features.shape
+        if labels is None:
+            labels = torch.full((batch, height, width), self.ignore_index, device=features.device)
+        if labels.shape != (batch, height, width):
+            raise ValueError(
+                f"labels must be {(batch, height, width)} on the grid of the features, "
+                f"got shape {tuple(labels.shape)}"
+            )
+        labels = labels.flatten().long()
+        counts = class_counts(labels, self.num_classes, self.ignore_index)
+        indices = self._draw(labels, batch, height * width)
+
+        image, pixel = indices.flatten() // (height * width), indices.flatten() % (height * width)
+        drawn = F.normalize(features.detach().flatten(2)[image, :, pixel].float(), dim=1)
+        scores = prototype_similarity(drawn, self.prototypes)
+        assignments, error = self._assign(scores.detach())
+        loss = -(assignments * (scores / self.temperature).log_softmax(dim=1)).sum(dim=1).mean()
+        return ClusteringOutput(
+            loss, assignments, scores, indices, drawn, labels[indices.flatten()], counts, error
+        )
+
+    @torch.no_grad()
+    def update(self, output: ClusteringOutput, momentum: float = 0.999) -> None:
+        """Remembers a step: to be called after the optimiser has moved the prototypes.
+
+        Args:
+            output: What `forward` returned.
+            momentum: C' ← momentum · C' + (1 - momentum) · C.
+        """
+        self.bank.push(output.features, output.labels)
+        self.aligner.update(output.class_counts[None].double(), group=self.group)
+        self.ema_prototypes.lerp_(self.prototypes, 1 - momentum)
+
+    def _draw(self, labels: Tensor, batch: int, pixels: int) -> Tensor:
+        if self.sampling == "uniform":
+            return draw_uniform(batch, pixels, self.samples_per_image, like=labels)
+        total = batch * self.samples_per_image
+        drawn = draw_class_proportional(labels, self.aligner.distribution, total)
+        return drawn.reshape(batch, self.samples_per_image)
+
+    @torch.no_grad()
+    def _assign(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Assigns the drawn pixels together with those of the bank."""
+        banked = prototype_similarity(self.bank.features, self.prototypes)
+        banked = banked.masked_fill(~self.bank.valid[:, None], -torch.inf)
+        assignments = self.aligner(
+            torch.cat([scores, banked]),
+            epsilon=self.epsilon,
+            iterations=self.sinkhorn_iterations,
+            group=self.group,
+        )
+        error = marginal_error(assignments, self.aligner.distribution, self.group)
+        return assignments[: len(scores)], error

@@ -1,0 +1,31 @@
+"""What every trainer shares: devices and processes, checkpoints, logs.
+
+Needs the extra `cpsl[examples]`. Knows neither CPSL nor any data set.
+"""
+
+from cpsl.engine.files import load, save, write_atomically, write_text
+from cpsl.engine.log import ScalarLog, logger, progress, read_scalars, start_logging
+from cpsl.engine.loop import TrainingLoop
+from cpsl.engine.optimization import Optimization, Precision, autocast, trainable
+from cpsl.engine.process import Process, local_gradients, start_process, unwrap
+
+__all__ = [
+    "Optimization",
+    "Precision",
+    "Process",
+    "ScalarLog",
+    "TrainingLoop",
+    "autocast",
+    "load",
+    "local_gradients",
+    "logger",
+    "progress",
+    "read_scalars",
+    "save",
+    "start_logging",
+    "start_process",
+    "trainable",
+    "unwrap",
+    "write_atomically",
+    "write_text",
+]

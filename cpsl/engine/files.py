@@ -1,0 +1,84 @@
+"""Files that are either whole or not there."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside its place and moves it there once it is complete.
+
+    Args:
+        path: Where the file shall be; its folder is made.
+        write: Called with the path to write to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, in UTF-8."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Saves tensors and plain values atomically, in torch's format."""
+    write_atomically(path, lambda partial: torch.save(state, partial))
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Loads what `save` wrote, without running code from the file.
+
+    Raises:
+        ValueError: The file is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read: it is damaged or no file of this project ({error}). "
+            "Delete it to start this part again."
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+    return state
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Saves a checkpoint and keeps the one before it as `<name>.previous`."""
+    if path.exists():
+        path.replace(_previous(path))
+    save(path, state)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """Loads the newest checkpoint that is whole.
+
+    Returns:
+        Its state, or None where there is none.
+    """
+    for candidate in (path, _previous(path)):
+        try:
+            return load(candidate, device)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=2)
+    return None
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.name}.previous")

@@ -1,0 +1,107 @@
+"""What a run tells: lines in the terminal and a file, scalars, pictures, a progress bar."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cpsl.engine.process import Process
+
+T = TypeVar("T")
+logger = logging.getLogger("cpsl")
+
+
+def start_logging(folder: Path, process: Process) -> None:
+    """Sends messages to the terminal and to `log.txt` in a folder; ranks other than 0 stay silent.
+
+    Args:
+        folder: Folder of the run; made if it is not there.
+        process: This process.
+    """
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if process.is_main else logging.ERROR)
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(terminal)
+    if process.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+def progress(items: Iterable[T], title: str, process: Process, **options: int) -> Iterator[T]:
+    """Shows a bar while items are worked through; in a log file instead of a terminal, nothing.
+
+    Args:
+        items: What is worked through.
+        title: What the bar is called.
+        process: Only rank 0 shows it.
+        options: `total` and `initial`, as tqdm knows them.
+    """
+    silent = not (process.is_main and sys.stderr.isatty())
+    with logging_redirect_tqdm([logger]):
+        yield from tqdm(items, title, disable=silent, leave=False, dynamic_ncols=True, **options)
+
+
+class ScalarLog:
+    """Curves and pictures of one stage: TensorBoard events and `scalars.jsonl`.
+
+    Args:
+        folder: Folder of the stage.
+        process: Ranks other than 0 write nothing.
+        start: First iteration that will be written; what an interrupted run wrote from there on is
+            dropped.
+    """
+
+    def __init__(self, folder: Path, process: Process, start: int = 0) -> None:
+        self._path = folder / "scalars.jsonl"
+        self._writer: SummaryWriter | None = None
+        if process.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [
+                json.dumps(row) + "\n" for row in read_scalars(folder) if row["iteration"] < start
+            ]
+            self._path.write_text("".join(kept), encoding="utf-8")
+            self._writer = SummaryWriter(str(folder), purge_step=start)
+
+    def scalars(self, iteration: int, values: dict[str, float]) -> None:
+        """Writes one point of each curve."""
+        if self._writer is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def picture(self, iteration: int, name: str, image: Tensor) -> None:
+        """Writes a picture, (3, H, W) uint8."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, iteration)
+
+    def close(self) -> None:
+        """Flushes what is still in memory."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_scalars(folder: Path) -> list[dict[str, float]]:
+    """Reads the curves of a stage: one dictionary for each iteration that was logged."""
+    path = folder / "scalars.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the line that a kill cut short
+            continue
+    return rows

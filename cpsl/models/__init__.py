@@ -1,0 +1,1 @@
+"""Networks: the segmentation model, its teacher, the discriminator and the release's checkpoints."""

@@ -1,0 +1,108 @@
+"""Drawing of pixels from a batch: in proportion to the classes, or uniformly."""
+
+import torch
+from torch import Tensor
+
+from cpsl.alignment import class_counts
+
+
+def class_quotas(present: Tensor, class_distribution: Tensor, total: int) -> Tensor:
+    """Shares out a number of draws among the classes that are present.
+
+    quota_k = δ_k · total by largest remainder, at least one for each class that is present; the shares of
+    absent classes are spread over the others in proportion. Where there are fewer draws than classes the
+    most frequent get one each.
+
+    Args:
+        present: (K,) bool.
+        class_distribution: (K,) δ, non-negative.
+        total: Number of draws.
+
+    Returns:
+        (K,) int64, sums to `total` where any class is present.
+
+    Example:
+        >>> class_quotas(torch.tensor([True, True, False]), torch.tensor([0.6, 0.0, 0.4]), total=8)
+        tensor([7, 1, 0])
+    """
+    share = torch.where(present, class_distribution.double(), 0)
+    # δ may be zero for every class that is present: then they are drawn alike.
+    share = torch.where(share.sum() > 0, share, present.double())
+    share = share / share.sum().clamp_min(1e-12) * total
+
+    guaranteed = present & (_rank_of_largest(torch.where(present, share, -1.0)) < total)
+    rest = total - guaranteed.sum()
+    beyond = (share - 1).clamp_min(0)
+    # `total` equal to the number of classes leaves nothing beyond the first draw of each.
+    beyond = torch.where(beyond.sum() > 0, beyond, present.double())
+    beyond = beyond / beyond.sum().clamp_min(1e-12) * rest
+    whole = beyond.floor()
+    left_over = rest - whole.sum()
+    extra = present & (_rank_of_largest(beyond - whole) < left_over)
+    return (guaranteed + whole + extra).long()
+
+
+def draw_class_proportional(labels: Tensor, class_distribution: Tensor, total: int) -> Tensor:
+    """Draws pixels so that each class is drawn in proportion to the class distribution.
+
+    Without replacement within a class, unless the class has fewer pixels than its quota: then each of its
+    pixels is drawn about equally often. Ignored pixels are never drawn, unless there are no others.
+
+    Args:
+        labels: (P,) integer class indices; anything outside 0...K-1 is ignored.
+        class_distribution: (K,) δ.
+        total: Number of pixels to draw.
+
+    Returns:
+        (total,) int64 positions in `labels`, ordered by class.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 255])
+        >>> drawn = draw_class_proportional(labels, torch.tensor([0.5, 0.5]), total=4)
+        >>> labels[drawn]
+        tensor([0, 0, 1, 1])
+    """
+    num_classes = len(class_distribution)
+    valid = (labels >= 0) & (labels < num_classes)
+    # Without any valid pixel all of them count as one class, which makes the draw uniform.
+    labels = torch.where(valid.any(), torch.where(valid, labels.long(), num_classes), 0)
+    counts = class_counts(labels, num_classes, ignore_index=num_classes)
+    quotas = class_quotas(counts > 0, class_distribution, total)
+
+    # Sorted by class and shuffled within: the first pixels of each class are a draw without replacement.
+    noise = torch.rand(labels.shape, device=labels.device, dtype=torch.float64)
+    shuffled = (labels + noise).argsort()
+    draw = torch.arange(total, device=labels.device)
+    last = quotas.cumsum(0)
+    drawn_class = torch.searchsorted(last, draw, right=True).clamp_max(num_classes - 1)
+    rank = (draw - (last - quotas)[drawn_class]) % counts[drawn_class].clamp_min(1)
+    return shuffled[(counts.cumsum(0) - counts)[drawn_class] + rank]
+
+
+def draw_uniform(num_images: int, pixels_per_image: int, per_image: int, like: Tensor) -> Tensor:
+    """Draws the same number of pixels from each image, without replacement where there are enough.
+
+    Args:
+        num_images: B.
+        pixels_per_image: P pixels of an image.
+        per_image: n pixels to draw from each.
+        like: Tensor on the device to draw on.
+
+    Returns:
+        (B, n) int64 positions in the flattened batch, b · P + pixel.
+
+    Example:
+        >>> drawn = draw_uniform(2, pixels_per_image=4, per_image=4, like=torch.empty(0))
+        >>> drawn.sort().values
+        tensor([[0, 1, 2, 3],
+                [4, 5, 6, 7]])
+    """
+    order = torch.rand(num_images, pixels_per_image, device=like.device).argsort(dim=1)
+    draw = torch.arange(per_image, device=like.device) % pixels_per_image
+    first = torch.arange(num_images, device=like.device)[:, None] * pixels_per_image
+    return first + order[:, draw]
+
+
+def _rank_of_largest(values: Tensor) -> Tensor:
+    """Returns each entry's position in descending order, 0 for the largest."""
+    return values.argsort(descending=True, stable=True).argsort()

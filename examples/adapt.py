@@ -1,0 +1,56 @@
+"""The whole pipeline: all stages in order, then a report.
+
+    python examples/adapt.py --config examples/configs/demo.toml
+    torchrun --nproc_per_node=4 examples/adapt.py --config examples/configs/gta5_to_cityscapes.toml
+
+What is finished is skipped; what was stopped goes on where it was.
+"""
+
+import json
+from functools import partial
+
+from check import check
+from config import Config, parse
+from cpsl.engine import Process, logger, start_process, write_text
+from distill import distill
+from pseudo_labels import describe_target
+from report import metrics_table, write_report
+from report_data import collect
+from self_label import self_label
+from stage import begin_run, read_metrics, run_stage
+from warmup import warm_up
+
+
+def adapt(config: Config, process: Process) -> None:
+    """Runs every stage that is not finished, and writes `metrics.json` and `report.html`."""
+    run_stage("source_only", partial(warm_up, stage="source_only"), config, process)
+    run_stage("warmup", warm_up, config, process)
+    describe_target(config, process)
+    run_stage("self_label", self_label, config, process)
+    for stage, previous in (("distill_1", "self_label"), ("distill_2", "distill_1")):
+        run_stage(stage, partial(distill, stage=stage, previous=previous), config, process)
+
+    if process.is_main:
+        metrics = read_metrics(config)
+        kept = {
+            stage: {key: values[key] for key in ("miou", "iou", "seconds")}
+            for stage, values in metrics.items()
+        }
+        write_text(config.run / "metrics.json", json.dumps(kept, indent=1))
+        write_report(collect(config, process), config.run / "report.html")
+        logger.info(metrics_table(kept, tuple(next(iter(kept.values()))["iou"])))
+        logger.info(
+            f"\nIn {config.run}: report.html to look at, metrics.json to compute with, "
+            "distill_2/model.pt is the adapted model."
+        )
+    process.barrier()
+
+
+if __name__ == "__main__":
+    config = parse(Config)
+    with start_process(config.device) as process:
+        begin_run(config, process)
+        if config.check:
+            check(config)
+        else:
+            adapt(config, process)

@@ -1,0 +1,241 @@
+"""From settings to parts: data sets, loaders of training views, models, optimisers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from config import Config, Distill, Domain, SelfLabel, WarmUp
+from cpsl.data import (
+    CITYSCAPES_16,
+    CITYSCAPES_19,
+    GTA5,
+    Cityscapes,
+    DrawSampler,
+    LabelSpace,
+    SegmentationDataset,
+    SegmentationFolder,
+    SourceBatch,
+    SourceViews,
+    StrongAugmentation,
+    Synthia,
+    TargetBatch,
+    TargetViews,
+    WeakView,
+    collate_source,
+    collate_target,
+    distinct_palette,
+    write_streets,
+)
+from cpsl.engine import Optimization, Process, load, save, trainable
+from cpsl.models import DeepLabV2, load_pretrained
+from cpsl.randomness import derive_seed
+
+STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
+
+
+def label_space(config: Config) -> LabelSpace:
+    """Returns the classes that the model tells apart."""
+    if config.classes == ("cityscapes-19",):
+        return CITYSCAPES_19
+    if config.classes == ("cityscapes-16",):
+        return CITYSCAPES_16
+    palette = config.palette or distinct_palette(len(config.classes))
+    return LabelSpace(config.classes, palette)
+
+
+def source_dataset(config: Config) -> SegmentationDataset:
+    """Returns the labelled images of the source domain."""
+    return _dataset(config.source, label_space(config))
+
+
+def target_dataset(config: Config) -> SegmentationDataset:
+    """Returns the images of the target domain that are trained on."""
+    return _dataset(config.target, label_space(config))
+
+
+def evaluation_dataset(config: Config) -> SegmentationDataset:
+    """Returns the images that are evaluated: with labels if there are any, else the target's."""
+    return _dataset(
+        config.evaluation if config.evaluation.given else config.target, label_space(config)
+    )
+
+
+def _dataset(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
+    if domain.dataset == "folder":
+        if domain.images is None:
+            raise SystemExit(
+                'a domain of dataset "folder" needs `images`, the folder of its images'
+            )
+        return SegmentationFolder(
+            domain.images, domain.labels, label_space=classes, ids=domain.ids or None
+        )
+    if domain.root is None:
+        raise SystemExit(
+            f'a domain of dataset "{domain.dataset}" needs `root`, the folder of its files'
+        )
+    if domain.dataset == "gta5":
+        return GTA5(domain.root, label_space=classes)
+    if domain.dataset == "synthia":
+        return Synthia(domain.root, label_space=classes)
+    return Cityscapes(domain.root, domain.split, label_space=classes)
+
+
+def draw_streets(config: Config) -> None:
+    """Draws the generated scenes that the settings ask for; those that are there already are kept."""
+    for domain, style in (
+        (config.source, "game"),
+        (config.target, "real"),
+        (config.evaluation, "real"),
+    ):
+        if domain.streets and domain.root is not None and domain.dataset in ("gta5", "cityscapes"):
+            write_streets(
+                domain.root,
+                layout=domain.dataset,
+                style=style,
+                split=domain.split,
+                count=domain.streets,
+                size=domain.streets_size,
+                seed=config.seed,
+            )
+
+
+def source_batches(
+    config: Config, stage: str, process: Process, batch_size: int, start: int
+) -> Iterator[SourceBatch]:
+    """Yields endless training batches of the source domain, from iteration `start` on."""
+    views = SourceViews(
+        source_dataset(config),
+        _weak_view(config),
+        style_from=target_dataset(config) if config.views.color_transfer else None,
+    )
+    return _batches(config, views, f"{stage} source", process, batch_size, start, collate_source)
+
+
+def target_batches(
+    config: Config,
+    stage: str,
+    process: Process,
+    batch_size: int,
+    start: int,
+    **wanted: Any,
+) -> Iterator[TargetBatch]:
+    """Yields endless training batches of the target domain; `wanted` as `TargetViews` takes it."""
+    views = TargetViews(target_dataset(config), _weak_view(config), **wanted)
+    return _batches(config, views, f"{stage} target", process, batch_size, start, collate_target)
+
+
+def strong_augmentation() -> StrongAugmentation:
+    """Returns the paper's strong augmentation."""
+    return StrongAugmentation()
+
+
+def _weak_view(config: Config) -> WeakView:
+    views = config.views
+    return WeakView(
+        full_size=views.full_size, crop=views.crop, width=views.width, scale=views.scale
+    )
+
+
+def _batches(
+    config: Config,
+    views: SourceViews | TargetViews,
+    purpose: str,
+    process: Process,
+    batch_size: int,
+    start: int,
+    collate: Any,
+) -> Iterator[Any]:
+    share, rest = divmod(batch_size, process.world_size * config.accumulate)
+    if rest or not share:
+        raise SystemExit(
+            f"batch_size {batch_size} must be a multiple of processes ({process.world_size}) times "
+            f"accumulate ({config.accumulate})"
+        )
+    sampler = DrawSampler(
+        len(views),
+        share,
+        derive_seed(config.seed, purpose),
+        start=start * config.accumulate,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
+    loader = DataLoader(
+        views,
+        batch_sampler=sampler,
+        num_workers=config.workers,
+        collate_fn=collate,
+        pin_memory=process.device.type == "cuda",
+        persistent_workers=config.workers > 0,
+    )
+    for batch in loader:
+        yield batch.to(process.device)
+
+
+def build_model(config: Config, weights: str | Path) -> DeepLabV2:
+    """Builds the segmentation model.
+
+    Args:
+        config: Settings.
+        weights: "imagenet", "random", a file of backbone weights, or what `save_model` wrote.
+    """
+    model = DeepLabV2(len(label_space(config)), config.model.backbone, config.model.feature_dim)
+    if isinstance(weights, Path):
+        model.load_state_dict(load(weights)["model"])
+    elif weights != "random":
+        load_pretrained(model, weights)
+    return model
+
+
+def save_model(path: Path, model: nn.Module, config: Config) -> None:
+    """Saves the weights together with what it takes to use them."""
+    classes = label_space(config)
+    save(
+        path,
+        {
+            "model": model.state_dict(),
+            "backbone": config.model.backbone,
+            "feature_dim": config.model.feature_dim,
+            "classes": list(classes.names),
+            "palette": [list(color) for color in classes.palette],
+        },
+    )
+
+
+def build_optimization(
+    config: Config,
+    settings: WarmUp | SelfLabel | Distill,
+    model: DeepLabV2,
+    *like_head: nn.Parameter,
+) -> Optimization:
+    """Builds SGD with a polynomial schedule; the head, and what is `like_head`, learns faster."""
+    head = trainable([*model.head.parameters(), *like_head])
+    optimizer = torch.optim.SGD(
+        [
+            {"params": trainable(model.backbone.parameters())},
+            {"params": head, "lr": settings.learning_rate * settings.head_multiplier},
+        ],
+        settings.learning_rate,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    return Optimization(
+        optimizer,
+        settings.iterations,
+        precision=config.precision,
+        accumulate=config.accumulate,
+    )
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """Turns uint8 images into what the models take: float in 0...1."""
+    return image.float() / 255
+
+
+def resize(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resizes a network's output: bilinear, corners aligned."""
+    return F.interpolate(scores.float(), size, mode="bilinear", align_corners=True)

@@ -1,0 +1,40 @@
+"""Looks for problems before a run of days: every image, every label, what the model starts from."""
+
+from pathlib import Path
+
+from assemble import evaluation_dataset, source_dataset, target_dataset
+from config import Config
+from cpsl.data import check_dataset
+from cpsl.engine import logger
+
+
+def check(config: Config) -> None:
+    """Reads all data once and lists all problems.
+
+    Raises:
+        SystemExit: There are problems; the last lines say how many.
+    """
+    problems: list[str] = []
+    for name, open_dataset in (
+        ("source", source_dataset),
+        ("target", target_dataset),
+        ("evaluation", evaluation_dataset),
+    ):
+        try:
+            dataset = open_dataset(config)
+        except (OSError, ValueError) as error:
+            problems.append(f"{name}: {error}")
+            continue
+        result = check_dataset(dataset)
+        logger.info(result.summary(name))
+        problems += [f"{name}: {problem}" for problem in result.problems]
+    if (
+        config.model.weights not in ("imagenet", "random")
+        and not Path(config.model.weights).exists()
+    ):
+        problems.append(f"model.weights: there is no file {config.model.weights}")
+    for problem in problems:
+        logger.error(problem)
+    if problems:
+        raise SystemExit(f"{len(problems)} problem(s)")
+    logger.info("no problems")

@@ -1,0 +1,264 @@
+"""All settings of a run, with the paper's numbers as defaults: a TOML file, then the command line."""
+
+import sys
+import tomllib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+import tyro
+
+from cpsl.engine import Precision
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Images of one domain, and their labels where there are any."""
+
+    dataset: Literal["gta5", "synthia", "cityscapes", "folder"] = "folder"
+    """Layout of the files."""
+    root: Path | None = None
+    """Folder of gta5, synthia or cityscapes as they are unpacked."""
+    split: str = "train"
+    """Split of cityscapes: train, val or test."""
+    images: Path | None = None
+    """Folder of images (dataset "folder"), searched with all its subfolders."""
+    labels: Path | None = None
+    """Folder of label images (dataset "folder"), named like the images; none if they have no labels."""
+    ids: dict[int, int] = field(default_factory=dict)
+    """Stored label value to class index (dataset "folder"), 255 to ignore; empty if they are the same."""
+    streets: int = 0
+    """Draw this many generated street scenes into `root` first (gta5 and cityscapes); 0 draws none."""
+    streets_size: tuple[int, int] = (128, 256)
+    """Height and width of the generated scenes, in pixels."""
+
+    @property
+    def given(self) -> bool:
+        """Whether the domain is described at all."""
+        return self.root is not None or self.images is not None
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which part of an image is trained on; all sizes in pixels, height before width."""
+
+    full_size: tuple[int, int] = (1024, 2048)
+    """Size at which a target image is seen whole, and at which it is evaluated."""
+    crop: tuple[int, int] = (512, 896)
+    """Size of a training crop."""
+    width: int = 2200
+    """Width of an image before it is cropped, times a random scale."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Range of the random scale."""
+    color_transfer: bool = True
+    """Whether source images take the LAB mean and deviation of a random target image."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """DeepLabV2 and its backbone."""
+
+    backbone: str = "resnet101"
+    """resnet101, resnet50, resnet18 or resnet_tiny."""
+    feature_dim: int = 256
+    """Channels of the features that are clustered."""
+    weights: str = "imagenet"
+    """Start of source-only training and warm-up: imagenet (torchvision's), random, or a file."""
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Stage 0: adversarial alignment of the output space (AdaptSegNet). Its length is our choice."""
+
+    iterations: int = 90_000
+    """Optimiser steps."""
+    batch_size: int = 4
+    """Images of each domain a step, over all processes."""
+    learning_rate: float = 2.5e-4
+    """Of the backbone."""
+    head_multiplier: float = 10.0
+    """Learning rate of the head, in multiples of the backbone's."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """Of SGD."""
+    adversarial_weight: float = 0.01
+    """Weight of the adversarial loss; 0 trains on the source only."""
+    discriminator_learning_rate: float = 1e-4
+    """Of Adam, betas 0.9 and 0.99."""
+    freeze_batch_norm: bool = True
+    """Whether BatchNorm keeps the statistics it starts with; unwise from random weights."""
+
+
+@dataclass(frozen=True)
+class SelfLabel:
+    """Stage 1: class-balanced pixel-level self-labeling."""
+
+    iterations: int = 90_000
+    """Optimiser steps."""
+    batch_size: int = 4
+    """Images of each domain a step, over all processes."""
+    learning_rate: float = 1e-4
+    """Of the backbone."""
+    head_multiplier: float = 5.0
+    """Learning rate of head and prototypes, in multiples of the backbone's."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 2e-4
+    """Of SGD."""
+    temperature: float = 0.08
+    """Of the softmax over cosines."""
+    epsilon: float = 0.05
+    """Entropy of the assignment."""
+    sinkhorn_iterations: int = 3
+    """Scalings of the assignment."""
+    bank_size: int = 65_536
+    """Pixels that are assigned together with a batch, over all processes."""
+    samples_per_image: int = 256
+    """Pixels of an image that are assigned."""
+    sampling: Literal["class_proportional", "uniform"] = "class_proportional"
+    """How these pixels are drawn."""
+    distribution_momentum: float = 0.99
+    """Of the class distribution's moving average; 1 keeps that of the warm-up."""
+    confidence_threshold: float = 0.0
+    """Rectified pseudo labels below this confidence are ignored."""
+    cutmix_probability: float = 0.5
+    """How often a rectangle of the source, half the crop's area, is pasted into the target."""
+    self_label_weight: float = 0.1
+    """Weight of the clustering loss."""
+    consistency_weight: float = 5.0
+    """Weight of the prototype consistency between weak and strong view."""
+    teacher_momentum: float = 0.999
+    """Of the moving averages: teacher and prototypes."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Stages 2 and 3: distillation of the previous stage's model into a fresh student."""
+
+    iterations: int = 90_000
+    """Optimiser steps."""
+    batch_size: int = 4
+    """Images of each domain a step, over all processes."""
+    learning_rate: float = 6e-4
+    """Of the backbone."""
+    head_multiplier: float = 10.0
+    """Learning rate of the head, in multiples of the backbone's."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 2e-4
+    """Of SGD."""
+    confidence_threshold: float = 0.95
+    """Pseudo labels below this confidence are ignored."""
+    distillation_weight: float = 1.0
+    """Weight of KL(teacher, student)."""
+    student: str = "previous"
+    """Start of the student: previous (the stage before), random, or a file of self-supervised weights."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Adapts a segmentation model from a labelled source domain to an unlabelled target domain."""
+
+    run: Path
+    """Folder of everything this run writes."""
+    source: Domain
+    """Labelled images."""
+    target: Domain
+    """Unlabelled images to adapt to; labels are not looked at."""
+    evaluation: Domain = field(default_factory=Domain)
+    """Labelled images of the target domain; without them there is no IoU, and `target` is looked at."""
+    classes: tuple[str, ...] = ("cityscapes-19",)
+    """Names of the classes in order, or cityscapes-19 or cityscapes-16 (those that SYNTHIA has)."""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    """Colour of each class, red green blue in 0...255; chosen for you if empty."""
+    views: Views = field(default_factory=Views)
+    model: Model = field(default_factory=Model)
+    warmup: WarmUp = field(default_factory=WarmUp)
+    self_label: SelfLabel = field(default_factory=SelfLabel)
+    distill: Distill = field(default_factory=Distill)
+    seed: int = 0
+    """Another seed is another run; the same seed gives the same result on the same machine."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "float32"
+    """Of the networks: float32, bfloat16 or float16 (mixed precision)."""
+    accumulate: int = 1
+    """Split each batch into this many, one after the other: less memory, same result up to BatchNorm."""
+    workers: int = 4
+    """Processes that load images, for each process that trains."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; a stopped run goes on from the last one."""
+    check: bool = False
+    """Only look for problems in all the images and labels, and list them."""
+
+
+C = TypeVar("C")
+
+
+def parse(kind: type[C], arguments: list[str] | None = None) -> C:
+    """Reads settings: first those of `--config FILE`, then those of the command line.
+
+    The keys of the file are the options of the command line: `[self_label] iterations = 5` is
+    `--self-label.iterations 5`. So both know the same names, types and mistakes.
+
+    Args:
+        kind: A dataclass such as `Config`.
+        arguments: Command line; that of the program if None.
+
+    Returns:
+        The settings.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options: list[str] = []
+    if "--config" in arguments:
+        place = arguments.index("--config")
+        if place + 1 == len(arguments):
+            raise SystemExit("--config needs the path of a TOML file")
+        path = Path(arguments.pop(place + 1))
+        arguments.pop(place)
+        options = _options(_read_toml(path))
+    return tyro.cli(kind, args=options + arguments, config=(tyro.conf.FlagConversionOff,))
+
+
+def to_toml(config: Any) -> str:
+    """Writes settings as a file that `--config` reads."""
+    return tomli_w.dumps(_plain(asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path} is not a TOML file: {error}") from error
+
+
+def _options(table: dict[str, Any], prefix: str = "--") -> list[str]:
+    """Writes a table of settings as a command line would."""
+    options: list[str] = []
+    for key, value in table.items():
+        name = prefix + key.replace("_", "-")
+        if isinstance(value, dict) and key != "ids":
+            options += _options(value, f"{name}.")
+        else:
+            options += [name, *_words(value)]
+    return options
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [word for pair in value.items() for word in map(str, pair)]
+    if isinstance(value, list):
+        return [word for item in value for word in _words(item)]
+    return [str(value)]

@@ -1,0 +1,136 @@
+"""Gathers from the folder of a run what its report shows."""
+
+import torch
+from torch import Tensor
+
+from assemble import (
+    STAGES,
+    build_model,
+    evaluation_dataset,
+    label_space,
+    resize,
+    source_dataset,
+    to_unit,
+    whole_image,
+)
+from config import Config, to_toml
+from cpsl import (
+    ClassBalancedPrototypeClustering,
+    PseudoLabelRectifier,
+    class_counts,
+    prototype_similarity,
+    sinkhorn,
+)
+from cpsl.data import HardLabelStore
+from cpsl.engine import Process, autocast, load, read_scalars
+from report import Picture, Report
+from stage import read_metrics
+
+PICTURES = 6
+SOURCE_LABELS = 100  # source labels that are counted: enough for a bar, quick for a large data set
+
+
+@torch.inference_mode()
+def collect(config: Config, process: Process) -> Report:
+    """Reads metrics, curves and predictions, and rectifies the warm-up's labels for a few images."""
+    metrics = read_metrics(config)
+    classes = label_space(config)
+    labelled = any(values["miou"] is not None for values in metrics.values())
+    return Report(
+        title=config.run.name,
+        classes=classes.names,
+        palette=classes.palette,
+        metrics=metrics,
+        class_distributions=_class_distributions(config, process),
+        curves={
+            stage: _curves(config, stage) for stage in STAGES if read_scalars(config.run / stage)
+        },
+        pictures=_pictures(config, process),
+        without_labels=None if labelled else metrics,
+        config=to_toml(config),
+    )
+
+
+def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeClustering:
+    """Loads the prototypes, bank and class distribution that self-labeling ended with."""
+    state = load(config.run / "self_label" / "clustering.pt", process.device)
+    num_classes, feature_dim = state["prototypes"].shape
+    clustering = ClassBalancedPrototypeClustering(
+        num_classes, feature_dim, bank_size=len(state["bank.features"]) * process.world_size
+    )
+    clustering.load_state_dict(state)
+    return clustering.to(process.device)
+
+
+def _class_distributions(config: Config, process: Process) -> dict[str, list[float]]:
+    dataset = source_dataset(config)
+    counts = torch.zeros(len(dataset.label_space), dtype=torch.int64)
+    step = max(len(dataset) // SOURCE_LABELS, 1)
+    for index in range(0, len(dataset), step):
+        label = dataset[index].label
+        if label is not None:
+            counts += class_counts(label, len(counts))
+    clustering = load_clustering(config, process)
+    bank = clustering.bank.features[clustering.bank.valid]
+    scores = prototype_similarity(bank, clustering.prototypes)
+    delta = clustering.aligner.distribution
+    start = load(config.run / "pseudo_labels" / "start.pt")
+    return {
+        "labels of the source": (counts / counts.sum().clamp_min(1)).tolist(),
+        "predictions on the target, warm-up": start["class_distribution"].tolist(),
+        "class distribution after self-labeling": delta.tolist(),
+        "assignments, aligned": sinkhorn(scores, delta).mean(dim=0).tolist(),
+        "nearest prototypes, not aligned": (
+            class_counts(scores.argmax(dim=1), len(counts)) / max(len(scores), 1)
+        ).tolist(),
+    }
+
+
+def _curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in read_scalars(config.run / stage):
+        for name, value in row.items():
+            if name != "iteration":
+                curves.setdefault(name, []).append((int(row["iteration"]), value))
+    return curves
+
+
+def _pictures(config: Config, process: Process) -> list[Picture]:
+    dataset = evaluation_dataset(config)
+    warmup = build_model(config, config.run / "warmup" / "model.pt").to(process.device).eval()
+    teacher = build_model(config, config.run / "self_label" / "teacher.pt").to(process.device).eval()
+    clustering = load_clustering(config, process)
+    rectifier = PseudoLabelRectifier(
+        config.self_label.temperature, config.self_label.confidence_threshold
+    )
+    pictures = []
+    step = max(len(dataset) // PICTURES, 1)
+    for index in list(range(0, len(dataset), step))[:PICTURES]:
+        sample = dataset[index]
+        image = to_unit(whole_image(sample.image, config.views.full_size)[None].to(process.device))
+        with autocast(process.device, config.precision):
+            soft = warmup(image).logits.float().softmax(dim=1)
+            features = teacher(image).features
+        rectified = rectifier(soft, features, clustering.ema_prototypes)
+        size = sample.image.shape[1:]
+        probabilities = resize(rectified.probabilities, size)[0].cpu()
+        pictures.append(
+            Picture(
+                name=sample.name,
+                image=sample.image,
+                ground_truth=sample.label,
+                predictions=_predictions(config, sample.name),
+                pseudo_labels={
+                    "before rectification": resize(soft, size)[0].argmax(dim=0).cpu(),
+                    "after rectification": probabilities.argmax(dim=0),
+                },
+                confidence=probabilities.amax(dim=0),
+            )
+        )
+    return pictures
+
+
+def _predictions(config: Config, name: str) -> dict[str, Tensor]:
+    return {
+        stage: HardLabelStore(config.run / stage / "predictions").read(name) for stage in STAGES
+    }

@@ -1,0 +1,173 @@
+"""Stage 1: class-balanced pixel-level self-labeling, the method itself.
+
+    python examples/self_label.py --config examples/configs/gta5_to_cityscapes.toml
+
+Starts from the warm-up's model, the soft labels it gave the target, its prototypes and class distribution.
+"""
+
+import torch
+
+from assemble import (
+    build_model,
+    build_optimization,
+    resize,
+    save_model,
+    source_batches,
+    target_batches,
+    to_unit,
+)
+from config import Config
+from cpsl import (
+    ClassBalancedPrototypeClustering,
+    PseudoLabelRectifier,
+    carry,
+    cross_entropy,
+    cutmix,
+    prototype_consistency,
+    prototype_similarity,
+    symmetric_cross_entropy,
+)
+from cpsl.data import SoftLabelStore, StrongAugmentation
+from cpsl.engine import Process, TrainingLoop, autocast, load, local_gradients, save
+from cpsl.models import ExponentialMovingAverage
+from stage import main
+
+
+def self_label(config: Config, process: Process) -> float:
+    """Trains the student with rectified pseudo labels, clustering and consistency."""
+    stage, settings = "self_label", config.self_label
+    start = load(config.run / "pseudo_labels" / "start.pt", process.device)
+
+    student = build_model(config, config.run / "warmup" / "model.pt").to(process.device).train()
+    teacher = ExponentialMovingAverage(student)
+    clustering = ClassBalancedPrototypeClustering(
+        student.num_classes,
+        student.feature_dim,
+        bank_size=settings.bank_size,
+        samples_per_image=settings.samples_per_image,
+        temperature=settings.temperature,
+        epsilon=settings.epsilon,
+        sinkhorn_iterations=settings.sinkhorn_iterations,
+        sampling=settings.sampling,
+        distribution_momentum=settings.distribution_momentum,
+    ).to(process.device)
+    clustering.initialize(start["prototypes"], start["class_distribution"])
+    rectifier = PseudoLabelRectifier(settings.temperature, settings.confidence_threshold)
+
+    optimization = build_optimization(config, settings, student, clustering.prototypes)
+    loop = TrainingLoop(
+        config.run / stage,
+        stage,
+        iterations=settings.iterations,
+        seed=config.seed,
+        process=process,
+        state={"student": student, "teacher": teacher, "optimization": optimization},
+        state_of_rank={"clustering": clustering},
+        checkpoint_every=config.checkpoint_every,
+    )
+    learn, cluster = process.parallel(student), process.parallel(clustering)
+    sources = source_batches(config, stage, process, settings.batch_size, loop.start)
+    targets = target_batches(
+        config,
+        stage,
+        process,
+        settings.batch_size,
+        loop.start,
+        strong=StrongAugmentation(),
+        full_size=config.views.full_size,
+        soft=SoftLabelStore(config.run / "pseudo_labels" / "soft").read,
+    )
+    height, width = config.views.crop
+    quarter = (height // 4, width // 4)
+
+    for _ in loop:
+        clustered = []
+        for part in range(config.accumulate):
+            more = part + 1 < config.accumulate
+            source, target = next(sources), next(targets)
+
+            # 1. Cross-entropy on the source.
+            with local_gradients(learn), autocast(process.device, config.precision):
+                logits = resize(learn(to_unit(source.image)).logits, source.label.shape[1:])
+                loss_source = cross_entropy(logits, source.label)
+                optimization.backward(loss_source)
+
+            with torch.no_grad(), autocast(process.device, config.precision):
+                # 2. The teacher sees the whole target image.
+                whole = teacher.module(to_unit(target.whole))
+                similarity = prototype_similarity(whole.features, clustering.ema_prototypes)
+                soft = resize(target.soft, similarity.shape[2:])
+
+                # 3. Rectify the stored soft labels: for the whole image, and in the crop's geometry.
+                rectified_whole = rectifier.rectify(soft, similarity)
+                in_crop, _ = carry(
+                    torch.cat([soft, similarity], dim=1),
+                    target.whole_view,
+                    target.weak_view,
+                    quarter,
+                    layout="corners",
+                )
+                soft_in_crop, similarity_in_crop = in_crop.chunk(2, dim=1)
+                rectified = rectifier.rectify(soft_in_crop, similarity_in_crop)
+
+                # 4. CutMix: now and then a rectangle of the source and its labels.
+                mixed, labels = cutmix(
+                    target.weak,
+                    rectified.labels,
+                    source.image,
+                    source.label,
+                    probability=settings.cutmix_probability,
+                )
+
+            # 5. Symmetric cross-entropy of the student on the weak view.
+            with local_gradients(learn), autocast(process.device, config.precision):
+                logits = resize(learn(to_unit(mixed)).logits, quarter)
+                loss_target = symmetric_cross_entropy(logits, labels)
+                optimization.backward(loss_target)
+
+            # 6. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
+            with local_gradients(cluster, when=more):
+                clusters = cluster(whole.features, rectified_whole.labels)
+                optimization.backward(settings.self_label_weight * clusters.loss)
+
+            # 7. Consistency of the student's strong view with the teacher, relative to the prototypes.
+            with local_gradients(learn, when=more), autocast(process.device, config.precision):
+                features = learn(to_unit(target.strong)).features
+                similarity_student = prototype_similarity(features, clustering.ema_prototypes)
+                similarity_teacher, seen = carry(
+                    similarity_in_crop,
+                    target.weak_view,
+                    target.strong_view,
+                    features.shape[2:],
+                    layout="corners",
+                )
+                loss_consistency = prototype_consistency(
+                    similarity_teacher, similarity_student, seen, temperature=settings.temperature
+                )
+                optimization.backward(settings.consistency_weight * loss_consistency)
+
+            loop.record(
+                loss_source=loss_source,
+                loss_target=loss_target,
+                loss_self_label=clusters.loss,
+                loss_consistency=loss_consistency,
+                confidence=rectified_whole.confidence.mean(),
+                marginal_error=clusters.marginal_error,
+            )
+            clustered.append(clusters)
+
+        # 8. Move student and prototypes, then their moving averages, the bank and the distribution.
+        optimization.step()
+        teacher.update(student, settings.teacher_momentum)
+        for clusters in clustered:
+            clustering.update(clusters, settings.teacher_momentum ** (1 / len(clustered)))
+
+    if process.is_main:
+        save_model(config.run / stage / "model.pt", student, config)
+        save_model(config.run / stage / "teacher.pt", teacher.module, config)
+        save(config.run / stage / "clustering.pt", clustering.state_dict())
+    return loop.seconds
+
+
+if __name__ == "__main__":
+    main("self_label", self_label)

@@ -1,0 +1,103 @@
+"""One stage of a run: begun, resumed or skipped, trained, evaluated."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+from assemble import STAGES, build_model, draw_streets
+from config import Config, parse, to_toml
+from cpsl.engine import Process, logger, start_logging, start_process, write_text
+from evaluate import evaluate
+
+Train = Callable[[Config, Process], float]
+
+# Settings that another machine may need and that do not change what is computed.
+FREE_SETTINGS = ("device", "workers", "checkpoint_every", "check")
+
+
+def run_stage(stage: str, train: Train, config: Config, process: Process) -> None:
+    """Trains and evaluates a stage, unless that was done before.
+
+    Args:
+        stage: Name of the stage and of its folder in the run.
+        train: Trains, writes `model.pt` into the folder and returns the seconds of training.
+        config: Settings.
+        process: This process.
+    """
+    folder = config.run / stage
+    if (folder / "metrics.json").exists():
+        logger.info(f"{stage}: finished before")
+        return
+    logger.info(f"{stage}: begins")
+    seconds = train(config, process)
+    process.barrier()
+    model = build_model(config, folder / "model.pt").to(process.device)
+    metrics = evaluate(
+        model, config, process, folder / "predictions", _predictions_before(stage, config)
+    )
+    if process.is_main:
+        write_text(folder / "metrics.json", json.dumps({**metrics, "seconds": seconds}, indent=1))
+        miou = metrics["miou"]
+        result = "no labels" if miou is None else f"mIoU {miou:.1f}"
+        logger.info(f"{stage}: {result}, {seconds:.0f} s of training")
+    process.barrier()
+
+
+def begin_run(config: Config, process: Process) -> None:
+    """Makes the folder of a run and notes its settings, or finds that they are still the same.
+
+    Raises:
+        SystemExit: The folder holds a run with other settings.
+    """
+    start_logging(config.run, process)
+    noted = config.run / "config.toml"
+    if process.is_main:
+        if noted.exists():
+            before = tomllib.loads(noted.read_text(encoding="utf-8"))
+            changed = _differences(before, tomllib.loads(to_toml(config)))
+            if changed:
+                raise SystemExit(
+                    f"{config.run} holds a run with other settings:\n  "
+                    + "\n  ".join(changed)
+                    + "\nChoose another folder with --run, or delete this one."
+                )
+        write_text(noted, to_toml(config))
+        draw_streets(config)
+    process.barrier()
+
+
+def main(stage: str, train: Train) -> None:
+    """Runs one stage as a program of its own."""
+    config = parse(Config)
+    with start_process(config.device) as process:
+        begin_run(config, process)
+        run_stage(stage, train, config, process)
+
+
+def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of the stages that are finished, in their order."""
+    paths = {stage: config.run / stage / "metrics.json" for stage in STAGES}
+    return {
+        stage: json.loads(path.read_text(encoding="utf-8"))
+        for stage, path in paths.items()
+        if path.exists()
+    }
+
+
+def _predictions_before(stage: str, config: Config) -> Any:
+    place = STAGES.index(stage)
+    return config.run / STAGES[place - 1] / "predictions" if place else None
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key in sorted(before.keys() | now.keys()):
+        if not prefix and key in (*FREE_SETTINGS, "run"):
+            continue
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} then, {new} now")
+    return lines

@@ -1,0 +1,50 @@
+"""What the tests share: the golden vectors, a little real input, and the skip of GPU tests."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, max_examples=25)
+settings.load_profile("default")
+
+# The vectors and pictures are not part of the project; they lie beside the checkout or where CPSL_SHARED says.
+SHARED = Path(os.environ.get("CPSL_SHARED", Path(__file__).parents[2] / "shared"))
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Arrays]:
+    """Returns a function that reads one file of the release's outputs."""
+
+    def read(name: str) -> Arrays:
+        path = SHARED / "golden" / f"{name}.npz"
+        if not path.exists():
+            pytest.skip(f"the release's outputs are not here: {path}")
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    return read
+
+
+@pytest.fixture
+def real() -> Path:
+    """Returns the folder of real street images."""
+    path = SHARED / "real"
+    if not path.exists():
+        pytest.skip(f"the real images are not here: {path}")
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

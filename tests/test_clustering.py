@@ -1,0 +1,184 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.sinkhorn import sinkhorn
+
+K, D = 5, 8
+
+
+def build(**options) -> ClassBalancedPrototypeClustering:
+    options = {"bank_size": 100, "samples_per_image": 20, **options}
+    return ClassBalancedPrototypeClustering(K, D, **options)
+
+
+def batch(images: int = 2, size: int = 6, classes: int = K) -> tuple[Tensor, Tensor]:
+    return torch.randn(images, D, size, size), torch.randint(classes, (images, size, size))
+
+
+@given(
+    images=st.integers(1, 3),
+    size=st.integers(1, 8),
+    sampling=st.sampled_from(["class_proportional", "uniform"]),
+    banked=st.integers(0, 150),
+    seed=st.integers(0, 10_000),
+)
+def test_what_it_returns_fits_together(
+    images: int, size: int, sampling: str, banked: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    clustering = build(sampling=sampling)
+    clustering.bank.push(F.normalize(torch.randn(banked, D), dim=1))
+    features, labels = batch(images, size)
+    output = clustering(features, labels)
+    assert output.indices.shape == (images, 20)
+    assert output.assignments.shape == output.scores.shape == (images * 20, K)
+    torch.testing.assert_close(output.assignments.sum(dim=1), torch.ones(images * 20))
+    pixels = features.movedim(1, -1).reshape(-1, D)[output.indices.flatten()]
+    torch.testing.assert_close(output.features, F.normalize(pixels, dim=1))
+    assert torch.equal(output.labels, labels.flatten()[output.indices.flatten()])
+    assert torch.equal(output.class_counts, torch.bincount(labels.flatten(), minlength=K))
+
+
+@given(banked=st.integers(0, 130), seed=st.integers(0, 10_000))
+def test_assignments_and_loss_are_those_of_the_equations(banked: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    clustering = build(temperature=0.1, epsilon=0.06, sinkhorn_iterations=4)
+    clustering.aligner.set(torch.rand(K) + 0.1)
+    clustering.bank.push(F.normalize(torch.randn(banked, D), dim=1))
+    output = clustering(*batch())
+    prototypes = F.normalize(clustering.prototypes, dim=1)
+    bank = clustering.bank.features[clustering.bank.valid]
+    together = torch.cat([output.features, bank]) @ prototypes.t()
+    expected = sinkhorn(together, clustering.aligner.distribution, epsilon=0.06, iterations=4)
+    torch.testing.assert_close(output.assignments, expected[:40], atol=1e-5, rtol=1e-4)
+    log_p = (output.features @ prototypes.t() / 0.1).log_softmax(dim=1)
+    torch.testing.assert_close(output.loss, -(expected[:40] * log_p).sum(dim=1).mean())
+
+
+def test_the_gradient_reaches_prototypes_only() -> None:
+    clustering = build()
+    features, labels = batch()
+    features.requires_grad_()
+    clustering(features, labels).loss.backward()
+    assert features.grad is None
+    assert clustering.prototypes.grad is not None
+    assert clustering.prototypes.grad.abs().sum() > 0
+
+
+def test_forward_is_pure_and_update_remembers() -> None:
+    torch.manual_seed(0)
+    clustering = build(distribution_momentum=0.5)
+    before = {key: value.clone() for key, value in clustering.state_dict().items()}
+    features, labels = batch(classes=2)
+    output = clustering(features, labels)
+    assert all(torch.equal(before[key], value) for key, value in clustering.state_dict().items())
+
+    with torch.no_grad():
+        clustering.prototypes.add_(1)
+    clustering.update(output, momentum=0.9)
+    moved = 0.9 * before["ema_prototypes"] + 0.1 * clustering.prototypes
+    torch.testing.assert_close(clustering.ema_prototypes, moved.detach())
+    assert clustering.bank.valid.sum() == 40
+    frequencies = torch.bincount(labels.flatten(), minlength=K) / labels.numel()
+    torch.testing.assert_close(clustering.aligner.distribution, 0.5 / K + 0.5 * frequencies)
+
+
+def test_a_rare_class_keeps_its_pixels() -> None:
+    """Two clusters of 95 and 5 of 100: uniform marginals would cut the large one in half."""
+    torch.manual_seed(0)
+    labels = torch.zeros(1, 10, 10, dtype=torch.int64)
+    labels[0, 0, :5] = 1
+    directions = F.normalize(torch.randn(2, D), dim=1)
+    features = directions[labels].movedim(-1, 1) + 0.1 * torch.randn(1, D, 10, 10)
+    clustering = ClassBalancedPrototypeClustering(2, D, bank_size=10, samples_per_image=100)
+    clustering.initialize(directions, torch.tensor([0.95, 0.05]))
+    output = clustering(features, labels)
+    assert (output.assignments.argmax(dim=1) == output.labels).float().mean() == 1
+    assert (output.labels == 1).sum() == 5
+
+
+def test_without_labels_pixels_are_drawn_and_the_distribution_stays() -> None:
+    clustering = build()
+    features, _ = batch()
+    output = clustering(features)
+    assert (output.labels == 255).all()
+    before = clustering.aligner.distribution.clone()
+    clustering.update(output)
+    assert torch.equal(clustering.aligner.distribution, before)
+
+
+def test_nothing_but_ignored_pixels_is_no_error() -> None:
+    clustering = build()
+    features, labels = batch()
+    output = clustering(features, torch.full_like(labels, 255))
+    assert output.loss.isfinite()
+    assert (output.labels == 255).all()
+
+
+def test_a_class_without_prototype_keeps_its_random_start() -> None:
+    clustering = build()
+    start = clustering.prototypes[2].clone()
+    prototypes = torch.randn(K, D)
+    prototypes[2] = 0
+    clustering.initialize(prototypes, torch.ones(K))
+    assert torch.equal(clustering.prototypes[2], start)
+    torch.testing.assert_close(clustering.prototypes[0], F.normalize(prototypes, dim=1)[0])
+
+
+def test_training_separates_the_clusters() -> None:
+    torch.manual_seed(0)
+    directions = F.normalize(torch.randn(K, D), dim=1)
+    clustering = build(distribution_momentum=0.9)
+    clustering.initialize(directions + 0.5 * torch.randn(K, D), torch.ones(K))
+    optimizer = torch.optim.SGD([clustering.prototypes], 0.5)
+    losses = []
+    for _ in range(100):
+        labels = torch.randint(K, (2, 6, 6))
+        features = directions[labels].movedim(-1, 1) + 0.05 * torch.randn(2, D, 6, 6)
+        output = clustering(features, labels)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        clustering.update(output, momentum=0.9)
+        losses.append(output.loss.item())
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert (output.assignments.argmax(dim=1) == output.labels).float().mean() > 0.95
+
+
+def test_runs_as_one_graph_and_under_autocast() -> None:
+    clustering = build()
+    features, labels = batch()
+    compiled = torch.compile(clustering, fullgraph=True, backend="eager")
+    assert compiled(features, labels).loss.isfinite()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = clustering(features.bfloat16(), labels)
+    assert output.scores.dtype == output.assignments.dtype == torch.float32
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """Fake tensors have no values: whatever waits for one fails."""
+    with FakeTensorMode(), torch.device("cuda"):
+        clustering = build()
+        features, labels = batch()
+        output = clustering(features, labels)
+        clustering.update(output)
+    assert output.indices.shape == (2, 20)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (torch.rand(2, 7, 4, 4), None, r"\(B, 8, h, w\)"),
+        (torch.rand(2, D, 4, 4), torch.zeros(2, 4, 5), r"\(2, 4, 4\)"),
+        (torch.rand(2, D, 4, 4), torch.full((2, 4, 4), 6), "labels must be 0...4"),
+    ],
+)
+def test_wrong_input_is_named(features, labels, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()(features, labels)

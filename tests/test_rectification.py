@@ -1,0 +1,79 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpsl.rectification import PseudoLabelRectifier
+
+
+@given(seed=st.integers(0, 10_000), threshold=st.floats(0, 1))
+def test_equals_the_equation(seed: int, threshold: float) -> None:
+    torch.manual_seed(seed)
+    soft = torch.rand(2, 4, 3, 5).softmax(dim=1)
+    features, prototypes = torch.randn(2, 6, 3, 5), torch.randn(4, 6)
+    got = PseudoLabelRectifier(0.2, threshold)(soft, features, prototypes)
+    cosine = F.cosine_similarity(features[:, None], prototypes[None, :, :, None, None], dim=2)
+    product = (cosine / 0.2).softmax(dim=1) * soft
+    probabilities = product / product.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(got.probabilities, probabilities)
+    torch.testing.assert_close(got.confidence, probabilities.amax(dim=1))
+    expected = probabilities.argmax(dim=1)
+    sure = (got.confidence - threshold).abs() > 1e-5
+    expected[got.confidence < threshold] = 255
+    assert torch.equal(got.labels[sure], expected[sure])
+
+
+def test_agrees_with_the_release(golden) -> None:
+    vectors = golden("rectify_identity")
+    arrays = {name: torch.from_numpy(vectors[name]) for name in ("soft", "features", "prototypes")}
+    rectifier = PseudoLabelRectifier(float(vectors["temperature"]), interpolate="features")
+    got = rectifier(arrays["soft"], arrays["features"], arrays["prototypes"])
+    confidence = torch.from_numpy(vectors["confidence"])
+    assert (got.confidence - confidence).abs().max() / confidence.max() <= 1e-4
+    assert torch.equal(got.labels, torch.from_numpy(vectors["labels"]))
+
+
+def test_resizing_cosines_is_close_to_resizing_features_where_these_are_smooth() -> None:
+    torch.manual_seed(0)
+    features = F.interpolate(torch.randn(1, 16, 3, 5), (17, 33), mode="bicubic")
+    soft, prototypes = torch.rand(1, 4, 32, 64).softmax(dim=1), torch.randn(4, 16)
+    cosines = PseudoLabelRectifier()(soft, features, prototypes)
+    resized = PseudoLabelRectifier(interpolate="features")(soft, features, prototypes)
+    assert (cosines.confidence - resized.confidence).abs().mean() < 0.01
+    assert (cosines.labels == resized.labels).float().mean() > 0.99
+
+
+def test_the_features_correct_the_stored_label() -> None:
+    soft = torch.tensor([0.6, 0.4]).reshape(1, 2, 1, 1)
+    prototypes = torch.eye(2)
+    towards = [
+        int(PseudoLabelRectifier()(soft, prototypes[k].reshape(1, 2, 1, 1), prototypes).labels)
+        for k in range(2)
+    ]
+    assert towards == [0, 1]
+
+
+def test_nothing_known_is_ignored() -> None:
+    soft = torch.zeros(1, 3, 2, 2)
+    soft[0, 1, 0, 0] = 1
+    soft[0, 0, 1, 1] = torch.nan
+    got = PseudoLabelRectifier(ignore_index=99)(soft, torch.randn(1, 4, 2, 2), torch.randn(3, 4))
+    assert got.labels.tolist() == [[[1, 99], [99, 99]]]
+    assert got.confidence[0, 0, 1] == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"threshold": 1.5}, {"interpolate": "nearest"}]
+)
+def test_wrong_options_are_named(options) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        PseudoLabelRectifier(**options)
+
+
+def test_wrong_shapes_are_named() -> None:
+    rectifier = PseudoLabelRectifier()
+    with pytest.raises(ValueError, match="prototypes"):
+        rectifier(torch.rand(1, 3, 4, 4), torch.rand(1, 8, 4, 4), torch.rand(5, 8))
+    with pytest.raises(ValueError, match="one shape"):
+        rectifier.rectify(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 5))
