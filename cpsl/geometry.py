@@ -1,0 +1,256 @@
+"""Views of an image as affine maps: composed by multiplication, and one function that carries maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Layout = Literal["pixels", "corners"]
+
+
+@dataclass(frozen=True)
+class View:
+    """A batch of views: which place of the original each place of a view shows.
+
+    Coordinates are (x, y) in full-resolution pixels; pixel i has its centre at i + 0.5, an image of width
+    W spans 0...W. Every operation appends to the view and returns a new one; its arguments are numbers,
+    or tensors (B,) with one value a sample.
+
+    Attributes:
+        matrix: (B, 2, 3) float32 maps a place of the view (x, y, 1) to the place of the original.
+        size: (H, W) of the view.
+        hidden: (B, 4) box x0, y0, x1, y1 of the view, half-open, that nothing is seen through; None
+            where there is none.
+
+    Example:
+        The right half of an image, mirrored: its top left pixel is the original's top right one.
+
+        >>> view = View.whole((4, 8)).cropped(0, 4, (4, 4)).flipped()
+        >>> view.matrix @ torch.tensor([0.5, 0.5, 1.0])
+        tensor([[7.5000, 0.5000]])
+    """
+
+    matrix: Tensor
+    size: tuple[int, int]
+    hidden: Tensor | None = None
+
+    @staticmethod
+    def whole(size: tuple[int, int], batch: int = 1, device: torch.device | str = "cpu") -> "View":
+        """Returns the view that shows originals of one size as they are."""
+        return View(torch.eye(2, 3, device=device).repeat(batch, 1, 1), size)
+
+    @staticmethod
+    def stack(views: Sequence["View"]) -> "View":
+        """Joins views of one size into a batch.
+
+        Raises:
+            ValueError: The sizes differ.
+        """
+        sizes = {view.size for view in views}
+        if len(sizes) != 1:
+            raise ValueError(f"views of one batch must have one size, got {sorted(sizes)}")
+        matrix = torch.cat([view.matrix for view in views])
+        if all(view.hidden is None for view in views):
+            return View(matrix, views[0].size)
+        return View(matrix, views[0].size, torch.cat([view._hidden_box() for view in views]))
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "View":
+        """Moves the view to a device."""
+        hidden = self.hidden
+        if hidden is not None:
+            hidden = hidden.to(device, non_blocking=non_blocking)
+        return replace(
+            self, matrix=self.matrix.to(device, non_blocking=non_blocking), hidden=hidden
+        )
+
+    def pin_memory(self) -> "View":
+        """Returns a copy in page-locked memory, from which a GPU copies without waiting."""
+        hidden = None if self.hidden is None else self.hidden.pin_memory()
+        return replace(self, matrix=self.matrix.pin_memory(), hidden=hidden)
+
+    def resized(self, size: tuple[int, int]) -> "View":
+        """Stretches the view to another (H, W)."""
+        across, down = self.size[1] / size[1], self.size[0] / size[0]
+        return replace(self._append([[across, 0, 0], [0, down, 0]]), size=size)
+
+    def cropped(self, top: float | Tensor, left: float | Tensor, size: tuple[int, int]) -> "View":
+        """Shows (H, W) from a corner on; what lies outside the view is not clipped."""
+        return replace(self._append([[1, 0, left], [0, 1, top]]), size=size)
+
+    def flipped(self, flip: bool | Tensor = True) -> "View":
+        """Mirrors left and right, where `flip` says so."""
+        mirror = torch.as_tensor(flip, device=self.matrix.device).float()
+        return self._append([[1 - 2 * mirror, 0, self.size[1] * mirror], [0, 1, 0]])
+
+    def sheared(self, x: float | Tensor = 0.0, y: float | Tensor = 0.0) -> "View":
+        """Reads (x, y) from (x + a·y, y) or (x, y + b·x), with a and b the arguments."""
+        return self._append([[1, x, 0], [y, 1, 0]])
+
+    def translated(self, x: float | Tensor = 0.0, y: float | Tensor = 0.0) -> "View":
+        """Reads (x, y) from (x + a, y + b), with a and b the arguments, in pixels of the view."""
+        return self._append([[1, 0, x], [0, 1, y]])
+
+    def rotated(self, degrees: float | Tensor) -> "View":
+        """Turns the view counter-clockwise about its centre."""
+        angle = torch.as_tensor(degrees, dtype=torch.float32, device=self.matrix.device).deg2rad()
+        cos, sin = angle.cos(), angle.sin()
+        x, y = self.size[1] / 2, self.size[0] / 2
+        # The y axis points down, so that this maps output to input of a counter-clockwise turn.
+        return self._append([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y]])
+
+    def with_cutout(self, box: Tensor) -> "View":
+        """Hides a box; comes last.
+
+        Args:
+            box: (B, 4) or (4,) x0, y0, x1, y1, half-open.
+        """
+        box = box.to(self.matrix).expand(len(self), 4)
+        return replace(self, hidden=box)
+
+    def _append(self, rows: Sequence[Sequence[float | Tensor]]) -> "View":
+        """Appends a map from the new view's places to this one's."""
+        if self.hidden is not None:
+            raise ValueError("a cutout comes last: apply other operations before with_cutout")
+        entries = [
+            torch.as_tensor(entry, dtype=torch.float32, device=self.matrix.device).expand(len(self))
+            for row in rows
+            for entry in row
+        ]
+        operation = torch.stack(entries, dim=1).reshape(-1, 2, 3)
+        return replace(self, matrix=_compose(self.matrix, operation))
+
+    def _hidden_box(self) -> Tensor:
+        return self.matrix.new_zeros(len(self), 4) if self.hidden is None else self.hidden
+
+
+class Carried(NamedTuple):
+    """A map in another view.
+
+    Attributes:
+        values: (B, C, h, w) or (B, h, w), of the dtype that came in; the fill where nothing was seen.
+        seen: (B, h, w) bool.
+    """
+
+    values: Tensor
+    seen: Tensor
+
+
+def carry(
+    maps: Tensor,
+    source: View,
+    target: View,
+    size: tuple[int, int] | torch.Size | None = None,
+    *,
+    layout: Layout = "pixels",
+    output_layout: Layout | None = None,
+    fill: float | None = None,
+) -> Carried:
+    """Carries a map that was made in one view of an image into another view of the same image.
+
+    Each place of the target is looked up where the source shows it, by one sampling of the whole batch.
+
+    Args:
+        maps: (B, C, h, w) floating, sampled bilinearly; or (B, h, w) integer labels, of which the nearest
+            is taken. Any resolution: the map spans the source view.
+        source: View that the map was made in.
+        target: View to carry it to.
+        size: (h', w') of the result; that of the target view if None.
+        layout: Where the values lie: "pixels" in the centres of equal cells, as in images and labels, or
+            "corners" on nodes of which the outer ones are the centres of the view's outer pixels, as in
+            the output of a network that was made with aligned corners.
+        output_layout: Layout of the result; `layout` if None.
+        fill: Value where nothing is seen; 0 for floating maps and 255 for labels if None.
+
+    Returns:
+        The map in the target view, and where it was seen: inside the source view and not hidden in
+        either of the two.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Example:
+        >>> image = View.whole((2, 4))
+        >>> labels = torch.tensor([[[0, 1, 2, 3], [4, 5, 6, 7]]])
+        >>> carry(labels, image, image.translated(x=2)).values
+        tensor([[[  2,   3, 255, 255],
+                 [  6,   7, 255, 255]]])
+    """
+    is_label = not maps.is_floating_point()
+    if maps.ndim != (3 if is_label else 4):
+        raise ValueError(
+            "maps must be floating (B, C, h, w) or integer (B, h, w), "
+            f"got {maps.dtype} of shape {tuple(maps.shape)}"
+        )
+    if not len(maps) == len(source) == len(target):
+        raise ValueError(
+            f"{len(maps)} maps need as many views, got {len(source)} and {len(target)}"
+        )
+    size = target.size if size is None else (size[0], size[1])
+    places = _places(target.size, size, output_layout or layout, maps.device)
+    seen = ~_inside(places[None], target._hidden_box())
+    matrix = _compose(_inverse(source.matrix), target.matrix)
+    places = torch.einsum("bij,hwj->bhwi", matrix[:, :, :2], places) + matrix[:, None, None, :, 2]
+    frame = places.new_tensor([0.0, 0.0, source.size[1], source.size[0]]).expand(len(maps), 4)
+    seen = seen & _inside(places, frame) & ~_inside(places, source._hidden_box())
+
+    with torch.autocast(maps.device.type, enabled=False):
+        values = F.grid_sample(
+            (maps[:, None] if is_label else maps).float(),
+            _normalized(places, source.size, layout),
+            mode="nearest" if is_label else "bilinear",
+            # At the border the outermost value counts alone; beyond it `seen` is false.
+            padding_mode="border",
+            align_corners=layout == "corners",
+        ).to(maps.dtype)
+    if fill is None:
+        fill = 255 if is_label else 0
+    values = torch.where(seen[:, None], values, fill)
+    return Carried(values[:, 0] if is_label else values, seen)
+
+
+def _compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Returns outer ∘ inner of (B, 2, 3) maps."""
+    linear = outer[:, :, :2] @ inner
+    return torch.cat([linear[:, :, :2], linear[:, :, 2:] + outer[:, :, 2:]], dim=2)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    (a, b, x), (c, d, y) = matrix.unbind(1)[0].unbind(1), matrix.unbind(1)[1].unbind(1)
+    linear = torch.stack([d, -b, -c, a], dim=1).reshape(-1, 2, 2)
+    linear = linear / (a * d - b * c)[:, None, None]
+    return torch.cat([linear, -linear @ torch.stack([x, y], dim=1)[:, :, None]], dim=2)
+
+
+def _places(
+    view: tuple[int, int], size: tuple[int, int], layout: Layout, device: torch.device
+) -> Tensor:
+    """Returns the places (h, w, 2) in a view of the values of a map of some size."""
+
+    def along(extent: int, count: int) -> Tensor:
+        index = torch.arange(count, device=device, dtype=torch.float32)
+        if layout == "pixels":
+            return (index + 0.5) * (extent / count)
+        return index * ((extent - 1) / max(count - 1, 1)) + 0.5
+
+    y, x = torch.meshgrid(along(view[0], size[0]), along(view[1], size[1]), indexing="ij")
+    return torch.stack([x, y], dim=2)
+
+
+def _normalized(places: Tensor, view: tuple[int, int], layout: Layout) -> Tensor:
+    """Returns places as torch's grid_sample counts them: -1...1 over the map."""
+    extent = places.new_tensor([view[1], view[0]])
+    if layout == "pixels":
+        return places * 2 / extent - 1
+    return (places - 0.5) * 2 / (extent - 1).clamp_min(1) - 1
+
+
+def _inside(places: Tensor, boxes: Tensor) -> Tensor:
+    """Returns whether places (B, h, w, 2) lie in half-open boxes (B, 4)."""
+    low, high = boxes[:, None, None, :2], boxes[:, None, None, 2:]
+    return ((places >= low) & (places < high)).all(dim=3)
