@@ -1,0 +1,217 @@
+"""What a training step is fed: views of source and target images, one by one and in batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cpsl.data.color import lab_statistics, transfer_color
+from cpsl.data.sample import SegmentationDataset
+from cpsl.data.views import StrongAugmentation, WeakView, render, render_label
+from cpsl.geometry import View
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which image is drawn, and the seed of everything random about it."""
+
+    index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """Labelled views.
+
+    Attributes:
+        image: (B, 3, h, w) uint8.
+        label: (B, h, w) uint8, 255 where ignored.
+        names: Key of each image.
+    """
+
+    image: Tensor
+    label: Tensor
+    names: list[str]
+
+    def to(self, device: torch.device | str) -> "SourceBatch":
+        """Moves the batch to a device."""
+        return _map(self, lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "SourceBatch":
+        """Returns a copy in page-locked memory, from which a GPU copies without waiting."""
+        return _map(self, lambda part: part.pin_memory())
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """Views of unlabelled images; all views are views of the image as stored.
+
+    Attributes:
+        weak: (B, 3, h, w) uint8.
+        weak_view: Geometry of `weak`.
+        names: Key of each image.
+        strong: (B, 3, h, w) uint8, other colours and another geometry; None if not asked for.
+        strong_view: Geometry of `strong`.
+        whole: (B, 3, H, W) uint8, the whole image; None if not asked for.
+        whole_view: Geometry of `whole`.
+        soft: (B, K, h', w') stored soft labels of the whole image, corners aligned; None if not asked for.
+        hard: (B, h, w) uint8 stored labels in the weak view; None if not asked for.
+    """
+
+    weak: Tensor
+    weak_view: View
+    names: list[str]
+    strong: Tensor | None = None
+    strong_view: View | None = None
+    whole: Tensor | None = None
+    whole_view: View | None = None
+    soft: Tensor | None = None
+    hard: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "TargetBatch":
+        """Moves the batch to a device."""
+        return _map(self, lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "TargetBatch":
+        """Returns a copy in page-locked memory, from which a GPU copies without waiting."""
+        return _map(self, lambda part: part.pin_memory())
+
+
+class SourceViews(Dataset[SourceBatch]):
+    """Weak views of labelled images, in the colours of the target.
+
+    Indexed by a `Draw`; each item is a batch of one, see `collate`.
+
+    Args:
+        dataset: Labelled images.
+        weak: How views are drawn.
+        style_from: Each image takes the LAB mean and deviation of a random image of this data set; none
+            if None.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        weak: WeakView,
+        style_from: SegmentationDataset | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.weak = weak
+        self.style_from = style_from
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> SourceBatch:
+        random = np.random.default_rng(draw.seed)
+        sample = self.dataset[draw.index]
+        if sample.label is None:
+            raise ValueError(f"{sample.name}: a source image needs a label")
+        view = self.weak.draw((sample.image.shape[1], sample.image.shape[2]), random)
+        image = render(sample.image, view)
+        if self.style_from is not None:
+            style = self.style_from.image(int(random.integers(len(self.style_from))))
+            image = transfer_color(image, lab_statistics(style))
+        return SourceBatch(image[None], render_label(sample.label, view)[None], [sample.name])
+
+
+class TargetViews(Dataset[TargetBatch]):
+    """Views of unlabelled images.
+
+    Indexed by a `Draw`; each item is a batch of one, see `collate`.
+
+    Args:
+        dataset: Images; labels are not looked at.
+        weak: How weak views are drawn.
+        strong: How strong views are drawn from weak ones; none are if None.
+        full_size: (H, W) of the whole image; it is left out if None.
+        soft: Reads the soft labels of the whole image by its name, (K, h', w').
+        hard: Reads the labels of the whole image by its name, (H', W') uint8 at any resolution.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        weak: WeakView,
+        *,
+        strong: StrongAugmentation | None = None,
+        full_size: tuple[int, int] | None = None,
+        soft: Callable[[str], Tensor] | None = None,
+        hard: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.weak = weak
+        self.strong = strong
+        self.full_size = full_size
+        self.soft = soft
+        self.hard = hard
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> TargetBatch:
+        random = np.random.default_rng(draw.seed)
+        image, name = self.dataset.image(draw.index), self.dataset.names[draw.index]
+        size = (image.shape[1], image.shape[2])
+        view = self.weak.draw(size, random)
+        weak = render(image, view)
+        item = TargetBatch(weak[None], view, [name])
+        if self.strong is not None:
+            strong, strong_view = self.strong.draw(weak, view, random)
+            item = replace(item, strong=strong[None], strong_view=strong_view)
+        if self.full_size is not None:
+            whole = View.whole(size).resized(self.full_size)
+            item = replace(item, whole=render(image, whole)[None], whole_view=whole)
+        if self.soft is not None:
+            item = replace(item, soft=self.soft(name)[None])
+        if self.hard is not None:
+            label = self.hard(name)
+            # The stored label may have another resolution: seen from the view, it is the image resized.
+            shape = (label.shape[0], label.shape[1])
+            scale = torch.tensor([[shape[1] / size[1]], [shape[0] / size[0]]])
+            item = replace(
+                item, hard=render_label(label, replace(view, matrix=view.matrix * scale))[None]
+            )
+        return item
+
+
+Batch = TypeVar("Batch", SourceBatch, TargetBatch)
+
+
+def collate(items: Sequence[Batch]) -> Batch:
+    """Joins batches of one into one batch; the `collate_fn` of a DataLoader over views."""
+    joined: dict[str, Any] = {}
+    for field in fields(items[0]):
+        parts = [getattr(item, field.name) for item in items]
+        if isinstance(parts[0], Tensor):
+            joined[field.name] = torch.cat(parts)
+        elif isinstance(parts[0], View):
+            joined[field.name] = View.stack(parts)
+        elif isinstance(parts[0], list):
+            joined[field.name] = [name for names in parts for name in names]
+    return type(items[0])(**joined)
+
+
+def whole_image(image: Tensor, full_size: tuple[int, int]) -> Tensor:
+    """Brings a whole image to one size, as `TargetViews` does.
+
+    Args:
+        image: (3, H, W) uint8.
+        full_size: (H', W').
+
+    Returns:
+        (3, H', W') uint8.
+    """
+    return render(image, View.whole((image.shape[1], image.shape[2])).resized(full_size))
+
+
+def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    moved: dict[str, Any] = {
+        name: function(part) for name, part in parts.items() if isinstance(part, Tensor | View)
+    }
+    return replace(batch, **moved)

@@ -1,0 +1,241 @@
+"""Views for training: how they are drawn at random, and how images are drawn through them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
+
+from cpsl.data.labels import IGNORE_INDEX
+from cpsl.geometry import View
+
+# What lies outside an image is shown as mid grey: no class looks like it, and it shifts no mean much.
+OUTSIDE = 127
+
+
+@dataclass(frozen=True)
+class WeakView:
+    """Draws a weak view: resize, crop, flip. The defaults are the paper's.
+
+    Attributes:
+        full_size: (H, W) that an image is brought to first, which settles its aspect.
+        crop: (H, W) of the view.
+        width: Width in pixels before the crop, times the random scale.
+        scale: Range of the random scale, uniform. Where the scaled image would be smaller than the crop,
+            it is enlarged to fit: a view never shows the outside.
+        flip: Whether half of the views are mirrored.
+    """
+
+    full_size: tuple[int, int] = (1024, 2048)
+    crop: tuple[int, int] = (512, 896)
+    width: int = 2200
+    scale: tuple[float, float] = (0.5, 1.5)
+    flip: bool = True
+
+    def draw(self, size: tuple[int, int], random: np.random.Generator) -> View:
+        """Returns a random view of an image.
+
+        Args:
+            size: (H, W) of the image as stored.
+            random: Where the randomness comes from.
+        """
+        width = self.width * random.uniform(*self.scale)
+        height = width * self.full_size[0] / self.full_size[1]
+        enlarge = max(self.crop[0] / height, self.crop[1] / width, 1)
+        scaled = (math.ceil(height * enlarge), math.ceil(width * enlarge))
+        top = int(random.integers(scaled[0] - self.crop[0] + 1))
+        left = int(random.integers(scaled[1] - self.crop[1] + 1))
+        flip = self.flip and random.random() < 0.5
+        return View.whole(size).resized(scaled).cropped(top, left, self.crop).flipped(flip)
+
+
+@dataclass(frozen=True)
+class StrongAugmentation:
+    """Draws a strong view of a weak one: other colours, another geometry, a hole. The defaults are the paper's.
+
+    Flip, blur, colour jitter and RandAugment's operations (Cubuk et al., 2020; the pool is FixMatch's) each
+    happen with probability one half, the cutout always. Colours change on the image as drawn, in the order
+    drawn; geometry is composed and sampled once.
+
+    Attributes:
+        blur: Radius of the Gaussian blur, in pixels.
+        jitter: Largest relative change of brightness, contrast, saturation; of hue, as a part of its circle.
+        operations: RandAugment operations drawn for each image.
+        cutout: Side of the cutout as a part of the view's short side.
+    """
+
+    blur: float = 1.0
+    jitter: float = 0.4
+    operations: int = 2
+    cutout: float = 1 / 3
+
+    def draw(self, image: Tensor, weak: View, random: np.random.Generator) -> tuple[Tensor, View]:
+        """Returns a strong view and the image in it.
+
+        Args:
+            image: (3, h, w) uint8, the weak view of the image.
+            weak: That view, of one image.
+            random: Where the randomness comes from.
+
+        Returns:
+            (3, h, w) uint8, and the view, like `weak` of the original.
+        """
+        height, width = weak.size
+        # The same operations are appended to the view of the original and to one of the weak image.
+        steps: list[Callable[[View], View]] = []
+        picture = _to_pillow(image)
+        if random.random() < 0.5:
+            steps.append(lambda view: view.flipped())
+        if random.random() < 0.5:
+            picture = picture.filter(ImageFilter.GaussianBlur(self.blur))
+        if random.random() < 0.5:
+            picture = self._jitter(picture, random)
+        for name in random.choice(len(_POOL), self.operations):
+            magnitude = random.integers(1, 10) / 10
+            sign = 1 if random.random() < 0.5 else -1
+            if random.random() < 0.5:
+                continue
+            change = _POOL[name]
+            if isinstance(change, str):
+                steps.append(_move(change, sign * magnitude, (height, width)))
+            else:
+                picture = change(picture, magnitude, sign)
+        side = int(min(height, width) * self.cutout)
+        y, x = random.integers(height - side + 1), random.integers(width - side + 1)
+        box = torch.tensor([x, y, x + side, y + side], dtype=torch.float32)
+
+        strong, of_weak = weak, View.whole((height, width))
+        for step in steps:
+            strong, of_weak = step(strong), step(of_weak)
+        drawn = render(_to_tensor(picture), of_weak)
+        drawn[:, y : y + side, x : x + side] = OUTSIDE
+        return drawn, strong.with_cutout(box)
+
+    def _jitter(self, picture: Image.Image, random: np.random.Generator) -> Image.Image:
+        factors = 1 + random.uniform(-self.jitter, self.jitter, 3)
+        changes: list[Callable[[Image.Image], Image.Image]] = [
+            lambda p: ImageEnhance.Brightness(p).enhance(factors[0]),
+            lambda p: ImageEnhance.Contrast(p).enhance(factors[1]),
+            lambda p: ImageEnhance.Color(p).enhance(factors[2]),
+            lambda p: VF.adjust_hue(p, hue),
+        ]
+        hue = float(random.uniform(-self.jitter, self.jitter))
+        for index in random.permutation(len(changes)):
+            picture = changes[index](picture)
+        return picture
+
+
+def _enhance(
+    kind: Callable[[Image.Image], Any],
+) -> Callable[[Image.Image, float, int], Image.Image]:
+    return lambda picture, magnitude, sign: kind(picture).enhance(1 + 0.9 * sign * magnitude)
+
+
+# Colour operations take (picture, magnitude 0.1...0.9, sign); geometric ones are names, see `_move`.
+_POOL: tuple[str | Callable[[Image.Image, float, int], Image.Image], ...] = (
+    lambda picture, magnitude, sign: ImageOps.autocontrast(picture),
+    _enhance(ImageEnhance.Brightness),
+    _enhance(ImageEnhance.Color),
+    _enhance(ImageEnhance.Contrast),
+    lambda picture, magnitude, sign: ImageOps.equalize(picture),
+    lambda picture, magnitude, sign: picture,
+    lambda picture, magnitude, sign: ImageOps.posterize(picture, 8 - int(4 * magnitude)),
+    "rotate",
+    _enhance(ImageEnhance.Sharpness),
+    "shear_x",
+    "shear_y",
+    lambda picture, magnitude, sign: ImageOps.solarize(picture, int(256 * (1 - magnitude))),
+    "translate_x",
+    "translate_y",
+)
+
+
+def _move(name: str, amount: float, size: tuple[int, int]) -> Callable[[View], View]:
+    """Returns a geometric operation: up to 30 degrees, a shear of 0.3, or 0.3 of the view's size."""
+    moves: dict[str, Callable[[View], View]] = {
+        "rotate": lambda view: view.rotated(30 * amount),
+        "shear_x": lambda view: view.sheared(x=0.3 * amount),
+        "shear_y": lambda view: view.sheared(y=0.3 * amount),
+        "translate_x": lambda view: view.translated(x=0.3 * amount * size[1]),
+        "translate_y": lambda view: view.translated(y=0.3 * amount * size[0]),
+    }
+    return moves[name]
+
+
+def render(image: Tensor, view: View) -> Tensor:
+    """Draws an image through a view.
+
+    Views that only resize, crop and flip are drawn with antialiasing, others bilinearly.
+
+    Args:
+        image: (3, H, W) uint8.
+        view: Of one image of this size.
+
+    Returns:
+        (3, h, w) uint8; mid grey where the view shows the outside.
+
+    Example:
+        >>> image = torch.arange(4, dtype=torch.uint8).expand(3, 1, 4)
+        >>> render(image, View.whole((1, 4)).flipped())[0]
+        tensor([[3, 2, 1, 0]], dtype=torch.uint8)
+    """
+    return _to_tensor(_draw(_to_pillow(image), view, Image.Resampling.BILINEAR, (OUTSIDE,) * 3))
+
+
+def render_label(label: Tensor, view: View) -> Tensor:
+    """Draws a label map through a view.
+
+    Args:
+        label: (H, W) uint8.
+        view: Of one image of this size.
+
+    Returns:
+        (h, w) uint8, the nearest label; 255 where the view shows the outside.
+    """
+    picture = Image.fromarray(label.numpy())
+    return torch.from_numpy(np.array(_draw(picture, view, Image.Resampling.NEAREST, IGNORE_INDEX)))
+
+
+def _draw(
+    picture: Image.Image,
+    view: View,
+    resample: Image.Resampling,
+    outside: int | tuple[int, int, int],
+) -> Image.Image:
+    (a, b, x), (c, d, y) = view.matrix[0].tolist()
+    height, width = view.size
+    left, right = sorted((x, x + a * width))
+    top, bottom = y, y + d * height
+    # A hair of rounding beyond the border is still inside.
+    near = 1e-3
+    upright = b == c == 0 and d > 0
+    if upright and left > -near and top > -near:
+        if right < picture.width + near and bottom < picture.height + near:
+            box = (
+                max(left, 0),
+                max(top, 0),
+                min(right, picture.width),
+                min(bottom, picture.height),
+            )
+            drawn = picture.resize((width, height), resample, box=box)
+            return ImageOps.mirror(drawn) if a < 0 else drawn
+    return picture.transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        (a, b, x, c, d, y),
+        resample,
+        fillcolor=outside,
+    )
+
+
+def _to_pillow(image: Tensor) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
