@@ -1,1 +1,62 @@
-"""Class-Balanced Pixel-Level Self-Labeling for domain-adaptive semantic segmentation."""
+"""Class-Balanced Pixel-Level Self-Labeling for domain-adaptive semantic segmentation.
+
+The pieces of the method, each of which works alone; `cpsl.models` and `cpsl.data` hold networks and data sets.
+"""
+
+from cpsl import data, metrics, models
+from cpsl.alignment import DistributionAligner, class_counts
+from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
+from cpsl.geometry import Carried, View, carry
+from cpsl.losses import (
+    cross_entropy,
+    discriminator_loss,
+    distillation,
+    generator_loss,
+    pixel_contrast,
+    prototype_consistency,
+    symmetric_cross_entropy,
+)
+from cpsl.memory import PixelMemoryBank
+from cpsl.metrics import ConfusionMatrix
+from cpsl.mixing import Mixed, cutmix
+from cpsl.prototypes import ClassMeanPrototypes, ClassMeans, prototype_similarity
+from cpsl.rectification import PseudoLabelRectifier, RectifiedLabels
+from cpsl.sampling import class_quotas, draw_class_proportional, draw_uniform
+from cpsl.sinkhorn import marginal_error, sinkhorn
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Carried",
+    "ClassBalancedPrototypeClustering",
+    "ClassMeanPrototypes",
+    "ClassMeans",
+    "ClusteringOutput",
+    "ConfusionMatrix",
+    "DistributionAligner",
+    "Mixed",
+    "PixelMemoryBank",
+    "PseudoLabelRectifier",
+    "RectifiedLabels",
+    "View",
+    "__version__",
+    "carry",
+    "class_counts",
+    "class_quotas",
+    "cross_entropy",
+    "cutmix",
+    "data",
+    "discriminator_loss",
+    "distillation",
+    "draw_class_proportional",
+    "draw_uniform",
+    "generator_loss",
+    "marginal_error",
+    "metrics",
+    "models",
+    "pixel_contrast",
+    "prototype_consistency",
+    "prototype_similarity",
+    "sinkhorn",
+    "symmetric_cross_entropy",
+]

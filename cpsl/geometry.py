@@ -37,6 +37,12 @@ class View:
     size: tuple[int, int]
     hidden: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.matrix.ndim != 3 or self.matrix.shape[1:] != (2, 3):
+            raise ValueError(f"matrix must be (B, 2, 3), got shape {tuple(self.matrix.shape)}")
+        if self.matrix.dtype != torch.float32:
+            raise TypeError(f"matrix must be float32, got {self.matrix.dtype}")
+
     @staticmethod
     def whole(size: tuple[int, int], batch: int = 1, device: torch.device | str = "cpu") -> "View":
         """Returns the view that shows originals of one size as they are."""
@@ -85,7 +91,7 @@ class View:
 
     def flipped(self, flip: bool | Tensor = True) -> "View":
         """Mirrors left and right, where `flip` says so."""
-        mirror = torch.as_tensor(flip, device=self.matrix.device).float()
+        mirror = self._per_sample(flip)
         return self._append([[1 - 2 * mirror, 0, self.size[1] * mirror], [0, 1, 0]])
 
     def sheared(self, x: float | Tensor = 0.0, y: float | Tensor = 0.0) -> "View":
@@ -98,7 +104,7 @@ class View:
 
     def rotated(self, degrees: float | Tensor) -> "View":
         """Turns the view counter-clockwise about its centre."""
-        angle = torch.as_tensor(degrees, dtype=torch.float32, device=self.matrix.device).deg2rad()
+        angle = self._per_sample(degrees).deg2rad()
         cos, sin = angle.cos(), angle.sin()
         x, y = self.size[1] / 2, self.size[0] / 2
         # The y axis points down, so that this maps output to input of a counter-clockwise turn.
@@ -109,21 +115,34 @@ class View:
 
         Args:
             box: (B, 4) or (4,) x0, y0, x1, y1, half-open.
+
+        Raises:
+            ValueError: There is a cutout already, or the box has another shape.
         """
-        box = box.to(self.matrix).expand(len(self), 4)
-        return replace(self, hidden=box)
+        if box.shape not in ((4,), (len(self), 4)):
+            raise ValueError(f"box must be (4,) or ({len(self)}, 4), got {tuple(box.shape)}")
+        if self.hidden is not None:
+            raise ValueError("a view has one cutout, and this one has it already")
+        return replace(self, hidden=box.to(self.matrix).expand(len(self), 4))
 
     def _append(self, rows: Sequence[Sequence[float | Tensor]]) -> "View":
         """Appends a map from the new view's places to this one's."""
         if self.hidden is not None:
             raise ValueError("a cutout comes last: apply other operations before with_cutout")
-        entries = [
-            torch.as_tensor(entry, dtype=torch.float32, device=self.matrix.device).expand(len(self))
-            for row in rows
-            for entry in row
-        ]
+        entries = [self._per_sample(entry) for row in rows for entry in row]
         operation = torch.stack(entries, dim=1).reshape(-1, 2, 3)
         return replace(self, matrix=_compose(self.matrix, operation))
+
+    def _per_sample(self, value: float | Tensor) -> Tensor:
+        """Returns one value a sample, (B,)."""
+        if not isinstance(value, Tensor):
+            # Filled in on the device: a copy of a number from the host would wait for it.
+            return self.matrix.new_full((len(self),), value)
+        if value.shape not in ((), (len(self),)):
+            raise ValueError(
+                f"{len(self)} views take one value or as many, got shape {tuple(value.shape)}"
+            )
+        return value.to(self.matrix).expand(len(self))
 
     def _hidden_box(self) -> Tensor:
         return self.matrix.new_zeros(len(self), 4) if self.hidden is None else self.hidden
@@ -191,18 +210,25 @@ def carry(
         raise ValueError(
             f"{len(maps)} maps need as many views, got {len(source)} and {len(target)}"
         )
+    output_layout = output_layout or layout
+    if not {layout, output_layout} <= {"pixels", "corners"}:
+        raise ValueError(f'a layout is "pixels" or "corners", got {layout!r}, {output_layout!r}')
     size = target.size if size is None else (size[0], size[1])
-    places = _places(target.size, size, output_layout or layout, maps.device)
-    seen = ~_inside(places[None], target._hidden_box())
-    matrix = _compose(_inverse(source.matrix), target.matrix)
-    places = torch.einsum("bij,hwj->bhwi", matrix[:, :, :2], places) + matrix[:, None, None, :, 2]
-    frame = places.new_tensor([0.0, 0.0, source.size[1], source.size[0]]).expand(len(maps), 4)
-    seen = seen & _inside(places, frame) & ~_inside(places, source._hidden_box())
+    height, width = source.size
+
+    x = _places(target.size[1], size[1], output_layout, maps.device)
+    y = _places(target.size[0], size[0], output_layout, maps.device)[:, None]
+    seen = ~_inside(x, y, target._hidden_box()[:, :, None, None].unbind(1))
+    matrix = _compose(_inverse(source.matrix), target.matrix)[:, :, :, None, None]
+    x, y = (row[:, 0] * x + row[:, 1] * y + row[:, 2] for row in matrix.unbind(1))
+    seen = seen & _inside(x, y, (0, 0, width, height))
+    seen = seen & ~_inside(x, y, source._hidden_box()[:, :, None, None].unbind(1))
+    grid = torch.stack([_normalized(x, width, layout), _normalized(y, height, layout)], dim=3)
 
     with torch.autocast(maps.device.type, enabled=False):
         values = F.grid_sample(
             (maps[:, None] if is_label else maps).float(),
-            _normalized(places, source.size, layout),
+            grid,
             mode="nearest" if is_label else "bilinear",
             # At the border the outermost value counts alone; beyond it `seen` is false.
             padding_mode="border",
@@ -214,43 +240,37 @@ def carry(
     return Carried(values[:, 0] if is_label else values, seen)
 
 
+# Maps are composed and applied by elementwise arithmetic: under autocast or with TF32 a matrix product would
+# round coordinates by pixels.
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
     """Returns outer ∘ inner of (B, 2, 3) maps."""
-    linear = outer[:, :, :2] @ inner
-    return torch.cat([linear[:, :, :2], linear[:, :, 2:] + outer[:, :, 2:]], dim=2)
+    product = (outer[:, :, :2, None] * inner[:, None]).sum(dim=2)
+    return torch.cat([product[:, :, :2], product[:, :, 2:] + outer[:, :, 2:]], dim=2)
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    (a, b, x), (c, d, y) = matrix.unbind(1)[0].unbind(1), matrix.unbind(1)[1].unbind(1)
-    linear = torch.stack([d, -b, -c, a], dim=1).reshape(-1, 2, 2)
-    linear = linear / (a * d - b * c)[:, None, None]
-    return torch.cat([linear, -linear @ torch.stack([x, y], dim=1)[:, :, None]], dim=2)
+    """Returns the inverse of (B, 2, 3) maps."""
+    a, b, x, c, d, y = matrix.flatten(1).unbind(1)
+    entries = [d, -b, b * y - d * x, -c, a, c * x - a * y]
+    return torch.stack(entries, dim=1).reshape(-1, 2, 3) / (a * d - b * c)[:, None, None]
 
 
-def _places(
-    view: tuple[int, int], size: tuple[int, int], layout: Layout, device: torch.device
-) -> Tensor:
-    """Returns the places (h, w, 2) in a view of the values of a map of some size."""
-
-    def along(extent: int, count: int) -> Tensor:
-        index = torch.arange(count, device=device, dtype=torch.float32)
-        if layout == "pixels":
-            return (index + 0.5) * (extent / count)
-        return index * ((extent - 1) / max(count - 1, 1)) + 0.5
-
-    y, x = torch.meshgrid(along(view[0], size[0]), along(view[1], size[1]), indexing="ij")
-    return torch.stack([x, y], dim=2)
-
-
-def _normalized(places: Tensor, view: tuple[int, int], layout: Layout) -> Tensor:
-    """Returns places as torch's grid_sample counts them: -1...1 over the map."""
-    extent = places.new_tensor([view[1], view[0]])
+def _places(extent: int, count: int, layout: Layout, device: torch.device) -> Tensor:
+    """Returns where along a view the values of a map lie, (count,)."""
+    index = torch.arange(count, device=device, dtype=torch.float32)
     if layout == "pixels":
-        return places * 2 / extent - 1
-    return (places - 0.5) * 2 / (extent - 1).clamp_min(1) - 1
+        return (index + 0.5) * (extent / count)
+    return index * ((extent - 1) / max(count - 1, 1)) + 0.5
 
 
-def _inside(places: Tensor, boxes: Tensor) -> Tensor:
-    """Returns whether places (B, h, w, 2) lie in half-open boxes (B, 4)."""
-    low, high = boxes[:, None, None, :2], boxes[:, None, None, 2:]
-    return ((places >= low) & (places < high)).all(dim=3)
+def _normalized(places: Tensor, extent: int, layout: Layout) -> Tensor:
+    """Returns places along a view as torch's grid_sample counts them: -1...1 over the map."""
+    if layout == "pixels":
+        return places * (2 / extent) - 1
+    return (places - 0.5) * (2 / max(extent - 1, 1)) - 1
+
+
+def _inside(x: Tensor, y: Tensor, box: Sequence[float | Tensor]) -> Tensor:
+    """Returns whether places lie in the half-open box x0, y0, x1, y1."""
+    left, top, right, bottom = box
+    return (x >= left) & (x < right) & (y >= top) & (y < bottom)

@@ -9,12 +9,13 @@ What is finished is skipped; what was stopped goes on where it was.
 import json
 from functools import partial
 
+from report import metrics_table, write_report
+
 from check import check
 from config import Config, parse
 from cpsl.engine import Process, logger, start_process, write_text
 from distill import distill
 from pseudo_labels import describe_target
-from report import metrics_table, write_report
 from report_data import collect
 from self_label import self_label
 from stage import begin_run, read_metrics, run_stage

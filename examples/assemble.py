@@ -21,18 +21,16 @@ from cpsl.data import (
     SegmentationFolder,
     SourceBatch,
     SourceViews,
-    StrongAugmentation,
     Synthia,
     TargetBatch,
     TargetViews,
     WeakView,
-    collate_source,
-    collate_target,
+    collate,
     distinct_palette,
     write_streets,
 )
 from cpsl.engine import Optimization, Process, load, save, trainable
-from cpsl.models import DeepLabV2, load_pretrained
+from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
 from cpsl.randomness import derive_seed
 
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
@@ -72,7 +70,7 @@ def _dataset(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
                 'a domain of dataset "folder" needs `images`, the folder of its images'
             )
         return SegmentationFolder(
-            domain.images, domain.labels, label_space=classes, ids=domain.ids or None
+            domain.images, domain.labels, classes, ids=domain.ids or None
         )
     if domain.root is None:
         raise SystemExit(
@@ -113,7 +111,7 @@ def source_batches(
         _weak_view(config),
         style_from=target_dataset(config) if config.views.color_transfer else None,
     )
-    return _batches(config, views, f"{stage} source", process, batch_size, start, collate_source)
+    return _batches(config, views, f"{stage} source", process, batch_size, start)
 
 
 def target_batches(
@@ -126,12 +124,7 @@ def target_batches(
 ) -> Iterator[TargetBatch]:
     """Yields endless training batches of the target domain; `wanted` as `TargetViews` takes it."""
     views = TargetViews(target_dataset(config), _weak_view(config), **wanted)
-    return _batches(config, views, f"{stage} target", process, batch_size, start, collate_target)
-
-
-def strong_augmentation() -> StrongAugmentation:
-    """Returns the paper's strong augmentation."""
-    return StrongAugmentation()
+    return _batches(config, views, f"{stage} target", process, batch_size, start)
 
 
 def _weak_view(config: Config) -> WeakView:
@@ -148,7 +141,6 @@ def _batches(
     process: Process,
     batch_size: int,
     start: int,
-    collate: Any,
 ) -> Iterator[Any]:
     share, rest = divmod(batch_size, process.world_size * config.accumulate)
     if rest or not share:
@@ -183,11 +175,14 @@ def build_model(config: Config, weights: str | Path) -> DeepLabV2:
         config: Settings.
         weights: "imagenet", "random", a file of backbone weights, or what `save_model` wrote.
     """
-    model = DeepLabV2(len(label_space(config)), config.model.backbone, config.model.feature_dim)
+    colors = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if weights == "imagenet" else {}
+    model = DeepLabV2(
+        len(label_space(config)), config.model.backbone, config.model.feature_dim, **colors
+    )
     if isinstance(weights, Path):
         model.load_state_dict(load(weights)["model"])
     elif weights != "random":
-        load_pretrained(model, weights)
+        load_backbone_weights(model.backbone, weights, config.model.backbone)
     return model
 
 

@@ -26,7 +26,11 @@ def check(config: Config) -> None:
             problems.append(f"{name}: {error}")
             continue
         result = check_dataset(dataset)
-        logger.info(result.summary(name))
+        sizes = ", ".join(f"{n} of {w}x{h}" for (h, w), n in sorted(result.sizes.items())[:5])
+        logger.info(f"{name}: {result.images} images ({sizes}), {result.labelled} with labels")
+        for label, count in zip(dataset.label_space.names, result.counts.tolist(), strict=True):
+            if result.labelled:
+                logger.info(f"  {label:20} {100 * count / max(int(result.counts.sum()), 1):7.3f} %")
         problems += [f"{name}: {problem}" for problem in result.problems]
     if (
         config.model.weights not in ("imagenet", "random")

@@ -4,21 +4,18 @@ python examples/evaluate.py --config examples/configs/gta5_to_cityscapes.toml --
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 
-from assemble import build_model, evaluation_dataset, resize, to_unit, whole_image
-from config import Config, parse
+from assemble import evaluation_dataset, resize, to_unit
+from config import Config
 from cpsl.alignment import class_counts
-from cpsl.data import HardLabelStore, Sample
+from cpsl.data import HardLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
-from cpsl.engine import Process, autocast, progress, start_logging, start_process
+from cpsl.engine import Process, autocast, progress
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 

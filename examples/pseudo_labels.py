@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from assemble import build_model, resize, target_dataset, to_unit, whole_image
+from assemble import build_model, resize, target_dataset, to_unit
 from config import Config, parse
 from cpsl import ClassMeanPrototypes, class_counts
-from cpsl.data import HardLabelStore, Sample, SoftLabelStore
+from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, logger, progress, save, start_process
 from cpsl.models import DeepLabV2, SegmentationOutput

@@ -1,6 +1,7 @@
 """Gathers from the folder of a run what its report shows."""
 
 import torch
+from report import Picture, Report
 from torch import Tensor
 
 from assemble import (
@@ -11,7 +12,6 @@ from assemble import (
     resize,
     source_dataset,
     to_unit,
-    whole_image,
 )
 from config import Config, to_toml
 from cpsl import (
@@ -21,9 +21,8 @@ from cpsl import (
     prototype_similarity,
     sinkhorn,
 )
-from cpsl.data import HardLabelStore
+from cpsl.data import HardLabelStore, whole_image
 from cpsl.engine import Process, autocast, load, read_scalars
-from report import Picture, Report
 from stage import read_metrics
 
 PICTURES = 6

@@ -13,7 +13,7 @@ from hypothesis import settings
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.load_profile("default")
 
-# The vectors and pictures are not part of the project; they lie beside the checkout or where CPSL_SHARED says.
+# Not part of the project: they lie beside the checkout, or where CPSL_SHARED says.
 SHARED = Path(os.environ.get("CPSL_SHARED", Path(__file__).parents[2] / "shared"))
 
 Arrays = dict[str, npt.NDArray[np.generic]]

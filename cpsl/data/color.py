@@ -3,34 +3,33 @@
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 # Linear sRGB to CIE XYZ (IEC 61966-2-1), divided by its white point D65 so that white is (1, 1, 1).
-_XYZ = np.array(
+_XYZ = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 )
-_TO_XYZ = (_XYZ / _XYZ.sum(axis=1, keepdims=True)).astype(np.float32)
-_FROM_XYZ = np.linalg.inv(_TO_XYZ).astype(np.float32)
+_TO_XYZ = _XYZ / _XYZ.sum(dim=1, keepdim=True)
+_FROM_XYZ = _TO_XYZ.inverse()
 # CIE 15: L* = 116 f(Y) - 16, a* = 500 (f(X) - f(Y)), b* = 200 (f(Y) - f(Z)).
-_TO_LAB = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]], dtype=np.float32)
-_FROM_LAB = np.linalg.inv(_TO_LAB).astype(np.float32)
-_OFFSET = np.array([[-16], [0], [0]], dtype=np.float32)
+_TO_LAB = torch.tensor([[0.0, 116, 0], [500, -500, 0], [0, 200, -200]])
+_FROM_LAB = _TO_LAB.inverse()
+_OFFSET = torch.tensor([[-16.0], [0], [0]])
 
 
-def _linear(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+def _linear(value: Tensor) -> Tensor:
+    return torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def _encoded(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
+def _encoded(value: Tensor) -> Tensor:
+    return torch.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
 
 
 # Powers are slow, so each is looked up: 256 steps in, 4096 steps back, which is finer than uint8 needs.
-_LINEAR = _linear(np.arange(256) / 255).astype(np.float32)
+_LINEAR = _linear(torch.arange(256) / 255)
 _STEPS = 4095
-_ENCODED = np.round(255 * _encoded((np.arange(_STEPS + 1) / _STEPS) ** 2)).astype(np.uint8)
+_ENCODED = (255 * _encoded((torch.arange(_STEPS + 1) / _STEPS) ** 2)).round().to(torch.uint8)
 
 
 class LabStatistics(NamedTuple):
@@ -58,10 +57,12 @@ def rgb_to_lab(image: Tensor) -> Tensor:
         >>> rgb_to_lab(torch.full((3, 1, 1), 255, dtype=torch.uint8)).flatten().round().abs()
         tensor([100.,   0.,   0.])
     """
-    xyz = _TO_XYZ @ _LINEAR[image.reshape(3, -1).numpy()]
-    # f of CIE 15: a cube root with a straight line near zero.
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return torch.from_numpy(_TO_LAB @ f + _OFFSET).reshape(image.shape)
+    linear = _LINEAR.index_select(0, image.flatten().int()).reshape(3, -1)
+    xyz = _TO_XYZ @ linear
+    # f of CIE 15: a cube root with a straight line near zero. torch has no cube root but the slower power.
+    root = torch.from_numpy(np.cbrt(xyz.numpy()))
+    f = torch.where(xyz > 216 / 24389, root, (24389 / 27 * xyz + 16) / 116)
+    return (_TO_LAB @ f + _OFFSET).reshape(image.shape)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
@@ -73,12 +74,12 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     Returns:
         (3, H, W) uint8.
     """
-    f = _FROM_LAB @ (lab.reshape(3, -1).numpy() - _OFFSET)
-    xyz = np.where(f > 6 / 29, f * f * f, (116 * f - 16) * (27 / 24389))
-    linear = np.clip(_FROM_XYZ @ xyz, 0, 1)
+    f = _FROM_LAB @ (lab.flatten(1) - _OFFSET)
+    xyz = torch.where(f > 6 / 29, f * f * f, (116 * f - 16) * (27 / 24389))
+    linear = (_FROM_XYZ @ xyz).clamp(0, 1)
     # Looked up by the square root, which spends the steps where the eye sees them.
-    steps = (np.sqrt(linear) * _STEPS + 0.5).astype(np.int32)
-    return torch.from_numpy(_ENCODED[steps]).reshape(lab.shape)
+    steps = (linear.sqrt() * _STEPS + 0.5).int()
+    return _ENCODED.index_select(0, steps.flatten()).reshape(lab.shape)
 
 
 def lab_statistics(image: Tensor, pixels: int = 20_000) -> LabStatistics:
@@ -93,12 +94,16 @@ def lab_statistics(image: Tensor, pixels: int = 20_000) -> LabStatistics:
     return LabStatistics(lab.mean(dim=1), lab.std(dim=1, correction=0))
 
 
-def transfer_color(image: Tensor, statistics: LabStatistics) -> Tensor:
+def transfer_color(
+    image: Tensor, target: LabStatistics, source: LabStatistics | None = None
+) -> Tensor:
     """Gives an image the mean and deviation of another in CIELAB (Reinhard et al., 2001).
 
     Args:
         image: (3, H, W) uint8.
-        statistics: Of the other image.
+        target: Statistics of the other image.
+        source: Statistics of the image that this one was cropped from, so that a crop looks as in its
+            image; measured on this one if None.
 
     Returns:
         (3, H, W) uint8.
@@ -108,10 +113,7 @@ def transfer_color(image: Tensor, statistics: LabStatistics) -> Tensor:
         >>> bool((transfer_color(grey, lab_statistics(grey // 2)) == 64).all())
         True
     """
-    lab = rgb_to_lab(image)
-    flat = lab.flatten(1)
-    mean, deviation = flat.mean(dim=1), flat.std(dim=1, correction=0)
-    gain = statistics.deviation / deviation.clamp_min(1e-3)
-    return lab_to_rgb(
-        (lab - mean[:, None, None]) * gain[:, None, None] + statistics.mean[:, None, None]
-    )
+    source = lab_statistics(image) if source is None else source
+    gain = (target.deviation / source.deviation.clamp_min(1e-3))[:, None, None]
+    shift = target.mean[:, None, None] - source.mean[:, None, None] * gain
+    return lab_to_rgb(rgb_to_lab(image) * gain + shift)

@@ -1,6 +1,7 @@
 """What a training step is fed: views of source and target images, one by one and in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cpsl.data.color import lab_statistics, transfer_color
-from cpsl.data.sample import SegmentationDataset
+from cpsl.data.sample import Sample, SegmentationDataset
 from cpsl.data.views import StrongAugmentation, WeakView, render, render_label
 from cpsl.geometry import View
 
@@ -107,16 +108,19 @@ class SourceViews(Dataset[SourceBatch]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> SourceBatch:
-        random = np.random.default_rng(draw.seed)
-        sample = self.dataset[draw.index]
+        with _errors_name(self.dataset.names[draw.index]):
+            return self._views(self.dataset[draw.index], np.random.default_rng(draw.seed))
+
+    def _views(self, sample: Sample, random: np.random.Generator) -> SourceBatch:
         if sample.label is None:
-            raise ValueError(f"{sample.name}: a source image needs a label")
-        view = self.weak.draw((sample.image.shape[1], sample.image.shape[2]), random)
+            raise ValueError("a source image needs a label, this one has none")
+        view = self.weak.draw(_size(sample.image), random)
         image = render(sample.image, view)
         if self.style_from is not None:
             style = self.style_from.image(int(random.integers(len(self.style_from))))
-            image = transfer_color(image, lab_statistics(style))
-        return SourceBatch(image[None], render_label(sample.label, view)[None], [sample.name])
+            image = transfer_color(image, lab_statistics(style), lab_statistics(sample.image))
+        label = _label_in_view(sample.label, _size(sample.image), view)
+        return SourceBatch(image[None], label[None], [sample.name])
 
 
 class TargetViews(Dataset[TargetBatch]):
@@ -154,28 +158,27 @@ class TargetViews(Dataset[TargetBatch]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> TargetBatch:
-        random = np.random.default_rng(draw.seed)
-        image, name = self.dataset.image(draw.index), self.dataset.names[draw.index]
-        size = (image.shape[1], image.shape[2])
-        view = self.weak.draw(size, random)
+        name = self.dataset.names[draw.index]
+        with _errors_name(name):
+            return self._views(
+                self.dataset.image(draw.index), name, np.random.default_rng(draw.seed)
+            )
+
+    def _views(self, image: Tensor, name: str, random: np.random.Generator) -> TargetBatch:
+        view = self.weak.draw(_size(image), random)
         weak = render(image, view)
         item = TargetBatch(weak[None], view, [name])
         if self.strong is not None:
             strong, strong_view = self.strong.draw(weak, view, random)
             item = replace(item, strong=strong[None], strong_view=strong_view)
         if self.full_size is not None:
-            whole = View.whole(size).resized(self.full_size)
+            whole = View.whole(_size(image)).resized(self.full_size)
             item = replace(item, whole=render(image, whole)[None], whole_view=whole)
         if self.soft is not None:
             item = replace(item, soft=self.soft(name)[None])
         if self.hard is not None:
-            label = self.hard(name)
-            # The stored label may have another resolution: seen from the view, it is the image resized.
-            shape = (label.shape[0], label.shape[1])
-            scale = torch.tensor([[shape[1] / size[1]], [shape[0] / size[0]]])
-            item = replace(
-                item, hard=render_label(label, replace(view, matrix=view.matrix * scale))[None]
-            )
+            hard = _label_in_view(self.hard(name), _size(image), view)
+            item = replace(item, hard=hard[None])
         return item
 
 
@@ -206,7 +209,27 @@ def whole_image(image: Tensor, full_size: tuple[int, int]) -> Tensor:
     Returns:
         (3, H', W') uint8.
     """
-    return render(image, View.whole((image.shape[1], image.shape[2])).resized(full_size))
+    return render(image, View.whole(_size(image)).resized(full_size))
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[1], image.shape[2]
+
+
+def _label_in_view(label: Tensor, size: tuple[int, int], view: View) -> Tensor:
+    """Draws a label of the whole image, at any resolution, through a view of the image of this size."""
+    scale = torch.tensor([[label.shape[1] / size[1]], [label.shape[0] / size[0]]])
+    return render_label(label, replace(view, matrix=view.matrix * scale))
+
+
+@contextmanager
+def _errors_name(image: str) -> Iterator[None]:
+    """Says in errors which image they are about; a loader passes the notes on from its workers."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This happened with the image {image}")
+        raise
 
 
 def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:

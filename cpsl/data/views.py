@@ -56,7 +56,7 @@ class WeakView:
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """Draws a strong view of a weak one: other colours, another geometry, a hole. The defaults are the paper's.
+    """Draws a strong view of a weak one: other colours, another geometry, a hole. Defaults: the paper's.
 
     Flip, blur, colour jitter and RandAugment's operations (Cubuk et al., 2020; the pool is FixMatch's) each
     happen with probability one half, the cutout always. Colours change on the image as drawn, in the order
@@ -118,13 +118,13 @@ class StrongAugmentation:
 
     def _jitter(self, picture: Image.Image, random: np.random.Generator) -> Image.Image:
         factors = 1 + random.uniform(-self.jitter, self.jitter, 3)
+        hue = float(random.uniform(-self.jitter, self.jitter))
         changes: list[Callable[[Image.Image], Image.Image]] = [
             lambda p: ImageEnhance.Brightness(p).enhance(factors[0]),
             lambda p: ImageEnhance.Contrast(p).enhance(factors[1]),
             lambda p: ImageEnhance.Color(p).enhance(factors[2]),
             lambda p: VF.adjust_hue(p, hue),
         ]
-        hue = float(random.uniform(-self.jitter, self.jitter))
         for index in random.permutation(len(changes)):
             picture = changes[index](picture)
         return picture
@@ -144,7 +144,7 @@ _POOL: tuple[str | Callable[[Image.Image, float, int], Image.Image], ...] = (
     _enhance(ImageEnhance.Contrast),
     lambda picture, magnitude, sign: ImageOps.equalize(picture),
     lambda picture, magnitude, sign: picture,
-    lambda picture, magnitude, sign: ImageOps.posterize(picture, 8 - int(4 * magnitude)),
+    lambda picture, magnitude, sign: ImageOps.posterize(picture, 8 - math.ceil(4 * magnitude)),
     "rotate",
     _enhance(ImageEnhance.Sharpness),
     "shear_x",
@@ -179,11 +179,18 @@ def render(image: Tensor, view: View) -> Tensor:
     Returns:
         (3, h, w) uint8; mid grey where the view shows the outside.
 
+    Raises:
+        ValueError: The image has another shape or dtype, or there are several views.
+
     Example:
         >>> image = torch.arange(4, dtype=torch.uint8).expand(3, 1, 4)
         >>> render(image, View.whole((1, 4)).flipped())[0]
         tensor([[3, 2, 1, 0]], dtype=torch.uint8)
     """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"an image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}"
+        )
     return _to_tensor(_draw(_to_pillow(image), view, Image.Resampling.BILINEAR, (OUTSIDE,) * 3))
 
 
@@ -196,7 +203,14 @@ def render_label(label: Tensor, view: View) -> Tensor:
 
     Returns:
         (h, w) uint8, the nearest label; 255 where the view shows the outside.
+
+    Raises:
+        ValueError: The label has another shape or dtype, or there are several views.
     """
+    if label.dtype != torch.uint8 or label.ndim != 2:
+        raise ValueError(
+            f"a label must be uint8 (H, W), got {label.dtype} of shape {tuple(label.shape)}"
+        )
     picture = Image.fromarray(label.numpy())
     return torch.from_numpy(np.array(_draw(picture, view, Image.Resampling.NEAREST, IGNORE_INDEX)))
 
@@ -207,23 +221,18 @@ def _draw(
     resample: Image.Resampling,
     outside: int | tuple[int, int, int],
 ) -> Image.Image:
+    if len(view) != 1:
+        raise ValueError(f"one image is drawn through one view, got {len(view)}")
     (a, b, x), (c, d, y) = view.matrix[0].tolist()
     height, width = view.size
     left, right = sorted((x, x + a * width))
     top, bottom = y, y + d * height
     # A hair of rounding beyond the border is still inside.
-    near = 1e-3
-    upright = b == c == 0 and d > 0
-    if upright and left > -near and top > -near:
-        if right < picture.width + near and bottom < picture.height + near:
-            box = (
-                max(left, 0),
-                max(top, 0),
-                min(right, picture.width),
-                min(bottom, picture.height),
-            )
-            drawn = picture.resize((width, height), resample, box=box)
-            return ImageOps.mirror(drawn) if a < 0 else drawn
+    inside = min(left, top, picture.width - right, picture.height - bottom) > -1e-3
+    if b == c == 0 and d > 0 and inside:
+        box = (max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height))
+        drawn = picture.resize((width, height), resample, box=box)
+        return ImageOps.mirror(drawn) if a < 0 else drawn
     return picture.transform(
         (width, height),
         Image.Transform.AFFINE,
@@ -238,4 +247,4 @@ def _to_pillow(image: Tensor) -> Image.Image:
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

@@ -4,13 +4,14 @@ World coordinates: x to the right of the road's middle, y above the ground, z ah
 Picture coordinates: in image heights, (0, 0) is the middle of the top edge.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, pi, sin
 from random import Random
 from typing import NamedTuple
 
-from cpsl.data.labels import CITYSCAPES_19, IGNORE_INDEX
+from cpsl.data.labels import CITYSCAPES_19
 
 Point = tuple[float, float]
 Color = tuple[int, ...]
@@ -20,11 +21,11 @@ LABEL = {name: index for index, name in enumerate(CITYSCAPES_19.names)}
 
 NEAR = 1.5
 """Distance in metres at which things are cut off; the ground there is below the picture."""
-WINDOWS_UNTIL = 55.0
+WINDOWS_UNTIL = 50.0
 """Distance in metres from which on windows are too small to be drawn."""
 
 # Rounded, so that no machine's libm decides on a pixel.
-_CIRCLE = [(round(cos(pi * i / 7), 6), round(sin(pi * i / 7), 6)) for i in range(14)]
+_CIRCLE = [(round(cos(pi * i / 6), 6), round(sin(pi * i / 6), 6)) for i in range(12)]
 
 
 class Polygon(NamedTuple):
@@ -57,7 +58,7 @@ class Town:
         haze: Distance at which half of a colour is the haze's.
         trees: Street trees.
         parked: Parked cars.
-        traffic: Moving vehicles on the whole road.
+        traffic: Moving vehicles.
         people: Pedestrians.
         two_wheelers: Bicycles and motorcycles, with a rider or parked.
         posts: Lamp posts, signs and traffic lights.
@@ -91,7 +92,7 @@ class Scene:
         self.town = town
         self.random = random
         self.camera_height = self.between(town.camera_height)
-        self.camera_x = 0.0
+        self.camera_x = 0.0  # until the road is known
         self.focal = self.between(town.focal)
         self.horizon = self.between(town.horizon)
         self.haze = self.between(town.haze)
@@ -111,40 +112,63 @@ class Scene:
         """Draws one of a material's colours and varies its brightness and tint a little."""
         brightness = self.between((0.8, 1.2))
         base = self.random.choice(self.town.colors[material])
-        return tuple(round(c * brightness + self.between((-8, 8))) for c in base)
-
-    def picture(self, x: float, y: float, z: float) -> Point:
-        """Projects a point."""
-        scale = self.focal / max(z, NEAR)
-        return (x - self.camera_x) * scale, self.horizon + (self.camera_height - y) * scale
+        return tuple(max(0, round(c * brightness + self.between((-8, 8)))) for c in base)
 
     def draw(
         self,
         label: int | None,
         color: Color,
-        corners: Iterable[tuple[float, float, float]],
+        corners: Sequence[tuple[float, float, float]],
         shade: float = 1.0,
     ) -> None:
-        """Adds a polygon of the world; haze takes the colour with the distance of its nearest corner."""
-        corners = list(corners)
-        distance = min(z for _, _, z in corners)
-        if max(z for _, _, z in corners) <= NEAR:
+        """Adds a polygon of the world with corners (x, y, z)."""
+        distances = [z for _, _, z in corners]
+        if max(distances) <= NEAR:
             return
-        fog = max(distance, 0.0) / (max(distance, 0.0) + self.haze)
-        mixed = [
-            min(255, max(0, round(c * shade * (1 - fog) + h * fog)))
-            for c, h in zip(color[:3], self.haze_color, strict=True)
-        ]
-        points = [self.picture(*corner) for corner in corners]
-        self.polygons.append(Polygon(points, (*mixed, *color[3:]), label))
+        points, left, eye = [], self.camera_x, self.camera_height
+        for x, y, z in corners:
+            scale = self.focal / max(z, NEAR)
+            points.append(((x - left) * scale, self.horizon + (eye - y) * scale))
+        if any(row > 0 for _, row in points):
+            self._add(label, color, points, shade, min(distances))
 
-    def ground(self, label: int | None, color: Color, x: Range, z: Range, y: float = 0.0) -> None:
+    def upright(
+        self,
+        label: int | None,
+        color: Color,
+        place: Point,
+        outline: Sequence[Point],
+        shade: float = 1.0,
+    ) -> None:
+        """Adds a flat thing that faces the camera: `outline` in metres around its foot at (x, z)."""
+        x, z = place
+        if z <= NEAR:
+            return
+        scale = self.focal / z
+        left, foot = (x - self.camera_x) * scale, self.horizon + self.camera_height * scale
+        points = [(left + dx * scale, foot - y * scale) for dx, y in outline]
+        self._add(label, color, points, shade, z)
+
+    def _add(
+        self, label: int | None, color: Color, points: list[Point], shade: float, distance: float
+    ) -> None:
+        """Adds a polygon of the picture, its colour shaded and then as haze leaves it."""
+        fog = max(distance, 0.0) / (max(distance, 0.0) + self.haze)
+        clear, (red, green, blue) = shade * (1 - fog), self.haze_color
+        seen = (
+            min(255, int(color[0] * clear + red * fog)),
+            min(255, int(color[1] * clear + green * fog)),
+            min(255, int(color[2] * clear + blue * fog)),
+            *color[3:],
+        )
+        self.polygons.append(Polygon(points, seen, label))
+
+    def ground(self, label: int | None, color: Color, x: Range, z: Range) -> None:
         """Adds a level rectangle, in pieces where it is long, as haze changes along it."""
         ends = [z[0], *(end for end in (5, 10, 20, 35, 60, 100) if z[0] < end < z[1]), z[1]]
-        for near, far in zip(ends, ends[1:], strict=False):
-            self.draw(
-                label, color, [(x[0], y, near), (x[1], y, near), (x[1], y, far), (x[0], y, far)]
-            )
+        for near, far in pairwise(ends):
+            corners = [(x[0], 0, near), (x[1], 0, near), (x[1], 0, far), (x[0], 0, far)]
+            self.draw(label, color, corners)
 
     def box(
         self,
@@ -168,22 +192,9 @@ class Scene:
         if z1 > NEAR:
             self.draw(label, color, [(x1, y1, z1), (x2, y1, z1), (tx2, y2, tz1), (tx1, y2, tz1)])
 
-    def upright(
-        self,
-        label: int | None,
-        color: Color,
-        place: Point,
-        outline: Iterable[Point],
-        shade: float = 1.0,
-    ) -> None:
-        """Adds a flat thing that faces the camera: `outline` in metres around its foot at (x, z)."""
-        x, z = place
-        self.draw(label, color, [(x + dx, y, z) for dx, y in outline], shade)
-
     def shadow(self, x: Range, z: Range) -> None:
-        """Darkens the ground."""
-        strength = self.town.colors["shadow"][0]
-        self.draw(None, strength, [(x[0], 0, z[0]), (x[1], 0, z[0]), (x[1], 0, z[1]), (x[0], 0, z[1])])
+        """Darkens a rectangle of the ground."""
+        self.ground(None, self.town.colors["shadow"][0], x, z)
 
 
 def disc(x: float, y: float, radius: float, squeeze: float = 1.0) -> list[Point]:

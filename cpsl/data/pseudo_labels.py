@@ -1,0 +1,157 @@
+"""Pseudo labels on disk: soft ones in a byte a value, hard ones as pictures."""
+
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from cpsl.data.labels import IGNORE_INDEX
+
+_CLASSES = "cpsl classes"  # entry of the PNG that says how many maps it holds
+
+
+class SoftLabelStore:
+    """Class probabilities of images, in a folder.
+
+    A probability p is stored as the byte round(255·√p), the K maps one above the other in a grey PNG that
+    any viewer shows. The square root spends the bytes on small probabilities: p is off by at most
+    √p/255 + 4e-6, that is 0.004 near one and 0.0004 near 0.01; probabilities below 4e-6 become zero. What
+    is read sums to one again.
+
+    Args:
+        folder: Made when the first map is written.
+
+    Example:
+        >>> import tempfile
+        >>> store = SoftLabelStore(tempfile.mkdtemp())
+        >>> store.write("city/image", torch.tensor([0.9, 0.1]).reshape(2, 1, 1))
+        >>> store.read("city/image").flatten().round(decimals=2)
+        tensor([0.9000, 0.1000])
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __contains__(self, name: str) -> bool:
+        return _path(self.folder, name).exists()
+
+    def write(self, name: str, probabilities: Tensor) -> None:
+        """Stores the map of an image; it is there as a whole or not at all.
+
+        Args:
+            name: Key of the image.
+            probabilities: (K, h, w) in 0...1, summing to 1 over the classes.
+
+        Raises:
+            ValueError: The values are no probabilities, or the name leads out of the folder.
+        """
+        path = _path(self.folder, name)
+        if probabilities.ndim != 3:
+            raise ValueError(f"{path}: (K, h, w) expected, got shape {tuple(probabilities.shape)}")
+        p = probabilities.float()
+        # Not written as "any below zero", since every comparison with NaN is false.
+        if not (bool((p >= 0).all()) and bool(((p.sum(dim=0) - 1).abs() < 1e-2).all())):
+            raise ValueError(f"{path}: the values must be probabilities that sum to 1")
+        stored = (p.sqrt() * 255).round().to(torch.uint8)
+        note = PngImagePlugin.PngInfo()
+        note.add_text(_CLASSES, str(len(stored)))
+        _save(path, Image.fromarray(stored.flatten(0, 1).numpy()), note)
+
+    def read(self, name: str) -> Tensor:
+        """Returns the map of an image, (K, h, w) float32.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: The file is damaged or of something else.
+        """
+        path = _path(self.folder, name)
+        picture = _load(path)
+        classes = str(picture.info.get(_CLASSES, ""))
+        if picture.mode != "L" or not classes.isdigit() or picture.height % int(classes):
+            raise ValueError(f"{path} is no map of soft labels; delete it to have it made again")
+        stored = torch.from_numpy(np.array(picture)).reshape(int(classes), -1, picture.width)
+        p = (stored.float() / 255).square_()
+        return p / p.sum(dim=0).clamp_min(1e-12)
+
+
+class HardLabelStore:
+    """Label maps of images, in a folder, as PNGs of class indices.
+
+    Args:
+        folder: Made when the first map is written.
+        palette: Colours that viewers show the classes in; grey if None.
+    """
+
+    def __init__(
+        self, folder: str | Path, palette: tuple[tuple[int, int, int], ...] | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self.palette = palette
+
+    def __contains__(self, name: str) -> bool:
+        return _path(self.folder, name).exists()
+
+    def write(self, name: str, label: Tensor) -> None:
+        """Stores the labels of an image; they are there as a whole or not at all.
+
+        Args:
+            name: Key of the image.
+            label: (H, W) uint8 class indices, 255 where ignored.
+
+        Raises:
+            ValueError: The shape or dtype is another, or the name leads out of the folder.
+        """
+        path = _path(self.folder, name)
+        if label.ndim != 2 or label.dtype != torch.uint8:
+            raise ValueError(f"{path}: (H, W) uint8 expected, got {label.dtype} {tuple(label.shape)}")
+        picture = Image.fromarray(label.numpy())
+        if self.palette is not None:
+            colors = [value for color in self.palette for value in color]
+            picture.putpalette(colors + [0] * (3 * (IGNORE_INDEX + 1) - len(colors)))
+        _save(path, picture)
+
+    def read(self, name: str) -> Tensor:
+        """Returns the labels of an image, (H, W) uint8.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: The file is damaged or of something else.
+        """
+        path = _path(self.folder, name)
+        picture = _load(path)
+        if picture.mode not in ("L", "P"):
+            raise ValueError(f"{path} is no label map; delete it to have it made again")
+        return torch.from_numpy(np.array(picture))
+
+
+def _path(folder: Path, name: str) -> Path:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise ValueError(f"the name {name!r} is no path below a folder")
+    return folder / f"{name}.png"
+
+
+def _save(
+    path: Path, picture: Image.Image, note: PngImagePlugin.PngInfo | None = None
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        picture.save(partial, "PNG", compress_level=1, pnginfo=note)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there are no pseudo labels at {path}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is damaged; delete it to have it made again ({error})") from error
