@@ -1,6 +1,6 @@
 """Class-Balanced Pixel-Level Self-Labeling for domain-adaptive semantic segmentation.
 
-The pieces of the method, each of which works alone; `cpsl.models` and `cpsl.data` hold networks and data sets.
+The pieces of the method, each of which works alone; networks are in `cpsl.models`, data sets in `cpsl.data`.
 """
 
 from cpsl import data, metrics, models

@@ -145,6 +145,6 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
                 f"got {sorted(set(wrong.tolist()))[:10]}"
             )
     # torch.bincount waits for the device, a scatter into one more bin than there are classes does not.
-    bins = torch.where(flat == ignore_index, num_classes, flat)
+    bins = flat.masked_fill(flat == ignore_index, num_classes)
     counts = flat.new_zeros(num_classes + 1)
     return counts.scatter_add_(0, bins, torch.ones_like(flat))[:num_classes]

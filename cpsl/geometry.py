@@ -236,7 +236,8 @@ def carry(
         ).to(maps.dtype)
     if fill is None:
         fill = 255 if is_label else 0
-    values = torch.where(seen[:, None], values, fill)
+    # A number in torch.where would be copied to the device, and waited for.
+    values = values.masked_fill(~seen[:, None], fill)
     return Carried(values[:, 0] if is_label else values, seen)
 
 

@@ -70,11 +70,11 @@ def symmetric_cross_entropy(
     """
     _check_labels(logits, labels)
     valid = labels != ignore_index
-    classes = torch.where(valid, labels.long(), 0)
+    classes = labels.long().masked_fill(~valid, 0)
     p = logits.float().softmax(dim=1).clamp_min(1e-7)
     # log max(y_k, 1e-4) is 0 for the labelled class and log 1e-4 for all others.
     others = p.sum(dim=1) - p.gather(1, classes[:, None])[:, 0]
-    reverse = -math.log(1e-4) * torch.where(valid, others, 0).sum() / valid.sum().clamp_min(1)
+    reverse = -math.log(1e-4) * others.masked_fill(~valid, 0).sum() / valid.sum().clamp_min(1)
     return ce_weight * cross_entropy(logits, labels, ignore_index) + rce_weight * reverse
 
 
@@ -144,7 +144,7 @@ def distillation(
         return divergence.mean() / student.shape[1]
     if valid.shape != divergence.shape:
         raise ValueError(f"valid must be {tuple(divergence.shape)}, got {tuple(valid.shape)}")
-    total = torch.where(valid, divergence, 0).sum()
+    total = divergence.masked_fill(~valid, 0).sum()
     return total / (valid.sum() * student.shape[1]).clamp_min(1)
 
 
@@ -211,8 +211,8 @@ def pixel_contrast(
     each = F.softplus(negatives - scores)
     count = positive.sum(dim=1)
     counts = (labels != ignore_index) & (count > 0)
-    mean = torch.where(positive, each, 0).sum(dim=1) / count.clamp_min(1)
-    return torch.where(counts, mean, 0).sum() / counts.sum().clamp_min(1)
+    mean = each.masked_fill(~positive, 0).sum(dim=1) / count.clamp_min(1)
+    return mean.masked_fill(~counts, 0).sum() / counts.sum().clamp_min(1)
 
 
 def generator_loss(decision: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class ConfusionMatrix(nn.Module):
             self._check("prediction", prediction[valid])
         bins = self.num_classes**2
         # Ignored pixels fall into one more bin than the matrix has.
-        cell = torch.where(valid, target * self.num_classes + prediction, bins)
+        cell = (target * self.num_classes + prediction).masked_fill(~valid, bins)
         counts = torch.zeros(bins + 1, dtype=torch.int64, device=cell.device)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
         self.matrix += counts[:bins].reshape_as(self.matrix).to(self.matrix.device)

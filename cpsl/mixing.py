@@ -70,7 +70,7 @@ def cutmix(
         x = (columns + 0.5) / width
         in_rows = (y >= top) & (y < top + box_height) & (mix < probability)
         in_columns = (x >= left) & (x < left + box_width)
-        return in_rows[:, :, None] & in_columns[:, None, :]
+        return torch.logical_and(in_rows[:, :, None], in_columns[:, None, :])
 
     pixel_rows = torch.arange(height, device=device)
     pixel_columns = torch.arange(width, device=device)

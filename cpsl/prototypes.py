@@ -45,8 +45,8 @@ def prototype_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
         # Dividing K products by the length is cheaper than dividing D channels of a map by it.
         length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
         if features.ndim == 2:
-            return F.linear(features, unit) / length
-        return F.conv2d(features, unit[:, :, None, None]) / length
+            return torch.div(features @ unit.t(), length)
+        return torch.div(F.conv2d(features, unit[:, :, None, None]), length)
 
 
 class ClassMeans(NamedTuple):
@@ -114,7 +114,7 @@ class ClassMeanPrototypes:
             sums = torch.zeros_like(self._sum).index_add_(0, labels, pixels.t().double())
             count = class_counts(labels, self.num_classes)
             counted = count >= self.min_pixels
-            self._sum += torch.where(counted, 1 / count.clamp_min(1), 0)[:, None] * sums
+            self._sum += (counted / count.clamp_min(1))[:, None] * sums
             self._images += counted
 
     def reduce(self, group: dist.ProcessGroup | None = None) -> None:

@@ -122,13 +122,12 @@ class PseudoLabelRectifier(nn.Module):
         weights = (similarity.float() / self.temperature).softmax(dim=1)
         product = weights * soft_labels.float()
         mass = product.sum(dim=1, keepdim=True)
-        probabilities = product / torch.where(mass > 0, mass, 1)
+        probabilities = product / mass.masked_fill(~(mass > 0), 1)
         confidence, labels = probabilities.max(dim=1)
         # A comparison with NaN is false: what cannot be compared is ignored as well.
         known = (confidence >= self.threshold) & (mass[:, 0] > 0)
-        return RectifiedLabels(
-            torch.where(known, labels, self.ignore_index), confidence, probabilities
-        )
+        labels = labels.masked_fill(~known, self.ignore_index)
+        return RectifiedLabels(labels, confidence, probabilities)
 
     def _similarity(self, features: Tensor, prototypes: Tensor, shape: torch.Size) -> Tensor:
         size = [shape[2], shape[3]]

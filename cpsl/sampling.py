@@ -25,12 +25,12 @@ def class_quotas(present: Tensor, class_distribution: Tensor, total: int) -> Ten
         >>> class_quotas(torch.tensor([True, True, False]), torch.tensor([0.6, 0.0, 0.4]), total=8)
         tensor([7, 1, 0])
     """
-    share = torch.where(present, class_distribution.double(), 0)
+    share = class_distribution.double() * present
     # δ may be zero for every class that is present: then they are drawn alike.
     share = torch.where(share.sum() > 0, share, present.double())
     share = share / share.sum().clamp_min(1e-12) * total
 
-    guaranteed = present & (_rank_of_largest(torch.where(present, share, -1.0)) < total)
+    guaranteed = present & (_rank_of_largest(share.masked_fill(~present, -1)) < total)
     rest = total - guaranteed.sum()
     beyond = (share - 1).clamp_min(0)
     # `total` equal to the number of classes leaves nothing beyond the first draw of each.
@@ -65,7 +65,7 @@ def draw_class_proportional(labels: Tensor, class_distribution: Tensor, total: i
     num_classes = len(class_distribution)
     valid = (labels >= 0) & (labels < num_classes)
     # Without any valid pixel all of them count as one class, which makes the draw uniform.
-    labels = torch.where(valid.any(), torch.where(valid, labels.long(), num_classes), 0)
+    labels = labels.long().masked_fill(~valid, num_classes).masked_fill(~valid.any(), 0)
     counts = class_counts(labels, num_classes, ignore_index=num_classes)
     quotas = class_quotas(counts > 0, class_distribution, total)
 

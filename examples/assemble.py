@@ -1,6 +1,6 @@
 """From settings to parts: data sets, loaders of training views, models, optimisers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cpsl.data import (
     SegmentationFolder,
     SourceBatch,
     SourceViews,
+    StrongAugmentation,
     Synthia,
     TargetBatch,
     TargetViews,
@@ -29,6 +30,7 @@ from cpsl.data import (
     distinct_palette,
     write_streets,
 )
+from cpsl.data.streets import Style
 from cpsl.engine import Optimization, Process, load, save, trainable
 from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
 from cpsl.randomness import derive_seed
@@ -69,9 +71,7 @@ def _dataset(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
             raise SystemExit(
                 'a domain of dataset "folder" needs `images`, the folder of its images'
             )
-        return SegmentationFolder(
-            domain.images, domain.labels, classes, ids=domain.ids or None
-        )
+        return SegmentationFolder(domain.images, domain.labels, classes, ids=domain.ids or None)
     if domain.root is None:
         raise SystemExit(
             f'a domain of dataset "{domain.dataset}" needs `root`, the folder of its files'
@@ -85,11 +85,12 @@ def _dataset(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
 
 def draw_streets(config: Config) -> None:
     """Draws the generated scenes that the settings ask for; those that are there already are kept."""
-    for domain, style in (
+    styles: list[tuple[Domain, Style]] = [
         (config.source, "game"),
         (config.target, "real"),
         (config.evaluation, "real"),
-    ):
+    ]
+    for domain, style in styles:
         if domain.streets and domain.root is not None and domain.dataset in ("gta5", "cityscapes"):
             write_streets(
                 domain.root,
@@ -120,10 +121,10 @@ def target_batches(
     process: Process,
     batch_size: int,
     start: int,
-    **wanted: Any,
+    read: Callable[[str], Tensor] | None = None,
 ) -> Iterator[TargetBatch]:
-    """Yields endless training batches of the target domain; `wanted` as `TargetViews` takes it."""
-    views = TargetViews(target_dataset(config), _weak_view(config), **wanted)
+    """Yields endless training batches of the target domain, with the pseudo labels that `read` reads."""
+    views = TargetViews(target_dataset(config), _weak_view(config), StrongAugmentation(), read)
     return _batches(config, views, f"{stage} target", process, batch_size, start)
 
 
@@ -175,15 +176,21 @@ def build_model(config: Config, weights: str | Path) -> DeepLabV2:
         config: Settings.
         weights: "imagenet", "random", a file of backbone weights, or what `save_model` wrote.
     """
-    colors = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if weights == "imagenet" else {}
+    # The release's weights take images as they are, torchvision's take them normalised.
+    imagenet = weights == "imagenet"
     model = DeepLabV2(
-        len(label_space(config)), config.model.backbone, config.model.feature_dim, **colors
+        len(label_space(config)),
+        config.model.backbone,
+        config.model.feature_dim,
+        mean=IMAGENET_MEAN if imagenet else (0.0, 0.0, 0.0),
+        std=IMAGENET_STD if imagenet else (1.0, 1.0, 1.0),
     )
     if isinstance(weights, Path):
         model.load_state_dict(load(weights)["model"])
     elif weights != "random":
         load_backbone_weights(model.backbone, weights, config.model.backbone)
-    return model
+    # Convolutions are faster with the channels innermost, on CPUs and GPUs alike.
+    return model.to(memory_format=torch.channels_last)
 
 
 def save_model(path: Path, model: nn.Module, config: Config) -> None:
@@ -209,11 +216,12 @@ def build_optimization(
 ) -> Optimization:
     """Builds SGD with a polynomial schedule; the head, and what is `like_head`, learns faster."""
     head = trainable([*model.head.parameters(), *like_head])
+    groups: list[dict[str, Any]] = [
+        {"params": trainable(model.backbone.parameters())},
+        {"params": head, "lr": settings.learning_rate * settings.head_multiplier},
+    ]
     optimizer = torch.optim.SGD(
-        [
-            {"params": trainable(model.backbone.parameters())},
-            {"params": head, "lr": settings.learning_rate * settings.head_multiplier},
-        ],
+        groups,
         settings.learning_rate,
         settings.momentum,
         weight_decay=settings.weight_decay,

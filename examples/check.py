@@ -32,11 +32,15 @@ def check(config: Config) -> None:
             if result.labelled:
                 logger.info(f"  {label:20} {100 * count / max(int(result.counts.sum()), 1):7.3f} %")
         problems += [f"{name}: {problem}" for problem in result.problems]
-    if (
-        config.model.weights not in ("imagenet", "random")
-        and not Path(config.model.weights).exists()
+    for stage, start, words in (
+        ("source_only", config.source_only.start, ("imagenet", "random")),
+        ("warmup", config.warmup.start, ("imagenet", "random", "source_only")),
+        ("distill", config.distill.student, ("previous", "random")),
     ):
-        problems.append(f"model.weights: there is no file {config.model.weights}")
+        if start not in words and not Path(start).exists():
+            problems.append(
+                f"{stage}: there is no file {start}, nor is it one of {', '.join(words)}"
+            )
     for problem in problems:
         logger.error(problem)
     if problems:

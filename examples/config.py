@@ -63,14 +63,14 @@ class Model:
     """resnet101, resnet50, resnet18 or resnet_tiny."""
     feature_dim: int = 256
     """Channels of the features that are clustered."""
-    weights: str = "imagenet"
-    """Start of source-only training and warm-up: imagenet (torchvision's), random, or a file."""
 
 
 @dataclass(frozen=True)
 class WarmUp:
     """Stage 0: adversarial alignment of the output space (AdaptSegNet). Its length is our choice."""
 
+    start: str = "imagenet"
+    """Weights to start from: imagenet (torchvision's), random, source_only (that model), or a file."""
     iterations: int = 90_000
     """Optimiser steps."""
     batch_size: int = 4
@@ -85,6 +85,8 @@ class WarmUp:
     """Of SGD."""
     adversarial_weight: float = 0.01
     """Weight of the adversarial loss; 0 trains on the source only."""
+    discriminator_width: int = 64
+    """Channels of the discriminator's first convolution."""
     discriminator_learning_rate: float = 1e-4
     """Of Adam, betas 0.9 and 0.99."""
     freeze_batch_norm: bool = True
@@ -175,6 +177,7 @@ class Config:
     """Colour of each class, red green blue in 0...255; chosen for you if empty."""
     views: Views = field(default_factory=Views)
     model: Model = field(default_factory=Model)
+    source_only: WarmUp = field(default_factory=lambda: WarmUp(adversarial_weight=0))
     warmup: WarmUp = field(default_factory=WarmUp)
     self_label: SelfLabel = field(default_factory=SelfLabel)
     distill: Distill = field(default_factory=Distill)

@@ -3,6 +3,8 @@
 python examples/distill.py --config examples/configs/gta5_to_cityscapes.toml
 """
 
+from functools import partial
+
 import torch
 
 from assemble import (
@@ -16,7 +18,7 @@ from assemble import (
 )
 from config import Config, parse
 from cpsl import carry, cross_entropy, distillation
-from cpsl.data import HardLabelStore, StrongAugmentation
+from cpsl.data import HardLabelStore
 from cpsl.engine import Process, TrainingLoop, autocast, local_gradients, start_process
 from pseudo_labels import label_target
 from stage import begin_run, run_stage
@@ -55,14 +57,9 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
     )
     learn = process.parallel(student)
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
+    hard_labels = HardLabelStore(folder / "labels")
     targets = target_batches(
-        config,
-        stage,
-        process,
-        settings.batch_size,
-        loop.start,
-        strong=StrongAugmentation(),
-        hard=HardLabelStore(folder / "labels").read,
+        config, stage, process, settings.batch_size, loop.start, hard_labels.read
     )
 
     for _ in loop:
@@ -86,7 +83,8 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
                 logits_weak.shape[2:],
                 layout="corners",
             )
-            labels, _ = carry(target.hard, target.weak_view, target.strong_view)
+            in_crop, _ = carry(target.pseudo_labels, target.whole_view, target.weak_view)
+            labels, _ = carry(in_crop, target.weak_view, target.strong_view)
 
             # 3. The student on the strong view: cross-entropy and distillation.
             with local_gradients(learn, when=more), autocast(process.device, config.precision):
@@ -113,4 +111,4 @@ if __name__ == "__main__":
     with start_process(config.device) as process:
         begin_run(config, process)
         for stage, previous in (("distill_1", "self_label"), ("distill_2", "distill_1")):
-            run_stage(stage, lambda c, p, s=stage, b=previous: distill(c, p, s, b), config, process)
+            run_stage(stage, partial(distill, stage=stage, previous=previous), config, process)

@@ -1,7 +1,6 @@
 """Gathers from the folder of a run what its report shows."""
 
 import torch
-from report import Picture, Report
 from torch import Tensor
 
 from assemble import (
@@ -23,6 +22,7 @@ from cpsl import (
 )
 from cpsl.data import HardLabelStore, whole_image
 from cpsl.engine import Process, autocast, load, read_scalars
+from report import Picture, Report
 from stage import read_metrics
 
 PICTURES = 6
@@ -34,7 +34,6 @@ def collect(config: Config, process: Process) -> Report:
     """Reads metrics, curves and predictions, and rectifies the warm-up's labels for a few images."""
     metrics = read_metrics(config)
     classes = label_space(config)
-    labelled = any(values["miou"] is not None for values in metrics.values())
     return Report(
         title=config.run.name,
         classes=classes.names,
@@ -45,7 +44,6 @@ def collect(config: Config, process: Process) -> Report:
             stage: _curves(config, stage) for stage in STAGES if read_scalars(config.run / stage)
         },
         pictures=_pictures(config, process),
-        without_labels=None if labelled else metrics,
         config=to_toml(config),
     )
 
@@ -97,7 +95,9 @@ def _curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]]]:
 def _pictures(config: Config, process: Process) -> list[Picture]:
     dataset = evaluation_dataset(config)
     warmup = build_model(config, config.run / "warmup" / "model.pt").to(process.device).eval()
-    teacher = build_model(config, config.run / "self_label" / "teacher.pt").to(process.device).eval()
+    teacher = (
+        build_model(config, config.run / "self_label" / "teacher.pt").to(process.device).eval()
+    )
     clustering = load_clustering(config, process)
     rectifier = PseudoLabelRectifier(
         config.self_label.temperature, config.self_label.confidence_threshold

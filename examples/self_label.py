@@ -27,7 +27,7 @@ from cpsl import (
     prototype_similarity,
     symmetric_cross_entropy,
 )
-from cpsl.data import SoftLabelStore, StrongAugmentation
+from cpsl.data import SoftLabelStore
 from cpsl.engine import Process, TrainingLoop, autocast, load, local_gradients, save
 from cpsl.models import ExponentialMovingAverage
 from stage import main
@@ -67,15 +67,9 @@ def self_label(config: Config, process: Process) -> float:
     )
     learn, cluster = process.parallel(student), process.parallel(clustering)
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
+    soft_labels = SoftLabelStore(config.run / "pseudo_labels" / "soft")
     targets = target_batches(
-        config,
-        stage,
-        process,
-        settings.batch_size,
-        loop.start,
-        strong=StrongAugmentation(),
-        full_size=config.views.full_size,
-        soft=SoftLabelStore(config.run / "pseudo_labels" / "soft").read,
+        config, stage, process, settings.batch_size, loop.start, soft_labels.read
     )
     height, width = config.views.crop
     quarter = (height // 4, width // 4)
@@ -96,7 +90,7 @@ def self_label(config: Config, process: Process) -> float:
                 # 2. The teacher sees the whole target image.
                 whole = teacher.module(to_unit(target.whole))
                 similarity = prototype_similarity(whole.features, clustering.ema_prototypes)
-                soft = resize(target.soft, similarity.shape[2:])
+                soft = resize(target.pseudo_labels, similarity.shape[2:])
 
                 # 3. Rectify the stored soft labels: for the whole image, and in the crop's geometry.
                 rectified_whole = rectifier.rectify(soft, similarity)

@@ -5,8 +5,6 @@
 With adversarial weight 0 the same trainer gives the source-only model that adaptation is compared with.
 """
 
-from dataclasses import replace
-
 import torch
 
 from assemble import (
@@ -27,15 +25,16 @@ from stage import main
 
 def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
     """Trains the warm-up model, or with `stage="source_only"` the model without adaptation."""
-    settings = config.warmup
-    if stage == "source_only":
-        settings = replace(settings, adversarial_weight=0)
-
-    model = build_model(config, config.model.weights).to(process.device).train()
+    settings = config.source_only if stage == "source_only" else config.warmup
+    source_only = config.run / "source_only" / "model.pt"
+    start = source_only if settings.start == "source_only" else settings.start
+    model = build_model(config, start).to(process.device).train()
     if settings.freeze_batch_norm:
         freeze_batch_norm(model)
     optimization = build_optimization(config, settings, model)
-    discriminator = Discriminator(model.num_classes).to(process.device)
+    discriminator = Discriminator(model.num_classes, settings.discriminator_width).to(
+        process.device
+    )
     discriminator_optimization = Optimization(
         torch.optim.Adam(
             discriminator.parameters(), settings.discriminator_learning_rate, betas=(0.9, 0.99)

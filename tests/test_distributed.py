@@ -35,7 +35,9 @@ def work(rank: int, port: int, folder: Path) -> None:
     aligner = DistributionAligner(4, momentum=0.5)
     aligner.update(labels[: 1 + rank])
     means = ClassMeanPrototypes(4, 6, min_pixels=1)
-    means.update(features[rank : rank + 1], F.one_hot(labels, 4).movedim(-1, 1)[rank : rank + 1].float())
+    means.update(
+        features[rank : rank + 1], F.one_hot(labels, 4).movedim(-1, 1)[rank : rank + 1].float()
+    )
     means.reduce()
     clustering = ClassBalancedPrototypeClustering(4, 6, bank_size=40, samples_per_image=10)
     output = clustering(features[rank : rank + 1], labels[rank : rank + 1])

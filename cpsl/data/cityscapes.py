@@ -1,5 +1,6 @@
 """Cityscapes (Cordts et al., 2016), and other data in its layout."""
 
+import warnings
 from pathlib import Path
 
 from torch import Tensor
@@ -21,8 +22,8 @@ _IMAGE, _IDS, _TRAIN_IDS = "_leftImg8bit", "_gtFine_labelIds", "_gtFine_labelTra
 class Cityscapes:
     """Street images as unpacked: `leftImg8bit/<split>/<city>/` and `gtFine/<split>/<city>/`.
 
-    Labels are not needed to train on a target: without them `label` is None. Where both are there,
-    `labelIds` are read rather than `labelTrainIds`.
+    Labels are not needed to train on a target: without them `label` is None. If only some images have one,
+    a warning says so. Where both are there, `labelIds` are read rather than `labelTrainIds`.
 
     Args:
         root: Folder with `leftImg8bit` and perhaps `gtFine`.
@@ -35,6 +36,15 @@ class Cityscapes:
 
     Raises:
         FileNotFoundError: There are no images.
+
+    Example:
+        >>> import tempfile
+        >>> from cpsl.data.streets import write_streets
+        >>> root = Path(tempfile.mkdtemp())
+        >>> write_streets(root, layout="cityscapes", style="real", count=1, split="val", size=(64, 128))
+        >>> dataset = Cityscapes(root, "val")
+        >>> dataset.names, dataset.labelled
+        (['streets/streets_000000_000000'], 1)
     """
 
     def __init__(
@@ -44,7 +54,9 @@ class Cityscapes:
         folder = Path(root) / "leftImg8bit" / split
         images = find_files(folder, (".png", ".jpg"), f"Cityscapes images of the split {split}")
         images = {
-            name.removesuffix(_IMAGE): path for name, path in images.items() if name.endswith(_IMAGE)
+            name.removesuffix(_IMAGE): path
+            for name, path in images.items()
+            if name.endswith(_IMAGE)
         }
         if not images:
             raise FileNotFoundError(f"no file below {folder} is named *{_IMAGE}.png")
@@ -52,7 +64,14 @@ class Cityscapes:
         self._images = list(images.values())
         label_folder = Path(root) / "gtFine" / split
         self._labels = [_find_label(label_folder, name) for name in self.names]
-        self.labelled = sum(path is not None for path in self._labels)
+        unlabelled = [n for n, path in zip(self.names, self._labels, strict=True) if path is None]
+        self.labelled = len(self.names) - len(unlabelled)
+        if unlabelled and self.labelled:
+            warnings.warn(
+                f"{len(unlabelled)} of {len(self.names)} images of the split {split} have no label in "
+                f"{label_folder}, such as {', '.join(unlabelled[:3])}",
+                stacklevel=2,
+            )
         self._ids = id_table(label_space.index_of_ids(CITYSCAPES_IDS))
         self._train_ids = id_table(label_space.index_of_ids(CITYSCAPES_TRAIN_IDS))
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from cpsl.data.labels import IGNORE_INDEX, LabelSpace, distinct_palette
 from cpsl.data.reading import (
+    IdTable,
     find_files,
     id_table,
+    labels_of,
     read_image,
     read_stored_label,
     require_same_size,
@@ -27,16 +29,26 @@ class SegmentationFolder:
         images: Folder of PNG or JPEG images.
         labels: Folder of PNG labels; None where there are none.
         classes: Names of the classes, in the order of their indices, or a whole label space.
-        palette: Colours (R, G, B) of the classes, 0...255; chosen if None.
-        ids: Stored value to class index, 255 to ignore; None if stored values are the class indices and
-            255.
+        palette: Colours (R, G, B) of the classes, 0...255; chosen, or the label space's, if None.
+        ids: Stored value to class name or index, 255 to ignore; None if stored values are the class
+            indices and 255.
 
     Attributes:
         names: Key of each image: its relative path without suffix.
 
     Raises:
-        FileNotFoundError: A folder is missing or empty, or images have no labels; some are named.
+        FileNotFoundError: A folder is missing or empty, or an image or a label is without the other; some
+            are named.
         ValueError: `ids` points to a class that is not there.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (8, 4)).save(folder / "a.jpg")
+        >>> dataset = SegmentationFolder(folder, classes=["road", "car"])
+        >>> dataset[0].image.shape, dataset[0].label, dataset[0].name
+        (torch.Size([3, 4, 8]), None, 'a')
     """
 
     def __init__(
@@ -45,31 +57,27 @@ class SegmentationFolder:
         labels: str | Path | None = None,
         classes: Sequence[str] | LabelSpace = (),
         palette: Sequence[tuple[int, int, int]] | None = None,
-        ids: Mapping[int, int] | None = None,
+        ids: Mapping[int, int] | Mapping[int, str] | None = None,
     ) -> None:
         if not isinstance(classes, LabelSpace):
-            colors = distinct_palette(len(classes)) if palette is None else tuple(palette)
-            classes = LabelSpace(tuple(classes), colors)
+            classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
+        if palette is not None:
+            classes = LabelSpace(classes.names, tuple(palette))
         self.label_space = classes
+        self._table = _table(classes, ids)
         found = find_files(Path(images), (".png", ".jpg", ".jpeg"), "images")
         self.names = list(found)
         self._images = list(found.values())
         self._labels: list[Path] | None = None
         if labels is not None:
             label_files = find_files(Path(labels), (".png",), "labels")
-            without = [name for name in self.names if name not in label_files]
-            if without:
+            self._labels = labels_of(self.names, label_files, Path(labels))
+            orphans = [name for name in label_files if name not in found]
+            if orphans:
                 raise FileNotFoundError(
-                    f"{len(without)} of {len(self.names)} images in {images} have no label of their "
-                    f"name in {labels}, such as {', '.join(without[:3])}"
+                    f"{len(orphans)} of {len(label_files)} labels in {labels} have no image of their "
+                    f"name in {images}, such as {', '.join(orphans[:3])}"
                 )
-            self._labels = [label_files[name] for name in self.names]
-        if ids is None:
-            ids = {index: index for index in [*range(len(classes)), IGNORE_INDEX]}
-        wrong = sorted({v for v in ids.values() if v != IGNORE_INDEX and not 0 <= v < len(classes)})
-        if wrong:
-            raise ValueError(f"ids point to the classes {wrong}, but there are only {len(classes)}")
-        self._table = id_table(ids)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,3 +99,19 @@ class SegmentationFolder:
     def image(self, index: int) -> Tensor:
         """Returns the image alone, (3, H, W) uint8."""
         return read_image(self._images[index])
+
+
+def _table(classes: LabelSpace, ids: Mapping[int, int] | Mapping[int, str] | None) -> IdTable:
+    """Returns the class of each stored value, for `to_classes`."""
+    indices = {index: index for index in [*range(len(classes)), IGNORE_INDEX]}
+    if ids is None:
+        return id_table(indices)
+    index_of: dict[int | str, int] = {name: index for index, name in enumerate(classes.names)}
+    index_of |= {index: index for index in indices}
+    wrong = sorted({str(value) for value in ids.values() if value not in index_of})
+    if wrong:
+        raise ValueError(
+            f"ids point to {', '.join(wrong)}, but the classes are "
+            f"{', '.join(f'{i} {name}' for i, name in enumerate(classes.names))} and 255, which is ignored"
+        )
+    return id_table({stored: index_of[value] for stored, value in ids.items()})

@@ -18,6 +18,10 @@ class LabelSpace:
     Raises:
         ValueError: Names repeat, colours are not as many, or there are more classes than uint8 labels
             can hold beside the ignored one.
+
+    Example:
+        >>> CITYSCAPES_19.subset(("car", "bus")).palette
+        ((0, 0, 142), (0, 60, 100))
     """
 
     names: tuple[str, ...]
@@ -30,7 +34,9 @@ class LabelSpace:
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
             raise ValueError(f"class names must differ, but these repeat: {', '.join(twice)}")
         if len(self.palette) != len(self.names):
-            raise ValueError(f"{len(self.names)} classes need as many colours, got {len(self.palette)}")
+            raise ValueError(
+                f"{len(self.names)} classes need as many colours, got {len(self.palette)}"
+            )
         if not all(len(color) == 3 and all(0 <= v <= 255 for v in color) for color in self.palette):
             raise ValueError("each colour must be three numbers in 0...255")
 
@@ -38,7 +44,14 @@ class LabelSpace:
         return len(self.names)
 
     def subset(self, names: tuple[str, ...]) -> "LabelSpace":
-        """Returns the label space of some of the classes, in the order given."""
+        """Returns the label space of some of the classes, in the order given.
+
+        Raises:
+            ValueError: A name is none of the classes.
+        """
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise ValueError(f"{unknown} are none of the classes {', '.join(self.names)}")
         return LabelSpace(names, tuple(self.palette[self.names.index(name)] for name in names))
 
     def index_of_ids(self, ids: Mapping[int, str]) -> dict[int, int]:
@@ -124,10 +137,9 @@ CITYSCAPES_16 = CITYSCAPES_19.subset(
 CITYSCAPES_13 = CITYSCAPES_16.subset(
     tuple(name for name in CITYSCAPES_16.names if name not in ("wall", "fence", "pole"))
 )
-"""Those of SYNTHIA's 16 that older papers evaluate."""
+"""Those of SYNTHIA's 16 that are reported apart: without the thin and rare wall, fence and pole."""
 
 CITYSCAPES_IDS: dict[int, str] = {
-    -1: "license plate",
     0: "unlabeled",
     1: "ego vehicle",
     2: "rectification border",
@@ -165,7 +177,8 @@ CITYSCAPES_IDS: dict[int, str] = {
     34: "license plate",
     255: "license plate",
 }
-"""Ids in `labelIds` files of Cityscapes and in GTA5. -1 is stored as 255 in 8 bits; GTA5 writes it as 34."""
+"""Ids in `labelIds` files of Cityscapes and in GTA5. Cityscapes numbers licence plates -1, which 8 bits
+cannot hold: GTA5 stores them as 34, others as 255."""
 
 CITYSCAPES_TRAIN_IDS: dict[int, str] = {**dict(enumerate(CITYSCAPES_19.names)), 255: "unlabeled"}
 """Ids in `labelTrainIds` files of Cityscapes."""
@@ -195,4 +208,4 @@ SYNTHIA_IDS: dict[int, str] = {
     21: "wall",
     22: "lane marking",
 }
-"""Ids of SYNTHIA-RAND-CITYSCAPES."""
+"""Ids of SYNTHIA-RAND-CITYSCAPES, whose pedestrians are Cityscapes' persons."""

@@ -1,20 +1,21 @@
 """Reading image and label files; whatever is wrong with one is said with its name."""
 
 import io
+import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from cpsl.data.labels import IGNORE_INDEX
-
 Stored = npt.NDArray[np.integer]
+IdTable = npt.NDArray[np.int16]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NO_CLASS = -1  # in a lookup table: this stored value means nothing
 
@@ -22,8 +23,8 @@ NO_CLASS = -1  # in a lookup table: this stored value means nothing
 def read_image(path: Path) -> Tensor:
     """Reads a picture of any kind as RGB.
 
-    Grey and palette images are converted, transparency is dropped, 16-bit grey is scaled to 8 bits, and the
-    picture is turned as its EXIF entry says.
+    Grey and palette images are converted, transparency is dropped, of 16 bits the upper 8 are kept, and the
+    picture is turned as its EXIF orientation says.
 
     Args:
         path: PNG, JPEG or another format that Pillow reads.
@@ -35,28 +36,51 @@ def read_image(path: Path) -> Tensor:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or no picture.
     """
-    picture = _open(path)
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture).astype(np.int64)
-        picture = Image.fromarray((grey >> 8 if grey.max() > 255 else grey).astype(np.uint8))
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    with _naming(path), Image.open(path) as file:
+        file.load()
+        ImageOps.exif_transpose(file, in_place=True)
+        picture: Image.Image = file
+        if picture.mode.startswith("I"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode != "RGB":
+            picture = picture.convert("RGB")
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def read_stored_label(path: Path) -> Stored:
     """Reads the numbers that a label file stores: grey values or palette indices.
 
+    A picture of one bit holds 0 and 1.
+
+    Args:
+        path: PNG of up to 16 bits.
+
+    Returns:
+        (H, W).
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or a colour picture.
     """
-    picture = _open(path)
-    if picture.mode not in ("L", "P", "1") and not picture.mode.startswith("I"):
-        raise ValueError(
-            f"{path}: a label must hold one number a pixel (grey or palette), "
-            f"this picture has the colours {picture.mode}"
-        )
-    return np.array(picture)
+    with _naming(path):
+        picture = load_verified(path)
+        if picture.mode not in ("L", "P", "1") and not picture.mode.startswith("I"):
+            raise ValueError(
+                "a label must hold one number a pixel (grey or palette), "
+                f"this picture has the channels {picture.mode}"
+            )
+        stored = np.array(picture)
+    return stored.astype(np.uint8) if picture.mode == "1" else stored
+
+
+def load_verified(path: Path) -> Image.Image:
+    """Loads a picture that must be right to the last pixel; raises whatever Pillow does."""
+    data = io.BytesIO(path.read_bytes())
+    Image.open(data).verify()  # decoding alone ignores a PNG's checksums
+    data.seek(0)
+    picture = Image.open(data)
+    picture.load()
+    return picture
 
 
 def read_png16(path: Path, channel: int = 0) -> npt.NDArray[np.uint16]:
@@ -78,48 +102,43 @@ def read_png16(path: Path, channel: int = 0) -> npt.NDArray[np.uint16]:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or of another kind.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
-    if not data.startswith(PNG_SIGNATURE):
-        raise ValueError(f"{path} is no PNG file")
-    try:
-        header, compressed = _chunks(data)
+    with _naming(path):
+        header, compressed = _chunks(path.read_bytes())
         width, height, depth, color, _, _, interlace = struct.unpack(">IIBBBBB", header)
         channels = {0: 1, 2: 3, 4: 2, 6: 4}.get(color, 0)
         if depth != 16 or channels <= channel or interlace:
             raise ValueError(
-                f"{path} must be a 16-bit PNG with more than {channel} channels and not interlaced, "
-                f"got {depth} bits, {channels} channels"
+                f"a PNG of 16 bits with more than {channel} channels and not interlaced is expected, got "
+                f"{depth} bits, {channels} channels{', interlaced' if interlace else ''}"
             )
-        rows = np.frombuffer(zlib.decompress(compressed), np.uint8)
         step = 2 * channels
-        rows = rows[: height * (1 + step * width)].reshape(height, 1 + step * width)
+        rows = np.frombuffer(zlib.decompress(compressed), np.uint8).reshape(
+            height, 1 + step * width
+        )
         upper, lower = (
             _decode_grey(rows[:, 0], rows[:, 1 + 2 * channel + byte :: step]) for byte in (0, 1)
         )
-    except (struct.error, zlib.error, SyntaxError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path} is damaged: {error}") from error
-    return upper.astype(np.uint16) * np.uint16(256) + lower
+    return upper.astype(np.uint16) << np.uint16(8) | lower
 
 
-def id_table(ids: Mapping[int, int]) -> npt.NDArray[np.int16]:
+def id_table(ids: Mapping[int, int]) -> IdTable:
     """Returns a table from stored values 0...65535 to class indices, for `to_classes`.
 
     Args:
         ids: Stored value to class index or 255.
+
+    Raises:
+        ValueError: A stored value lies outside 0...65535.
     """
     table = np.full(65536, NO_CLASS, np.int16)
     for stored, index in ids.items():
-        if 0 <= stored < len(table):
-            table[stored] = index
+        if not 0 <= stored < len(table):
+            raise ValueError(f"a label file holds numbers in 0...65535, not the id {stored}")
+        table[stored] = index
     return table
 
 
-def to_classes(stored: Stored, table: npt.NDArray[np.int16], path: Path) -> Tensor:
+def to_classes(stored: Stored, table: IdTable, path: Path) -> Tensor:
     """Turns stored values into class indices.
 
     Args:
@@ -136,10 +155,13 @@ def to_classes(stored: Stored, table: npt.NDArray[np.int16], path: Path) -> Tens
     classes = table[stored]
     if classes.min(initial=0) == NO_CLASS:
         unknown, counts = np.unique(stored[classes == NO_CLASS], return_counts=True)
-        listed = ", ".join(f"{i} ({n} px)" for i, n in list(zip(unknown, counts, strict=True))[:8])
+        listed = ", ".join(
+            f"{i} ({n} pixels)" for i, n in zip(unknown[:8], counts[:8], strict=True)
+        )
+        known = np.flatnonzero(table != NO_CLASS)
         raise ValueError(
-            f"{path}: labels with unknown ids: {listed}. Known are "
-            f"{np.flatnonzero(table != NO_CLASS).tolist()[:40]}; map others to {IGNORE_INDEX} to ignore them."
+            f"{path} has {len(unknown)} unknown id(s): {listed}. The {len(known)} known ids are "
+            f"{', '.join(map(str, known[:40]))}{', ...' if len(known) > 40 else ''}"
         )
     return torch.from_numpy(classes.astype(np.uint8))
 
@@ -153,11 +175,21 @@ def require_same_size(image: Tensor, label: Tensor, image_path: Path, label_path
         )
 
 
+def png_size(path: Path) -> tuple[int, int] | None:
+    """Returns (H, W) from the first bytes of a PNG, None if the file is something else."""
+    with path.open("rb") as file:
+        start = file.read(24)
+    if len(start) < 24 or not start.startswith(PNG_SIGNATURE):
+        return None
+    width, height = struct.unpack(">II", start[16:])
+    return height, width
+
+
 def find_files(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Lists the files below a folder by their name: the relative path without suffix.
+    """Lists the files below a folder, sorted by their name: the relative path without suffix.
 
     Args:
-        folder: Searched with all its subfolders; hidden files are left out.
+        folder: Searched with all its subfolders, also linked ones; hidden files and folders are left out.
         suffixes: Lower-case suffixes that count.
         what: What is looked for, for the message.
 
@@ -168,37 +200,68 @@ def find_files(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, 
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of {what}")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            path = Path(parent, file)
+            if path.suffix.lower() not in suffixes or file.startswith("."):
+                continue
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in found:
-                raise ValueError(f"{found[name]} and {path} have one name; remove one of them")
+                raise ValueError(
+                    f"{found[name]} and {path} differ in their suffix only, so they would share one key; "
+                    "move one of them away"
+                )
             found[name] = path
     if not found:
         raise FileNotFoundError(f"there are no {what} ({', '.join(suffixes)}) in {folder}")
-    return found
+    return dict(sorted(found.items()))
 
 
-def _open(path: Path) -> Image.Image:
+def labels_of(images: Sequence[str], labels: Mapping[str, Path], folder: Path) -> list[Path]:
+    """Returns the label file of each image.
+
+    Labels of no image are left alone: other tools keep converted copies in the same folder.
+
+    Args:
+        images: Key of each image.
+        labels: Label file of each key.
+        folder: Where the labels are, for the message.
+
+    Raises:
+        FileNotFoundError: Images have no label; some are named.
+    """
+    without = [name for name in images if name not in labels]
+    if without:
+        raise FileNotFoundError(
+            f"{len(without)} of {len(images)} images have no label of their name in {folder}, "
+            f"such as {', '.join(without[:3])}"
+        )
+    return [labels[name] for name in images]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the name of the file into whatever its decoding raises."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is damaged or no picture: {error}") from error
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes]:
     """Returns the header and the compressed rows of a PNG."""
+    if not data.startswith(PNG_SIGNATURE):
+        raise ValueError("it is no PNG file")
     header, compressed = b"", []
     place = len(PNG_SIGNATURE)
     while place < len(data):
         length, kind = struct.unpack(">I4s", data[place : place + 8])
         content = data[place + 8 : place + 8 + length]
         if len(content) < length:
-            raise zlib.error("the file ends too early")
+            raise ValueError("it ends too early")
         if kind == b"IHDR":
             header = content
         elif kind == b"IDAT":

@@ -8,6 +8,7 @@ from cpsl.data.labels import CITYSCAPES_16, SYNTHIA_IDS, LabelSpace
 from cpsl.data.reading import (
     find_files,
     id_table,
+    labels_of,
     read_image,
     read_png16,
     require_same_size,
@@ -29,18 +30,16 @@ class Synthia:
         names: Key of each image, such as "0000001".
 
     Raises:
-        FileNotFoundError: A folder is missing or empty, or images have no labels.
+        FileNotFoundError: A folder is missing or empty, or images have no labels; some are named.
     """
 
     def __init__(self, root: str | Path, label_space: LabelSpace = CITYSCAPES_16) -> None:
         self.label_space = label_space
         images = find_files(Path(root) / "RGB", (".png", ".jpg"), "SYNTHIA images")
         labels = find_files(Path(root) / "GT" / "LABELS", (".png",), "SYNTHIA labels")
-        self.names = [name for name in images if name in labels]
-        if not self.names:
-            raise FileNotFoundError(f"no image in {root}/RGB has a label of its name in {root}/GT/LABELS")
-        self._images = [images[name] for name in self.names]
-        self._labels = [labels[name] for name in self.names]
+        self.names = list(images)
+        self._images = list(images.values())
+        self._labels = labels_of(self.names, labels, Path(root) / "GT" / "LABELS")
         self._table = id_table(label_space.index_of_ids(SYNTHIA_IDS))
 
     def __len__(self) -> int:

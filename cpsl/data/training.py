@@ -52,26 +52,24 @@ class TargetBatch:
     """Views of unlabelled images; all views are views of the image as stored.
 
     Attributes:
-        weak: (B, 3, h, w) uint8.
+        weak: (B, 3, h, w) uint8, a crop.
         weak_view: Geometry of `weak`.
-        names: Key of each image.
-        strong: (B, 3, h, w) uint8, other colours and another geometry; None if not asked for.
+        strong: (B, 3, h, w) uint8, the crop in other colours and another geometry.
         strong_view: Geometry of `strong`.
-        whole: (B, 3, H, W) uint8, the whole image; None if not asked for.
+        whole: (B, 3, H, W) uint8, the whole image.
         whole_view: Geometry of `whole`.
-        soft: (B, K, h', w') stored soft labels of the whole image, corners aligned; None if not asked for.
-        hard: (B, h, w) uint8 stored labels in the weak view; None if not asked for.
+        pseudo_labels: (B, ...) what is stored for the whole image; (B, 0) if nothing is.
+        names: Key of each image.
     """
 
     weak: Tensor
     weak_view: View
+    strong: Tensor
+    strong_view: View
+    whole: Tensor
+    whole_view: View
+    pseudo_labels: Tensor
     names: list[str]
-    strong: Tensor | None = None
-    strong_view: View | None = None
-    whole: Tensor | None = None
-    whole_view: View | None = None
-    soft: Tensor | None = None
-    hard: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "TargetBatch":
         """Moves the batch to a device."""
@@ -131,28 +129,22 @@ class TargetViews(Dataset[TargetBatch]):
     Args:
         dataset: Images; labels are not looked at.
         weak: How weak views are drawn.
-        strong: How strong views are drawn from weak ones; none are if None.
-        full_size: (H, W) of the whole image; it is left out if None.
-        soft: Reads the soft labels of the whole image by its name, (K, h', w').
-        hard: Reads the labels of the whole image by its name, (H', W') uint8 at any resolution.
+        strong: How strong views are drawn from weak ones.
+        read: Reads the pseudo labels of the whole image by its name, such as `SoftLabelStore.read`; all
+            must have one shape.
     """
 
     def __init__(
         self,
         dataset: SegmentationDataset,
         weak: WeakView,
-        *,
-        strong: StrongAugmentation | None = None,
-        full_size: tuple[int, int] | None = None,
-        soft: Callable[[str], Tensor] | None = None,
-        hard: Callable[[str], Tensor] | None = None,
+        strong: StrongAugmentation,
+        read: Callable[[str], Tensor] | None = None,
     ) -> None:
         self.dataset = dataset
         self.weak = weak
         self.strong = strong
-        self.full_size = full_size
-        self.soft = soft
-        self.hard = hard
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -165,21 +157,20 @@ class TargetViews(Dataset[TargetBatch]):
             )
 
     def _views(self, image: Tensor, name: str, random: np.random.Generator) -> TargetBatch:
-        view = self.weak.draw(_size(image), random)
-        weak = render(image, view)
-        item = TargetBatch(weak[None], view, [name])
-        if self.strong is not None:
-            strong, strong_view = self.strong.draw(weak, view, random)
-            item = replace(item, strong=strong[None], strong_view=strong_view)
-        if self.full_size is not None:
-            whole = View.whole(_size(image)).resized(self.full_size)
-            item = replace(item, whole=render(image, whole)[None], whole_view=whole)
-        if self.soft is not None:
-            item = replace(item, soft=self.soft(name)[None])
-        if self.hard is not None:
-            hard = _label_in_view(self.hard(name), _size(image), view)
-            item = replace(item, hard=hard[None])
-        return item
+        weak_view = self.weak.draw(_size(image), random)
+        weak = render(image, weak_view)
+        strong, strong_view = self.strong.draw(weak, weak_view, random)
+        whole_view = View.whole(_size(image)).resized(self.weak.full_size)
+        return TargetBatch(
+            weak=weak[None],
+            weak_view=weak_view,
+            strong=strong[None],
+            strong_view=strong_view,
+            whole=render(image, whole_view)[None],
+            whole_view=whole_view,
+            pseudo_labels=torch.empty(1, 0) if self.read is None else self.read(name)[None],
+            names=[name],
+        )
 
 
 Batch = TypeVar("Batch", SourceBatch, TargetBatch)

@@ -128,7 +128,7 @@ class DeepLabV2(nn.Module):
         >>> model = DeepLabV2(num_classes=19, backbone="resnet_tiny", feature_dim=32).eval()
         >>> output = model(torch.rand(1, 3, 64, 128))
         >>> output.logits.shape, output.features.shape
-        (torch.Size([1, 19, 9, 17]), torch.Size([1, 32, 9, 17]))
+        (torch.Size([1, 19, 16, 32]), torch.Size([1, 32, 16, 32]))
     """
 
     mean: Tensor
