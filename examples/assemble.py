@@ -214,18 +214,18 @@ def build_optimization(
     model: DeepLabV2,
     *like_head: nn.Parameter,
 ) -> Optimization:
-    """Builds SGD with a polynomial schedule; the head, and what is `like_head`, learns faster."""
+    """Builds the optimiser and its schedule; the head, and what is `like_head`, learns faster."""
     head = trainable([*model.head.parameters(), *like_head])
     groups: list[dict[str, Any]] = [
         {"params": trainable(model.backbone.parameters())},
         {"params": head, "lr": settings.learning_rate * settings.head_multiplier},
     ]
-    optimizer = torch.optim.SGD(
-        groups,
-        settings.learning_rate,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, rate, (momentum, 0.999), weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(groups, rate, momentum, weight_decay=decay)
     return Optimization(
         optimizer,
         settings.iterations,

@@ -79,10 +79,12 @@ class WarmUp:
     """Of the backbone."""
     head_multiplier: float = 10.0
     """Learning rate of the head, in multiples of the backbone's."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD is the paper's; AdamW learns faster from random weights."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 5e-4
-    """Of SGD."""
+    """Of the optimiser."""
     adversarial_weight: float = 0.01
     """Weight of the adversarial loss; 0 trains on the source only."""
     discriminator_width: int = 64
@@ -105,10 +107,12 @@ class SelfLabel:
     """Of the backbone."""
     head_multiplier: float = 5.0
     """Learning rate of head and prototypes, in multiples of the backbone's."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD is the paper's; AdamW learns faster from random weights."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 2e-4
-    """Of SGD."""
+    """Of the optimiser."""
     temperature: float = 0.08
     """Of the softmax over cosines."""
     epsilon: float = 0.05
@@ -147,10 +151,12 @@ class Distill:
     """Of the backbone."""
     head_multiplier: float = 10.0
     """Learning rate of the head, in multiples of the backbone's."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD is the paper's; AdamW learns faster from random weights."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 2e-4
-    """Of SGD."""
+    """Of the optimiser."""
     confidence_threshold: float = 0.95
     """Pseudo labels below this confidence are ignored."""
     distillation_weight: float = 1.0
