@@ -9,13 +9,12 @@ What is finished is skipped; what was stopped goes on where it was.
 import json
 from functools import partial
 
-from report import metrics_table, write_report
-
 from check import check
 from config import Config, parse
-from cpsl.engine import Process, logger, start_process, write_text
+from cpsl.engine import Process, logger, write_text
 from distill import distill
 from pseudo_labels import describe_target
+from report import metrics_table, write_report
 from report_data import collect
 from self_label import self_label
 from stage import begin_run, read_metrics, run_stage
@@ -49,9 +48,8 @@ def adapt(config: Config, process: Process) -> None:
 
 if __name__ == "__main__":
     config = parse(Config)
-    with start_process(config.device) as process:
-        begin_run(config, process)
-        if config.check:
-            check(config)
-        else:
+    if config.check:
+        check(config)
+    else:
+        with begin_run(config) as process:
             adapt(config, process)

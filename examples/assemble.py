@@ -31,9 +31,10 @@ from cpsl.data import (
     write_streets,
 )
 from cpsl.data.streets import Style
-from cpsl.engine import Optimization, Process, load, save, trainable
+from cpsl.engine import Optimization, Process, load, logger, save, trainable
 from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
 from cpsl.randomness import derive_seed
+from cpsl.visualize import overlay, panel
 
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
 
@@ -92,6 +93,7 @@ def draw_streets(config: Config) -> None:
     ]
     for domain, style in styles:
         if domain.streets and domain.root is not None and domain.dataset in ("gta5", "cityscapes"):
+            logger.info(f"{domain.streets} generated street scenes in {domain.root}")
             write_streets(
                 domain.root,
                 layout=domain.dataset,
@@ -99,7 +101,7 @@ def draw_streets(config: Config) -> None:
                 split=domain.split,
                 count=domain.streets,
                 size=domain.streets_size,
-                seed=config.seed,
+                seed=domain.streets_seed,
             )
 
 
@@ -242,3 +244,21 @@ def to_unit(image: Tensor) -> Tensor:
 def resize(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Resizes a network's output: bilinear, corners aligned."""
     return F.interpolate(scores.float(), size, mode="bilinear", align_corners=True)
+
+
+def training_picture(config: Config, image: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
+    """Shows the first image of a batch, its labels, and other images beside them.
+
+    Args:
+        config: Settings.
+        image: (B, 3, H, W) uint8.
+        labels: (B, h, w) class indices.
+        others: (B, 3, H, W) uint8 each.
+
+    Returns:
+        (3, H, W') uint8.
+    """
+    grown = F.interpolate(labels[:1, None].float(), image.shape[2:])[0, 0].long()
+    shown = overlay(image[0], grown, label_space(config).palette, alpha=0.7)
+    pictures = [image[0], shown, *(other[0] for other in others)]
+    return panel(pictures, columns=len(pictures)).cpu()

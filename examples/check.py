@@ -1,11 +1,14 @@
 """Looks for problems before a run of days: every image, every label, what the model starts from."""
 
+from functools import partial
 from pathlib import Path
 
-from assemble import evaluation_dataset, source_dataset, target_dataset
+import torch
+
+from assemble import draw_streets, evaluation_dataset, source_dataset, target_dataset
 from config import Config
 from cpsl.data import check_dataset
-from cpsl.engine import logger
+from cpsl.engine import Process, logger, progress, start_logging
 
 
 def check(config: Config) -> None:
@@ -14,6 +17,9 @@ def check(config: Config) -> None:
     Raises:
         SystemExit: There are problems; the last lines say how many.
     """
+    process = Process(torch.device("cpu"))
+    start_logging(config.run, process)
+    draw_streets(config)
     problems: list[str] = []
     for name, open_dataset in (
         ("source", source_dataset),
@@ -22,10 +28,11 @@ def check(config: Config) -> None:
     ):
         try:
             dataset = open_dataset(config)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SystemExit) as error:
             problems.append(f"{name}: {error}")
             continue
-        result = check_dataset(dataset)
+        read = partial(progress, title=name, process=process, total=len(dataset))
+        result = check_dataset(dataset, read)
         sizes = ", ".join(f"{n} of {w}x{h}" for (h, w), n in sorted(result.sizes.items())[:5])
         logger.info(f"{name}: {result.images} images ({sizes}), {result.labelled} with labels")
         for label, count in zip(dataset.label_space.names, result.counts.tolist(), strict=True):

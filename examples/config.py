@@ -32,6 +32,8 @@ class Domain:
     """Draw this many generated street scenes into `root` first (gta5 and cityscapes); 0 draws none."""
     streets_size: tuple[int, int] = (128, 256)
     """Height and width of the generated scenes, in pixels."""
+    streets_seed: int = 0
+    """Other scenes; the seed of the run does not change them."""
 
     @property
     def given(self) -> bool:
@@ -131,6 +133,10 @@ class SelfLabel:
     """Rectified pseudo labels below this confidence are ignored."""
     cutmix_probability: float = 0.5
     """How often a rectangle of the source, half the crop's area, is pasted into the target."""
+    ce_weight: float = 0.1
+    """Weight of cross-entropy in the symmetric cross-entropy on the target."""
+    rce_weight: float = 1.0
+    """Weight of reverse cross-entropy in it."""
     self_label_weight: float = 0.1
     """Weight of the clustering loss."""
     consistency_weight: float = 5.0
@@ -201,6 +207,8 @@ class Config:
     """Steps between checkpoints; a stopped run goes on from the last one."""
     check: bool = False
     """Only look for problems in all the images and labels, and list them."""
+    debug: bool = False
+    """Show where in the code an error was raised."""
 
 
 C = TypeVar("C")
@@ -228,7 +236,12 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
         path = Path(arguments.pop(place + 1))
         arguments.pop(place)
         options = _options(_read_toml(path))
-    return tyro.cli(kind, args=options + arguments, config=(tyro.conf.FlagConversionOff,))
+    try:
+        return tyro.cli(kind, args=options + arguments, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit as error:
+        if error.code and options:
+            print(f"(settings were read from {path} and the command line)", file=sys.stderr)
+        raise
 
 
 def to_toml(config: Any) -> str:

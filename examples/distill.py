@@ -15,11 +15,12 @@ from assemble import (
     source_batches,
     target_batches,
     to_unit,
+    training_picture,
 )
 from config import Config, parse
 from cpsl import carry, cross_entropy, distillation
 from cpsl.data import HardLabelStore
-from cpsl.engine import Process, TrainingLoop, autocast, local_gradients, start_process
+from cpsl.engine import Process, TrainingLoop, autocast, local_gradients
 from pseudo_labels import label_target
 from stage import begin_run, run_stage
 
@@ -62,7 +63,7 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
         config, stage, process, settings.batch_size, loop.start, hard_labels.read
     )
 
-    for _ in loop:
+    for iteration in loop:
         for part in range(config.accumulate):
             more = part + 1 < config.accumulate
             source, target = next(sources), next(targets)
@@ -99,6 +100,9 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
                 loss_target=loss_target,
                 loss_distillation=loss_distillation,
             )
+            if part == 0 and loop.shows(iteration):
+                picture = training_picture(config, target.strong, labels)
+                loop.picture(iteration, "strong view with pseudo labels", picture)
         optimization.step()
 
     if process.is_main:
@@ -108,7 +112,6 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
 
 if __name__ == "__main__":
     config = parse(Config)
-    with start_process(config.device) as process:
-        begin_run(config, process)
+    with begin_run(config) as process:
         for stage, previous in (("distill_1", "self_label"), ("distill_2", "distill_1")):
             run_stage(stage, partial(distill, stage=stage, previous=previous), config, process)

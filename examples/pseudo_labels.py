@@ -13,7 +13,7 @@ from config import Config, parse
 from cpsl import ClassMeanPrototypes, class_counts
 from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
-from cpsl.engine import Process, autocast, logger, progress, save, start_process
+from cpsl.engine import Process, autocast, logger, progress, save
 from cpsl.models import DeepLabV2, SegmentationOutput
 from stage import begin_run
 
@@ -88,6 +88,5 @@ def _outputs(
 
 if __name__ == "__main__":
     config = parse(Config)
-    with start_process(config.device) as process:
-        begin_run(config, process)
+    with begin_run(config) as process:
         describe_target(config, process)

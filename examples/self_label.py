@@ -15,6 +15,7 @@ from assemble import (
     source_batches,
     target_batches,
     to_unit,
+    training_picture,
 )
 from config import Config
 from cpsl import (
@@ -74,7 +75,7 @@ def self_label(config: Config, process: Process) -> float:
     height, width = config.views.crop
     quarter = (height // 4, width // 4)
 
-    for _ in loop:
+    for iteration in loop:
         clustered = []
         for part in range(config.accumulate):
             more = part + 1 < config.accumulate
@@ -116,7 +117,9 @@ def self_label(config: Config, process: Process) -> float:
             # 5. Symmetric cross-entropy of the student on the weak view.
             with local_gradients(learn), autocast(process.device, config.precision):
                 logits = resize(learn(to_unit(mixed)).logits, quarter)
-                loss_target = symmetric_cross_entropy(logits, labels)
+                loss_target = symmetric_cross_entropy(
+                    logits, labels, ce_weight=settings.ce_weight, rce_weight=settings.rce_weight
+                )
                 optimization.backward(loss_target)
 
             # 6. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
@@ -149,6 +152,9 @@ def self_label(config: Config, process: Process) -> float:
                 marginal_error=clusters.marginal_error,
             )
             clustered.append(clusters)
+            if part == 0 and loop.shows(iteration):
+                picture = training_picture(config, mixed, labels, target.strong)
+                loop.picture(iteration, "target with pseudo labels, strong view", picture)
 
         # 8. Move student and prototypes, then their moving averages, the bank and the distribution.
         optimization.step()

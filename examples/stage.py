@@ -2,7 +2,8 @@
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from assemble import STAGES, build_model, draw_streets
@@ -13,7 +14,7 @@ from evaluate import evaluate
 Train = Callable[[Config, Process], float]
 
 # Settings that another machine may need and that do not change what is computed.
-FREE_SETTINGS = ("device", "workers", "checkpoint_every", "check")
+FREE_SETTINGS = ("device", "workers", "checkpoint_every", "check", "debug")
 
 
 def run_stage(stage: str, train: Train, config: Config, process: Process) -> None:
@@ -44,35 +45,60 @@ def run_stage(stage: str, train: Train, config: Config, process: Process) -> Non
     process.barrier()
 
 
-def begin_run(config: Config, process: Process) -> None:
-    """Makes the folder of a run and notes its settings, or finds that they are still the same.
+@contextmanager
+def begin_run(config: Config) -> Iterator[Process]:
+    """Begins a run, or goes on with one: processes, log, the settings noted in its folder.
+
+    Errors that a person can act on end the program with one line; `debug` shows where they come from.
+
+    Yields:
+        This process.
 
     Raises:
-        SystemExit: The folder holds a run with other settings.
+        SystemExit: Something is wrong, for example the folder holds a run with other settings.
     """
-    start_logging(config.run, process)
-    noted = config.run / "config.toml"
-    if process.is_main:
-        if noted.exists():
-            before = tomllib.loads(noted.read_text(encoding="utf-8"))
-            changed = _differences(before, tomllib.loads(to_toml(config)))
-            if changed:
-                raise SystemExit(
-                    f"{config.run} holds a run with other settings:\n  "
-                    + "\n  ".join(changed)
-                    + "\nChoose another folder with --run, or delete this one."
-                )
-        write_text(noted, to_toml(config))
-        draw_streets(config)
-    process.barrier()
+    with friendly_errors(config.debug), start_process(config.device) as process:
+        start_logging(config.run, process)
+        if process.is_main:
+            _note_settings(config)
+            draw_streets(config)
+        process.barrier()
+        yield process
+
+
+@contextmanager
+def friendly_errors(debug: bool = False) -> Iterator[None]:
+    """Turns errors about data, files, settings and numbers into one line each."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        if debug:
+            raise
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+        raise SystemExit(f"error: {error}{notes}\n--debug True shows where it was raised") from None
 
 
 def main(stage: str, train: Train) -> None:
     """Runs one stage as a program of its own."""
     config = parse(Config)
-    with start_process(config.device) as process:
-        begin_run(config, process)
+    with begin_run(config) as process:
         run_stage(stage, train, config, process)
+
+
+def _note_settings(config: Config) -> None:
+    noted, now = config.run / "config.toml", to_toml(config)
+    # Before the first checkpoint a setting can still be mended without losing anything.
+    begun = any(config.run.glob("*/checkpoint.pt"))
+    if noted.exists() and begun:
+        before = tomllib.loads(noted.read_text(encoding="utf-8"))
+        changed = _differences(before, tomllib.loads(now))
+        if changed:
+            raise SystemExit(
+                f"{config.run} holds a run with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nChoose another folder with --run, or delete this one."
+            )
+    write_text(noted, now)
 
 
 def read_metrics(config: Config) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from assemble import (
     source_batches,
     target_batches,
     to_unit,
+    training_picture,
 )
 from config import Config
 from cpsl.engine import Optimization, Process, TrainingLoop, autocast, local_gradients
@@ -61,7 +62,7 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
     targets = target_batches(config, stage, process, settings.batch_size, loop.start)
 
-    for _ in loop:
+    for iteration in loop:
         for part in range(config.accumulate):
             more = part + 1 < config.accumulate
             # 1. Segment the source as its labels say.
@@ -76,6 +77,9 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
                 loss_source = cross_entropy(logits_source, source.label)
                 optimization.backward(loss_source)
             loop.record(loss_source=loss_source)
+            if part == 0 and loop.shows(iteration):
+                picture = training_picture(config, source.image, source.label)
+                loop.picture(iteration, "source with labels", picture)
             if settings.adversarial_weight == 0:
                 continue
 

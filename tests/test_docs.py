@@ -9,7 +9,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 BLOCKS = [
     pytest.param(block, id=f"{page.stem}-{number}")
     for page in sorted(DOCS.rglob("*.md"))
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+    for number, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    )
     if ".pkl" not in block  # the authors' checkpoints are not here
 ]
 

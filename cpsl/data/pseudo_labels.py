@@ -1,6 +1,5 @@
 """Pseudo labels on disk: soft ones in a byte a value, hard ones as pictures."""
 
-import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from cpsl.data.labels import IGNORE_INDEX
 from cpsl.data.reading import load_verified
+from cpsl.files import write_atomically
 
 _CLASSES = "cpsl classes"  # entry of the PNG that says how many maps it holds
 
@@ -164,14 +164,9 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _save(path: Path, picture: Image.Image, note: PngImagePlugin.PngInfo | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # Run lengths alone: on such maps faster than level 1, and smaller.
-        picture.save(partial, "PNG", compress_type=zlib.Z_RLE, pnginfo=note)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Run-length coding: neighbouring bytes of such maps are mostly equal, and it is the fastest.
+    options = {"compress_type": zlib.Z_RLE, "pnginfo": note}
+    write_atomically(path, lambda partial: picture.save(partial, "PNG", **options))
 
 
 def _load(path: Path) -> Image.Image:

@@ -3,7 +3,7 @@
 Needs the extra `cpsl[examples]`. Knows neither CPSL nor any data set.
 """
 
-from cpsl.engine.files import load, save, write_atomically, write_text
+from cpsl.engine.files import load, save, write_text
 from cpsl.engine.log import ScalarLog, logger, progress, read_scalars, start_logging
 from cpsl.engine.loop import TrainingLoop
 from cpsl.engine.optimization import Optimization, Precision, autocast, trainable
@@ -26,6 +26,5 @@ __all__ = [
     "start_process",
     "trainable",
     "unwrap",
-    "write_atomically",
     "write_text",
 ]

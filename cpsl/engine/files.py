@@ -1,40 +1,22 @@
-"""Files that are either whole or not there."""
+"""Text, tensors and checkpoints as files that are either whole or not there."""
 
-import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside its place and moves it there once it is complete.
-
-    Args:
-        path: Where the file shall be; its folder is made.
-        write: Called with the path to write to.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+from cpsl.files import write_atomically
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically, in UTF-8."""
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"), durable=True)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Saves tensors and plain values atomically, in torch's format."""
-    write_atomically(path, lambda partial: torch.save(state, partial))
+    write_atomically(path, lambda partial: torch.save(state, partial), durable=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

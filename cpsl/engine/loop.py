@@ -48,6 +48,7 @@ class TrainingLoop:
         state_of_rank: What a checkpoint holds for each rank: the memory bank.
         checkpoint_every: Iterations between checkpoints.
         log_every: Iterations between points of the curves.
+        picture_every: Iterations between sample pictures.
 
     Raises:
         ValueError: The checkpoint was written by another number of ranks while it holds state of ranks.
@@ -65,12 +66,14 @@ class TrainingLoop:
         state_of_rank: Mapping[str, Stateful] | None = None,
         checkpoint_every: int = 1000,
         log_every: int = 20,
+        picture_every: int = 500,
     ) -> None:
         self.stage = stage
         self.iterations = iterations
         self.seed = seed
         self.process = process
         self.log_every = log_every
+        self.picture_every = picture_every
         self.start = 0
         self._path = folder / "checkpoint.pt"
         self._state = state
@@ -121,6 +124,14 @@ class TrainingLoop:
         for name, value in values.items():
             self._values.setdefault(name, []).append(value.detach())
 
+    def shows(self, iteration: int) -> bool:
+        """Returns whether this iteration is to be shown in a picture."""
+        return self.process.is_main and iteration % self.picture_every == 0
+
+    def picture(self, iteration: int, name: str, image: Tensor) -> None:
+        """Shows a sample picture, (3, H, W) uint8, in TensorBoard."""
+        self.log.picture(iteration, name, image)
+
     def _write_scalars(self, iteration: int) -> None:
         names = sorted(self._values)
         if not names:
@@ -150,6 +161,7 @@ class TrainingLoop:
                 {
                     "iteration": iteration,
                     "seconds": self._seconds,
+                    "unlogged": {name: torch.stack(v) for name, v in self._values.items()},
                     "state": shared,
                     "state_of_ranks": of_ranks,
                 },
@@ -172,6 +184,7 @@ class TrainingLoop:
             part.load_state_dict(of_ranks[self.process.rank][name])
         self.start = checkpoint["iteration"]
         self._seconds = checkpoint["seconds"]
+        self._values = {name: list(v.unbind()) for name, v in checkpoint["unlogged"].items()}
         if 0 < self.start < self.iterations:
             logger.info(f"{self.stage}: goes on after iteration {self.start}")
 

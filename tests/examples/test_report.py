@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from report import Picture, Report, metrics_table, write_report
 
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
@@ -13,7 +14,9 @@ def report(labelled: bool = True, classes: tuple[str, ...] = ("road", "sky")) ->
     metrics = {
         stage: {
             "miou": 40.0 + 5 * i if labelled else None,
-            "iou": {name: 40.0 + 5 * i if labelled and k else None for k, name in enumerate(classes)},
+            "iou": {
+                name: 40.0 + 5 * i if labelled and k else None for k, name in enumerate(classes)
+            },
             "seconds": 12.3,
             "confidence": 0.8,
             "changed": 0.1 if i else None,
@@ -25,7 +28,7 @@ def report(labelled: bool = True, classes: tuple[str, ...] = ("road", "sky")) ->
         name="city/one",
         image=torch.randint(256, (3, 24, 32), dtype=torch.uint8),
         ground_truth=label if labelled else None,
-        predictions={stage: label for stage in STAGES},
+        predictions=dict.fromkeys(STAGES, label),
         pseudo_labels={"before rectification": label, "after rectification": label},
         confidence=torch.rand(24, 32),
     )

@@ -1,8 +1,6 @@
 """Generated street scenes as the files of a data set."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +10,7 @@ from PIL import Image
 from cpsl.data.labels import CITYSCAPES_19, CITYSCAPES_IDS
 from cpsl.data.streets.draw import check_street, draw_street
 from cpsl.data.streets.styles import Style
+from cpsl.files import write_atomically
 from cpsl.randomness import derive_seed
 
 VERSION = 1
@@ -96,7 +95,7 @@ def _claim(marker: Path, settings: dict[str, object], images: Path) -> None:
                 "Choose another folder to draw them into."
             )
         text = json.dumps(settings, indent=2)
-        _write_atomically(marker, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_atomically(marker, lambda partial: partial.write_text(text, encoding="utf-8"))
         return
     written = json.loads(marker.read_text(encoding="utf-8"))
     if written != settings:
@@ -107,15 +106,4 @@ def _claim(marker: Path, settings: dict[str, object], images: Path) -> None:
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:
-    _write_atomically(path, lambda partial: picture.save(partial, format="PNG"))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the file and moves it there once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, lambda partial: picture.save(partial, format="PNG"))

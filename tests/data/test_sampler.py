@@ -1,0 +1,45 @@
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpsl.data import DrawSampler
+
+
+@given(
+    length=st.integers(1, 20),
+    batch=st.integers(1, 5),
+    start=st.integers(0, 30),
+    seed=st.integers(0, 99),
+)
+def test_starting_later_is_like_having_run_until_there(
+    length: int, batch: int, start: int, seed: int
+) -> None:
+    whole = list(islice(DrawSampler(length, batch, seed), start + 4))
+    assert list(islice(DrawSampler(length, batch, seed, start=start), 4)) == whole[start:]
+
+
+@given(length=st.integers(1, 20), seed=st.integers(0, 99))
+def test_each_epoch_draws_each_image_once(length: int, seed: int) -> None:
+    draws = [batch[0] for batch in islice(DrawSampler(length, 1, seed), 3 * length)]
+    for epoch in range(3):
+        indices = [draw.index for draw in draws[epoch * length : (epoch + 1) * length]]
+        assert sorted(indices) == list(range(length))
+    assert len({draw.seed for draw in draws}) == 3 * length
+
+
+@given(length=st.integers(1, 20), ranks=st.integers(1, 4), share=st.integers(1, 3))
+def test_ranks_share_the_batches_of_one_process(length: int, ranks: int, share: int) -> None:
+    alone = list(islice(DrawSampler(length, ranks * share, seed=0), 5))
+    shares = [
+        list(islice(DrawSampler(length, share, seed=0, rank=rank, world_size=ranks), 5))
+        for rank in range(ranks)
+    ]
+    together = [[draw for rank in shares for draw in rank[i]] for i in range(5)]
+    assert together == alone
+
+
+def test_nothing_to_draw_from_is_said() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        DrawSampler(0, 1, seed=0)

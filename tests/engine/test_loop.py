@@ -1,0 +1,125 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cpsl.engine import Optimization, Process, TrainingLoop, read_scalars
+
+HERE = Process(torch.device("cpu"))
+ITERATIONS = 12
+
+
+class Stopped(Exception):
+    pass
+
+
+def train(
+    folder: Path, stop_at: int | None = None, by_signal: bool = False
+) -> dict[str, torch.Tensor]:
+    """Trains a toy with momentum, dropout and noise; stopped in the middle of an iteration if asked to."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    optimization = Optimization(torch.optim.SGD(model.parameters(), 0.1, 0.9), ITERATIONS)
+    torch.rand(17)  # whatever happened before must not matter
+    loop = TrainingLoop(
+        folder,
+        "toy",
+        iterations=ITERATIONS,
+        seed=3,
+        process=HERE,
+        state={"model": model, "optimization": optimization},
+        checkpoint_every=3,
+        log_every=2,
+    )
+    for iteration in loop:
+        if iteration == stop_at:
+            if not by_signal:
+                raise Stopped
+            os.kill(os.getpid(), signal.SIGTERM)
+        loss = (model(torch.randn(6, 4)) - 1).square().mean()
+        optimization.backward(loss)
+        optimization.step()
+        loop.record(loss=loss)
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return train(folder), read_scalars(folder)
+
+
+@settings(max_examples=8)
+@given(
+    stops=st.lists(st.integers(0, ITERATIONS - 1), min_size=1, max_size=3), by_signal=st.booleans()
+)
+def test_a_stopped_run_ends_like_an_undisturbed_one(
+    tmp_path_factory: pytest.TempPathFactory, undisturbed, stops: list[int], by_signal: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("stopped")
+    for stop in stops:
+        try:
+            train(folder, stop, by_signal)
+        except Stopped:
+            pass
+        except SystemExit as leave:
+            assert leave.code == 75
+    weights, curves = undisturbed
+    ended = train(folder)
+    assert all(torch.equal(ended[key], value) for key, value in weights.items())
+    assert read_scalars(folder) == curves
+
+
+def test_a_signal_writes_a_checkpoint_before_it_stops(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path, stop_at=4, by_signal=True)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 5
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_numbers_that_are_not_finite_stop_the_stage(tmp_path: Path) -> None:
+    loop = TrainingLoop(
+        tmp_path,
+        "toy",
+        iterations=8,
+        seed=0,
+        process=HERE,
+        state={},
+        checkpoint_every=2,
+        log_every=4,
+    )
+    with pytest.raises(FloatingPointError, match="toy: broken not finite"):
+        for iteration in loop:
+            loop.record(fine=torch.tensor(1.0), broken=torch.tensor(1.0) / (iteration - 2) * 0)
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    def loop(ranks: int) -> TrainingLoop:
+        return TrainingLoop(
+            tmp_path,
+            "toy",
+            iterations=2,
+            seed=0,
+            process=Process(torch.device("cpu"), world_size=ranks),
+            state={},
+            state_of_rank={"bank": nn.Linear(1, 1)},
+        )
+
+    list(loop(1))
+    with pytest.raises(ValueError, match=r"1 process\(es\), this run has 2"):
+        loop(2)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, undisturbed) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, stop_at=8)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="checkpoint before"):
+        ended = train(tmp_path)
+    assert all(torch.equal(ended[key], value) for key, value in undisturbed[0].items())
