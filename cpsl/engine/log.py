@@ -58,8 +58,7 @@ class ScalarLog:
     Args:
         folder: Folder of the stage.
         process: Ranks other than 0 write nothing.
-        start: First iteration that will be written; what an interrupted run wrote from there on is
-            dropped.
+        start: Iterations that are done; what an interrupted run wrote beyond them is dropped.
     """
 
     def __init__(self, folder: Path, process: Process, start: int = 0) -> None:
@@ -68,10 +67,10 @@ class ScalarLog:
         if process.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             kept = [
-                json.dumps(row) + "\n" for row in read_scalars(folder) if row["iteration"] < start
+                json.dumps(row) + "\n" for row in read_scalars(folder) if row["iteration"] <= start
             ]
             self._path.write_text("".join(kept), encoding="utf-8")
-            self._writer = SummaryWriter(str(folder), purge_step=start)
+            self._writer = SummaryWriter(str(folder), purge_step=start + 1)
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
         """Writes one point of each curve."""

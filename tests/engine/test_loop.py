@@ -1,5 +1,6 @@
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ HERE = Process(torch.device("cpu"))
 ITERATIONS = 12
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -39,7 +40,7 @@ def train(
     for iteration in loop:
         if iteration == stop_at:
             if not by_signal:
-                raise Stopped
+                raise StoppedError
             os.kill(os.getpid(), signal.SIGTERM)
         loss = (model(torch.randn(6, 4)) - 1).square().mean()
         optimization.backward(loss)
@@ -63,12 +64,8 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
 ) -> None:
     folder = tmp_path_factory.mktemp("stopped")
     for stop in stops:
-        try:
+        with suppress(StoppedError, SystemExit):
             train(folder, stop, by_signal)
-        except Stopped:
-            pass
-        except SystemExit as leave:
-            assert leave.code == 75
     weights, curves = undisturbed
     ended = train(folder)
     assert all(torch.equal(ended[key], value) for key, value in weights.items())
@@ -76,8 +73,9 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
 
 
 def test_a_signal_writes_a_checkpoint_before_it_stops(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as leave:
         train(tmp_path, stop_at=4, by_signal=True)
+    assert leave.value.code == 75
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 5
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -93,9 +91,13 @@ def test_numbers_that_are_not_finite_stop_the_stage(tmp_path: Path) -> None:
         checkpoint_every=2,
         log_every=4,
     )
-    with pytest.raises(FloatingPointError, match="toy: broken not finite"):
+
+    def divide_by_zero_once() -> None:
         for iteration in loop:
-            loop.record(fine=torch.tensor(1.0), broken=torch.tensor(1.0) / (iteration - 2) * 0)
+            loop.record(fine=torch.tensor(1.0), broken=torch.tensor(0.0) / (iteration - 2))
+
+    with pytest.raises(FloatingPointError, match="toy: broken not finite"):
+        divide_by_zero_once()
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, undisturbed) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(tmp_path, stop_at=8)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:100])
