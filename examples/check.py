@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from assemble import draw_streets, evaluation_dataset, source_dataset, target_dataset
 from config import Config
 from cpsl.data import check_dataset
 from cpsl.engine import Process, logger, progress, start_logging
+from domains import draw_streets, evaluation_dataset, source_dataset, target_dataset
 
 
 def check(config: Config) -> None:
@@ -48,6 +48,8 @@ def check(config: Config) -> None:
             problems.append(
                 f"{stage}: there is no file {start}, nor is it one of {', '.join(words)}"
             )
+    if config.model.imagenet_file and not config.model.imagenet_file.exists():
+        problems.append(f"model.imagenet_file: there is no file {config.model.imagenet_file}")
     for problem in problems:
         logger.error(problem)
     if problems:

@@ -65,6 +65,8 @@ class Model:
     """resnet101, resnet50, resnet18 or resnet_tiny."""
     feature_dim: int = 256
     """Channels of the features that are clustered."""
+    imagenet_file: Path | None = None
+    """torchvision's ImageNet weights as a file, where they cannot be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ class Distill:
     distillation_weight: float = 1.0
     """Weight of KL(teacher, student)."""
     student: str = "previous"
-    """Start of the student: previous (the stage before), random, or a file of self-supervised weights."""
+    """Start of the student: previous (the stage before), random, or a file of self-supervised weights, behind
+    which the backbone gets a BatchNorm."""
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,12 @@ from functools import partial
 
 import torch
 
-from assemble import (
-    build_model,
-    build_optimization,
-    resize,
-    save_model,
-    source_batches,
-    target_batches,
-    to_unit,
-    training_picture,
-)
 from config import Config, parse
 from cpsl import carry, cross_entropy, distillation
 from cpsl.data import HardLabelStore
 from cpsl.engine import Process, TrainingLoop, autocast, local_gradients
+from domains import source_batches, target_batches, training_picture
+from networks import build_model, build_optimization, resize, save_model, to_unit
 from pseudo_labels import label_target
 from stage import begin_run, run_stage
 
@@ -42,10 +34,12 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
     teacher.requires_grad_(False).eval()
     label_target(teacher, folder / "labels", settings.confidence_threshold, config, process)
 
-    start = (
-        config.run / previous / "model.pt" if settings.student == "previous" else settings.student
-    )
-    student = build_model(config, start).to(process.device).train()
+    if settings.student == "previous":
+        student = build_model(config, config.run / previous / "model.pt")
+    else:
+        self_supervised = settings.student != "random"
+        student = build_model(config, settings.student, output_norm=self_supervised)
+    student = student.to(process.device).train()
     optimization = build_optimization(config, settings, student)
     loop = TrainingLoop(
         folder,

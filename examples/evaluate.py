@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assemble import evaluation_dataset, resize, to_unit
 from config import Config
 from cpsl.alignment import class_counts
 from cpsl.data import HardLabelStore, whole_image
@@ -18,6 +17,8 @@ from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, progress
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
+from domains import evaluation_dataset
+from networks import resize, to_unit
 
 
 @torch.inference_mode()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from assemble import build_model, resize, target_dataset, to_unit
 from config import Config, parse
 from cpsl import ClassMeanPrototypes, class_counts
 from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, logger, progress, save
 from cpsl.models import DeepLabV2, SegmentationOutput
+from domains import target_dataset
+from networks import build_model, resize, to_unit
 from stage import begin_run
 
 

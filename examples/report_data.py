@@ -3,15 +3,6 @@
 import torch
 from torch import Tensor
 
-from assemble import (
-    STAGES,
-    build_model,
-    evaluation_dataset,
-    label_space,
-    resize,
-    source_dataset,
-    to_unit,
-)
 from config import Config, to_toml
 from cpsl import (
     ClassBalancedPrototypeClustering,
@@ -22,8 +13,10 @@ from cpsl import (
 )
 from cpsl.data import HardLabelStore, whole_image
 from cpsl.engine import Process, autocast, load, read_scalars
+from domains import evaluation_dataset, label_space, source_dataset
+from networks import build_model, resize, to_unit
 from report import Picture, Report
-from stage import read_metrics
+from stage import STAGES, read_metrics
 
 PICTURES = 6
 SOURCE_LABELS = 100  # source labels that are counted: enough for a bar, quick for a large data set

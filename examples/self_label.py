@@ -7,16 +7,6 @@ Starts from the warm-up's model, the soft labels it gave the target, its prototy
 
 import torch
 
-from assemble import (
-    build_model,
-    build_optimization,
-    resize,
-    save_model,
-    source_batches,
-    target_batches,
-    to_unit,
-    training_picture,
-)
 from config import Config
 from cpsl import (
     ClassBalancedPrototypeClustering,
@@ -31,6 +21,8 @@ from cpsl import (
 from cpsl.data import SoftLabelStore
 from cpsl.engine import Process, TrainingLoop, autocast, load, local_gradients, save
 from cpsl.models import ExponentialMovingAverage
+from domains import source_batches, target_batches, training_picture
+from networks import build_model, build_optimization, resize, save_model, to_unit
 from stage import main
 
 

@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from assemble import STAGES, build_model, draw_streets
 from config import Config, parse, to_toml
 from cpsl.engine import Process, logger, start_logging, start_process, write_text
+from domains import draw_streets
 from evaluate import evaluate
+from networks import build_model
 
 Train = Callable[[Config, Process], float]
+
+STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
+"""The stages in their order; the folder of each in a run has its name."""
 
 # Settings that another machine may need and that do not change what is computed.
 FREE_SETTINGS = ("device", "workers", "checkpoint_every", "check", "debug")

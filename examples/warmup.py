@@ -7,20 +7,12 @@ With adversarial weight 0 the same trainer gives the source-only model that adap
 
 import torch
 
-from assemble import (
-    build_model,
-    build_optimization,
-    resize,
-    save_model,
-    source_batches,
-    target_batches,
-    to_unit,
-    training_picture,
-)
 from config import Config
 from cpsl.engine import Optimization, Process, TrainingLoop, autocast, local_gradients
 from cpsl.losses import cross_entropy, discriminator_loss, generator_loss
 from cpsl.models import Discriminator, freeze_batch_norm
+from domains import source_batches, target_batches, training_picture
+from networks import build_model, build_optimization, resize, save_model, to_unit
 from stage import main
 
 

@@ -1,15 +1,13 @@
-"""From settings to parts: data sets, loaders of training views, models, optimisers."""
+"""From settings to data: label space, data sets, endless batches of training views."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from config import Config, Distill, Domain, SelfLabel, WarmUp
+from config import Config, Domain
 from cpsl.data import (
     CITYSCAPES_16,
     CITYSCAPES_19,
@@ -31,12 +29,9 @@ from cpsl.data import (
     write_streets,
 )
 from cpsl.data.streets import Style
-from cpsl.engine import Optimization, Process, load, logger, save, trainable
-from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
+from cpsl.engine import Process, logger
 from cpsl.randomness import derive_seed
 from cpsl.visualize import overlay, panel
-
-STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
 
 
 def label_space(config: Config) -> LabelSpace:
@@ -169,81 +164,6 @@ def _batches(
     )
     for batch in loader:
         yield batch.to(process.device)
-
-
-def build_model(config: Config, weights: str | Path) -> DeepLabV2:
-    """Builds the segmentation model.
-
-    Args:
-        config: Settings.
-        weights: "imagenet", "random", a file of backbone weights, or what `save_model` wrote.
-    """
-    # The release's weights take images as they are, torchvision's take them normalised.
-    imagenet = weights == "imagenet"
-    model = DeepLabV2(
-        len(label_space(config)),
-        config.model.backbone,
-        config.model.feature_dim,
-        mean=IMAGENET_MEAN if imagenet else (0.0, 0.0, 0.0),
-        std=IMAGENET_STD if imagenet else (1.0, 1.0, 1.0),
-    )
-    if isinstance(weights, Path):
-        model.load_state_dict(load(weights)["model"])
-    elif weights != "random":
-        load_backbone_weights(model.backbone, weights, config.model.backbone)
-    # Convolutions are faster with the channels innermost, on CPUs and GPUs alike.
-    return model.to(memory_format=torch.channels_last)
-
-
-def save_model(path: Path, model: nn.Module, config: Config) -> None:
-    """Saves the weights together with what it takes to use them."""
-    classes = label_space(config)
-    save(
-        path,
-        {
-            "model": model.state_dict(),
-            "backbone": config.model.backbone,
-            "feature_dim": config.model.feature_dim,
-            "classes": list(classes.names),
-            "palette": [list(color) for color in classes.palette],
-        },
-    )
-
-
-def build_optimization(
-    config: Config,
-    settings: WarmUp | SelfLabel | Distill,
-    model: DeepLabV2,
-    *like_head: nn.Parameter,
-) -> Optimization:
-    """Builds the optimiser and its schedule; the head, and what is `like_head`, learns faster."""
-    head = trainable([*model.head.parameters(), *like_head])
-    groups: list[dict[str, Any]] = [
-        {"params": trainable(model.backbone.parameters())},
-        {"params": head, "lr": settings.learning_rate * settings.head_multiplier},
-    ]
-    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
-    optimizer: torch.optim.Optimizer
-    if settings.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, rate, (momentum, 0.999), weight_decay=decay)
-    else:
-        optimizer = torch.optim.SGD(groups, rate, momentum, weight_decay=decay)
-    return Optimization(
-        optimizer,
-        settings.iterations,
-        precision=config.precision,
-        accumulate=config.accumulate,
-    )
-
-
-def to_unit(image: Tensor) -> Tensor:
-    """Turns uint8 images into what the models take: float in 0...1."""
-    return image.float() / 255
-
-
-def resize(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resizes a network's output: bilinear, corners aligned."""
-    return F.interpolate(scores.float(), size, mode="bilinear", align_corners=True)
 
 
 def training_picture(config: Config, image: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
