@@ -106,21 +106,8 @@ def self_label(config: Config, process: Process) -> float:
                     probability=settings.cutmix_probability,
                 )
 
-            # 5. Symmetric cross-entropy of the student on the weak view.
+            # 5. Consistency of the student's strong view with the teacher, relative to the prototypes.
             with local_gradients(learn), autocast(process.device, config.precision):
-                logits = resize(learn(to_unit(mixed)).logits, quarter)
-                loss_target = symmetric_cross_entropy(
-                    logits, labels, ce_weight=settings.ce_weight, rce_weight=settings.rce_weight
-                )
-                optimization.backward(loss_target)
-
-            # 6. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
-            with local_gradients(cluster, when=more):
-                clusters = cluster(whole.features, rectified_whole.labels)
-                optimization.backward(settings.self_label_weight * clusters.loss)
-
-            # 7. Consistency of the student's strong view with the teacher, relative to the prototypes.
-            with local_gradients(learn, when=more), autocast(process.device, config.precision):
                 features = learn(to_unit(target.strong)).features
                 similarity_student = prototype_similarity(features, clustering.ema_prototypes)
                 similarity_teacher, seen = carry(
@@ -134,6 +121,20 @@ def self_label(config: Config, process: Process) -> float:
                     similarity_teacher, similarity_student, seen, temperature=settings.temperature
                 )
                 optimization.backward(settings.consistency_weight * loss_consistency)
+
+            # 6. Symmetric cross-entropy of the student on the weak view. The last of its passes: all
+            # parameters take part, which DDP's averaging of gradients relies on.
+            with local_gradients(learn, when=more), autocast(process.device, config.precision):
+                logits = resize(learn(to_unit(mixed)).logits, quarter)
+                loss_target = symmetric_cross_entropy(
+                    logits, labels, ce_weight=settings.ce_weight, rce_weight=settings.rce_weight
+                )
+                optimization.backward(loss_target)
+
+            # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
+            with local_gradients(cluster, when=more):
+                clusters = cluster(whole.features, rectified_whole.labels)
+                optimization.backward(settings.self_label_weight * clusters.loss)
 
             loop.record(
                 loss_source=loss_source,

@@ -46,7 +46,9 @@ class Optimization:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss of one micro-batch."""
-        self.scaler.scale(loss / self.accumulate).backward()
+        # The gradients take the precision of their forward pass; autocast is for that alone.
+        with torch.autocast(loss.device.type, enabled=False):
+            self.scaler.scale(loss / self.accumulate).backward()
 
     def step(self) -> None:
         """Moves the parameters and forgets the gradients."""

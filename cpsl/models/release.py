@@ -30,14 +30,14 @@ class ReleaseCheckpoint:
         model: State of the segmentation network, in the release's names and order.
         discriminator: State of the discriminator, where there is one.
         prototypes_ema: (K, D) moving average of the prototypes, where there is one.
-        iteration: Training iteration, where it is said ("iter").
+        iter: Training iteration, where it is said.
         best_iou: Best mIoU so far, as the release counts it, where it is said.
     """
 
     model: dict[str, Tensor] = field(repr=False)
     discriminator: dict[str, Tensor] | None = field(default=None, repr=False)
     prototypes_ema: Tensor | None = field(default=None, repr=False)
-    iteration: int | None = None
+    iter: int | None = None
     best_iou: float | None = None
 
 

@@ -95,7 +95,7 @@ def test_reads_networks_and_all_that_lies_beside_them(tmp_path: Path) -> None:
         prototypes_ema=np.ones((16, 8), np.float32),
     )
     content = read_release_checkpoint(path)
-    assert (content.iteration, content.best_iou) == (7, 55.7)
+    assert (content.iter, content.best_iou) == (7, 55.7)
     assert content.prototypes_ema is not None
     assert content.prototypes_ema.shape == (16, 8)
     assert content.discriminator is not None
@@ -112,7 +112,7 @@ def test_reads_the_old_format_and_what_it_wrote_itself(tmp_path: Path) -> None:
     new = load_release_checkpoint(tmp_path / "new.pkl", num_classes=16)
     for key, value in model.state_dict().items():
         assert torch.equal(new.state_dict()[key], value)
-    assert read_release_checkpoint(tmp_path / "new.pkl").iteration == 3
+    assert read_release_checkpoint(tmp_path / "new.pkl").iter == 3
 
 
 def test_another_number_of_classes_is_named(tmp_path: Path) -> None:

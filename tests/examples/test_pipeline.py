@@ -1,0 +1,223 @@
+"""The programs as a user calls them, on data that is made here."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cpsl.data import draw_street
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["source_only", "warmup", "self_label", "distill_1", "distill_2"]
+TINY = """
+workers = 0
+checkpoint_every = 2
+[views]
+full_size = [64, 128]
+crop = [48, 96]
+width = 130
+scale = [0.8, 1.2]
+[model]
+backbone = "resnet_tiny"
+feature_dim = 8
+[source_only]
+start = "random"
+iterations = 3
+batch_size = 2
+freeze_batch_norm = false
+[warmup]
+start = "source_only"
+iterations = 3
+batch_size = 2
+freeze_batch_norm = false
+discriminator_width = 4
+[self_label]
+iterations = 4
+batch_size = 2
+bank_size = 256
+samples_per_image = 32
+[distill]
+iterations = 3
+batch_size = 2
+student = "previous"
+"""
+
+
+def streets(folder: Path) -> str:
+    text = ""
+    for name, layout, split in (
+        ("source", "gta5", "train"),
+        ("target", "cityscapes", "train"),
+        ("evaluation", "cityscapes", "val"),
+    ):
+        root = folder / "streets" / layout
+        text += f'[{name}]\ndataset = "{layout}"\nroot = "{root}"\nsplit = "{split}"\n'
+        text += "streets = 4\nstreets_size = [64, 128]\n"
+    return text
+
+
+def settings(folder: Path, domains: str) -> Path:
+    path = folder / "settings.toml"
+    general, rest = TINY.split("[views]")
+    path.write_text(f"{general}{domains}[views]{rest}", encoding="utf-8")
+    return path
+
+
+def command(config: Path, run: Path, *options: str) -> list[str]:
+    program = str(ROOT / "examples" / "adapt.py")
+    return [sys.executable, program, "--config", str(config), "--run", str(run), *options]
+
+
+def adapt(config: Path, run: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(config, run, *options), capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Returns the settings and the folder of a small run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("demo")
+    config, run = settings(folder, streets(folder)), folder / "run"
+    done = adapt(config, run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return config, run
+
+
+def test_all_stages_end_with_metrics_and_a_report(demo: tuple[Path, Path]) -> None:
+    _, run = demo
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics) == STAGES
+    for values in metrics.values():
+        assert set(values) == {"miou", "iou", "seconds"}
+        assert 0 <= values["miou"] <= 100
+        assert len(values["iou"]) == 19
+        assert values["seconds"] > 0
+    assert "Distillation 2" in (run / "report.html").read_text()
+
+
+def test_what_is_finished_is_skipped(demo: tuple[Path, Path]) -> None:
+    config, run = demo
+    again = adapt(config, run)
+    assert again.returncode == 0
+    assert again.stdout.count("finished before") == 6
+
+
+def test_other_settings_in_the_same_folder_are_refused(demo: tuple[Path, Path]) -> None:
+    config, run = demo
+    other = adapt(config, run, "--self-label.iterations", "5")
+    assert other.returncode != 0
+    assert "self_label.iterations: 4 then, 5 now" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_a_killed_run_ends_with_the_same_weights(demo: tuple[Path, Path], tmp_path: Path) -> None:
+    config, undisturbed = demo
+    chance = random.Random(0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(config, tmp_path / "run"),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(chance.uniform(3, 9))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = adapt(config, tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in STAGES:
+        path = Path(stage) / "model.pt"
+        ended, wanted = (torch.load(run / path)["model"] for run in (tmp_path / "run", undisturbed))
+        assert all(torch.equal(ended[key], value) for key, value in wanted.items()), stage
+
+
+def own_folders(folder: Path) -> str:
+    """Writes two folders as a practitioner has them: nested, JPEG, ids of their own, no target labels."""
+    for index in range(4):
+        image, label = draw_street(index, "game", (64, 128))
+        for part, name in (("images", "jpg"), ("labels", "png")):
+            (folder / "source" / part / "a b").mkdir(parents=True, exist_ok=True)
+            path = folder / "source" / part / "a b" / f"ü{index}.{name}"
+            array = (
+                image.permute(1, 2, 0).numpy()
+                if part == "images"
+                else (label == 0).byte().numpy() * 7
+            )
+            Image.fromarray(array).save(path)
+        image, _ = draw_street(index, "real", (60, 120))
+        (folder / "target").mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "target" / f"{index}.png")
+    return (
+        f'[source]\nimages = "{folder}/source/images"\nlabels = "{folder}/source/labels"\n'
+        f'ids = {{ 7 = 0, 0 = 1 }}\n[target]\nimages = "{folder}/target"\n'
+    )
+
+
+def test_own_folders_without_target_labels(tmp_path: Path) -> None:
+    config = settings(tmp_path, own_folders(tmp_path))
+    config.write_text('classes = ["road", "else"]\n' + config.read_text())
+    done = adapt(config, tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert all(values["miou"] is None for values in metrics.values())
+    assert metrics["distill_2"]["iou"] == {"road": None, "else": None}
+    assert "No target labels" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_problems_are_all_listed_before_a_run(tmp_path: Path) -> None:
+    config = settings(tmp_path, own_folders(tmp_path))
+    config.write_text('classes = ["road", "else"]\n' + config.read_text())
+    (tmp_path / "target" / "2.png").write_bytes(b"")
+    Image.new("L", (128, 64), 99).save(tmp_path / "source" / "labels" / "a b" / "ü1.png")
+    done = adapt(config, tmp_path / "run", "--check", "True", "--warmup.start", "nowhere.pth")
+    assert done.returncode != 0
+    for text in ("2.png", "ü1.png", "99", "nowhere.pth", "3 problem"):
+        assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_path_is_one_line(tmp_path: Path) -> None:
+    config = settings(tmp_path, '[source]\nimages = "nowhere"\n[target]\nimages = "nowhere"\n')
+    done = adapt(config, tmp_path / "run")
+    assert done.returncode != 0
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_photographs_in_the_layouts_of_the_data_sets(real: Path, tmp_path: Path) -> None:
+    domains = (
+        f'[source]\ndataset = "gta5"\nroot = "{real}/gta5"\n'
+        f'[target]\ndataset = "cityscapes"\nroot = "{real}/cityscapes"\n'
+        f'[evaluation]\ndataset = "cityscapes"\nroot = "{real}/cityscapes"\nsplit = "val"\n'
+    )
+    done = adapt(settings(tmp_path, domains), tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["distill_2"]["miou"] is not None
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_two_processes_share_the_work(tmp_path: Path, demo: tuple[Path, Path]) -> None:
+    config, _ = demo
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        launch + command(config, tmp_path / "run", "--device", "cpu")[1:],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(json.loads((tmp_path / "run" / "metrics.json").read_text())) == STAGES
