@@ -110,7 +110,9 @@ class SelfLabel:
     learning_rate: float = 1e-4
     """Of the backbone."""
     head_multiplier: float = 5.0
-    """Learning rate of head and prototypes, in multiples of the backbone's."""
+    """Learning rate of the head, in multiples of the backbone's."""
+    prototype_multiplier: float = 5.0
+    """Learning rate of the prototypes, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; AdamW learns faster from random weights."""
     momentum: float = 0.9

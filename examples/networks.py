@@ -63,13 +63,21 @@ def build_optimization(
     config: Config,
     settings: WarmUp | SelfLabel | Distill,
     model: DeepLabV2,
-    *like_head: nn.Parameter,
+    *more: dict[str, Any],
 ) -> Optimization:
-    """Builds the optimiser and its schedule; the head, and what is `like_head`, learns faster."""
-    head = trainable([*model.head.parameters(), *like_head])
+    """Builds the optimiser and its schedule; the head learns faster than the backbone.
+
+    Args:
+        config: Settings.
+        settings: Those of the stage.
+        model: Whose parameters are trained.
+        more: Further groups of parameters, as torch's optimisers take them.
+    """
+    head_rate = settings.learning_rate * settings.head_multiplier
     groups: list[dict[str, Any]] = [
         {"params": trainable(model.backbone.parameters())},
-        {"params": head, "lr": settings.learning_rate * settings.head_multiplier},
+        {"params": trainable(model.head.parameters()), "lr": head_rate},
+        *more,
     ]
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
     optimizer: torch.optim.Optimizer

@@ -47,7 +47,9 @@ def self_label(config: Config, process: Process) -> float:
     clustering.initialize(start["prototypes"], start["class_distribution"])
     rectifier = PseudoLabelRectifier(settings.temperature, settings.confidence_threshold)
 
-    optimization = build_optimization(config, settings, student, clustering.prototypes)
+    rate = settings.learning_rate * settings.prototype_multiplier
+    prototypes = {"params": [clustering.prototypes], "lr": rate}
+    optimization = build_optimization(config, settings, student, prototypes)
     loop = TrainingLoop(
         config.run / stage,
         stage,
