@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from config import Config, parse, to_toml
 from cpsl.engine import Process, logger, start_logging, start_process, write_text
+from cpsl.randomness import derive_seed
 from domains import draw_streets
 from evaluate import evaluate
 from networks import build_model
@@ -35,6 +38,8 @@ def run_stage(stage: str, train: Train, config: Config, process: Process) -> Non
         logger.info(f"{stage}: finished before")
         return
     logger.info(f"{stage}: begins")
+    # Weights that start at random are those of the seed, and the same on every rank.
+    torch.manual_seed(derive_seed(config.seed, stage))
     seconds = train(config, process)
     process.barrier()
     model = build_model(config, folder / "model.pt").to(process.device)
