@@ -36,11 +36,11 @@ def adapt(config: Config, process: Process) -> None:
             stage: {key: values[key] for key in ("miou", "iou", "seconds")}
             for stage, values in metrics.items()
         }
-        write_text(config.run / "metrics.json", json.dumps(kept, indent=1))
-        write_report(collect(config, process), config.run / "report.html")
+        write_text(config.output / "metrics.json", json.dumps(kept, indent=1))
+        write_report(collect(config, process), config.output / "report.html")
         logger.info(metrics_table(kept, tuple(next(iter(kept.values()))["iou"])))
         logger.info(
-            f"\nIn {config.run}: report.html to look at, metrics.json to compute with, "
+            f"\nIn {config.output}: report.html to look at, metrics.json to compute with, "
             "distill_2/model.pt is the adapted model."
         )
     process.barrier()

@@ -18,14 +18,13 @@ def check(config: Config) -> None:
         SystemExit: There are problems; the last lines say how many.
     """
     process = Process(torch.device("cpu"))
-    start_logging(config.run, process)
+    start_logging(config.output, process)
     draw_streets(config)
+    domains = {"source": source_dataset, "target": target_dataset}
+    if config.evaluation.given:
+        domains["evaluation"] = evaluation_dataset
     problems: list[str] = []
-    for name, open_dataset in (
-        ("source", source_dataset),
-        ("target", target_dataset),
-        ("evaluation", evaluation_dataset),
-    ):
+    for name, open_dataset in domains.items():
         try:
             dataset = open_dataset(config)
         except (OSError, ValueError, SystemExit) as error:

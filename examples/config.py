@@ -180,7 +180,7 @@ class Distill:
 class Config:
     """Adapts a segmentation model from a labelled source domain to an unlabelled target domain."""
 
-    run: Path
+    output: Path
     """Folder of everything this run writes."""
     source: Domain
     """Labelled images."""

@@ -29,13 +29,13 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
     Returns:
         Seconds of training.
     """
-    settings, folder = config.distill, config.run / stage
-    teacher = build_model(config, config.run / previous / "model.pt").to(process.device)
+    settings, folder = config.distill, config.output / stage
+    teacher = build_model(config, config.output / previous / "model.pt").to(process.device)
     teacher.requires_grad_(False).eval()
     label_target(teacher, folder / "labels", settings.confidence_threshold, config, process)
 
     if settings.student == "previous":
-        student = build_model(config, config.run / previous / "model.pt")
+        student = build_model(config, config.output / previous / "model.pt")
     else:
         self_supervised = settings.student != "random"
         student = build_model(config, settings.student, output_norm=self_supervised)

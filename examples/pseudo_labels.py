@@ -26,11 +26,11 @@ def describe_target(config: Config, process: Process) -> None:
     Soft labels are the softmax at the network's own resolution; a prototype is the mean over images of
     the mean feature of the pixels predicted as the class; δ the frequency of the predicted classes.
     """
-    folder = config.run / "pseudo_labels"
+    folder = config.output / "pseudo_labels"
     if (folder / "start.pt").exists():
         logger.info("pseudo_labels: finished before")
         return
-    model = build_model(config, config.run / "warmup" / "model.pt").to(process.device).eval()
+    model = build_model(config, config.output / "warmup" / "model.pt").to(process.device).eval()
     store = SoftLabelStore(folder / "soft")
     means = ClassMeanPrototypes(model.num_classes, model.feature_dim)
     counts = torch.zeros(model.num_classes, dtype=torch.int64, device=process.device)

@@ -28,13 +28,13 @@ def collect(config: Config, process: Process) -> Report:
     metrics = read_metrics(config)
     classes = label_space(config)
     return Report(
-        title=config.run.name,
+        title=config.output.name,
         classes=classes.names,
         palette=classes.palette,
         metrics=metrics,
         class_distributions=_class_distributions(config, process),
         curves={
-            stage: _curves(config, stage) for stage in STAGES if read_scalars(config.run / stage)
+            stage: _curves(config, stage) for stage in STAGES if read_scalars(config.output / stage)
         },
         pictures=_pictures(config, process),
         config=to_toml(config),
@@ -43,7 +43,7 @@ def collect(config: Config, process: Process) -> Report:
 
 def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeClustering:
     """Loads the prototypes, bank and class distribution that self-labeling ended with."""
-    state = load(config.run / "self_label" / "clustering.pt", process.device)
+    state = load(config.output / "self_label" / "clustering.pt", process.device)
     num_classes, feature_dim = state["prototypes"].shape
     clustering = ClassBalancedPrototypeClustering(
         num_classes, feature_dim, bank_size=len(state["bank.features"]) * process.world_size
@@ -64,7 +64,7 @@ def _class_distributions(config: Config, process: Process) -> dict[str, list[flo
     bank = clustering.bank.features[clustering.bank.valid]
     scores = prototype_similarity(bank, clustering.prototypes)
     delta = clustering.aligner.distribution
-    start = load(config.run / "pseudo_labels" / "start.pt")
+    start = load(config.output / "pseudo_labels" / "start.pt")
     return {
         "labels of the source": (counts / counts.sum().clamp_min(1)).tolist(),
         "predictions on the target, warm-up": start["class_distribution"].tolist(),
@@ -78,7 +78,7 @@ def _class_distributions(config: Config, process: Process) -> dict[str, list[flo
 
 def _curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in read_scalars(config.run / stage):
+    for row in read_scalars(config.output / stage):
         for name, value in row.items():
             if name != "iteration":
                 curves.setdefault(name, []).append((int(row["iteration"]), value))
@@ -87,9 +87,9 @@ def _curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]]]:
 
 def _pictures(config: Config, process: Process) -> list[Picture]:
     dataset = evaluation_dataset(config)
-    warmup = build_model(config, config.run / "warmup" / "model.pt").to(process.device).eval()
+    warmup = build_model(config, config.output / "warmup" / "model.pt").to(process.device).eval()
     teacher = (
-        build_model(config, config.run / "self_label" / "teacher.pt").to(process.device).eval()
+        build_model(config, config.output / "self_label" / "teacher.pt").to(process.device).eval()
     )
     clustering = load_clustering(config, process)
     rectifier = PseudoLabelRectifier(
@@ -124,5 +124,5 @@ def _pictures(config: Config, process: Process) -> list[Picture]:
 
 def _predictions(config: Config, name: str) -> dict[str, Tensor]:
     return {
-        stage: HardLabelStore(config.run / stage / "predictions").read(name) for stage in STAGES
+        stage: HardLabelStore(config.output / stage / "predictions").read(name) for stage in STAGES
     }

@@ -29,9 +29,9 @@ from stage import main
 def self_label(config: Config, process: Process) -> float:
     """Trains the student with rectified pseudo labels, clustering and consistency."""
     stage, settings = "self_label", config.self_label
-    start = load(config.run / "pseudo_labels" / "start.pt", process.device)
+    start = load(config.output / "pseudo_labels" / "start.pt", process.device)
 
-    student = build_model(config, config.run / "warmup" / "model.pt").to(process.device).train()
+    student = build_model(config, config.output / "warmup" / "model.pt").to(process.device).train()
     teacher = ExponentialMovingAverage(student)
     clustering = ClassBalancedPrototypeClustering(
         student.num_classes,
@@ -51,7 +51,7 @@ def self_label(config: Config, process: Process) -> float:
     prototypes = {"params": [clustering.prototypes], "lr": rate}
     optimization = build_optimization(config, settings, student, prototypes)
     loop = TrainingLoop(
-        config.run / stage,
+        config.output / stage,
         stage,
         iterations=settings.iterations,
         seed=config.seed,
@@ -62,7 +62,7 @@ def self_label(config: Config, process: Process) -> float:
     )
     learn, cluster = process.parallel(student), process.parallel(clustering)
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
-    soft_labels = SoftLabelStore(config.run / "pseudo_labels" / "soft")
+    soft_labels = SoftLabelStore(config.output / "pseudo_labels" / "soft")
     targets = target_batches(
         config, stage, process, settings.batch_size, loop.start, soft_labels.read
     )
@@ -158,9 +158,9 @@ def self_label(config: Config, process: Process) -> float:
             clustering.update(clusters, settings.teacher_momentum ** (1 / len(clustered)))
 
     if process.is_main:
-        save_model(config.run / stage / "model.pt", student, config)
-        save_model(config.run / stage / "teacher.pt", teacher.module, config)
-        save(config.run / stage / "clustering.pt", clustering.state_dict())
+        save_model(config.output / stage / "model.pt", student, config)
+        save_model(config.output / stage / "teacher.pt", teacher.module, config)
+        save(config.output / stage / "clustering.pt", clustering.state_dict())
     return loop.seconds
 
 

@@ -33,7 +33,7 @@ def run_stage(stage: str, train: Train, config: Config, process: Process) -> Non
         config: Settings.
         process: This process.
     """
-    folder = config.run / stage
+    folder = config.output / stage
     if (folder / "metrics.json").exists():
         logger.info(f"{stage}: finished before")
         return
@@ -67,7 +67,7 @@ def begin_run(config: Config) -> Iterator[Process]:
         SystemExit: Something is wrong, for example the folder holds a run with other settings.
     """
     with friendly_errors(config.debug), start_process(config.device) as process:
-        start_logging(config.run, process)
+        start_logging(config.output, process)
         if process.is_main:
             _note_settings(config)
             draw_streets(config)
@@ -95,24 +95,24 @@ def main(stage: str, train: Train) -> None:
 
 
 def _note_settings(config: Config) -> None:
-    noted, now = config.run / "config.toml", to_toml(config)
+    noted, now = config.output / "config.toml", to_toml(config)
     # Before the first checkpoint a setting can still be mended without losing anything.
-    begun = any(config.run.glob("*/checkpoint.pt"))
+    begun = any(config.output.glob("*/checkpoint.pt"))
     if noted.exists() and begun:
         before = tomllib.loads(noted.read_text(encoding="utf-8"))
         changed = _differences(before, tomllib.loads(now))
         if changed:
             raise SystemExit(
-                f"{config.run} holds a run with other settings:\n  "
+                f"{config.output} holds a run with other settings:\n  "
                 + "\n  ".join(changed)
-                + "\nChoose another folder with --run, or delete this one."
+                + "\nChoose another folder with --output, or delete this one."
             )
     write_text(noted, now)
 
 
 def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
     """Returns the metrics of the stages that are finished, in their order."""
-    paths = {stage: config.run / stage / "metrics.json" for stage in STAGES}
+    paths = {stage: config.output / stage / "metrics.json" for stage in STAGES}
     return {
         stage: json.loads(path.read_text(encoding="utf-8"))
         for stage, path in paths.items()
@@ -122,13 +122,13 @@ def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
 
 def _predictions_before(stage: str, config: Config) -> Any:
     place = STAGES.index(stage)
-    return config.run / STAGES[place - 1] / "predictions" if place else None
+    return config.output / STAGES[place - 1] / "predictions" if place else None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     lines = []
     for key in sorted(before.keys() | now.keys()):
-        if not prefix and key in (*FREE_SETTINGS, "run"):
+        if not prefix and key in (*FREE_SETTINGS, "output"):
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

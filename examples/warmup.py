@@ -19,7 +19,7 @@ from stage import main
 def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
     """Trains the warm-up model, or with `stage="source_only"` the model without adaptation."""
     settings = config.source_only if stage == "source_only" else config.warmup
-    source_only = config.run / "source_only" / "model.pt"
+    source_only = config.output / "source_only" / "model.pt"
     start = source_only if settings.start == "source_only" else settings.start
     model = build_model(config, start).to(process.device).train()
     if settings.freeze_batch_norm:
@@ -37,7 +37,7 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
         accumulate=config.accumulate,
     )
     loop = TrainingLoop(
-        config.run / stage,
+        config.output / stage,
         stage,
         iterations=settings.iterations,
         seed=config.seed,
@@ -97,7 +97,7 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
             discriminator_optimization.step()
 
     if process.is_main:
-        save_model(config.run / stage / "model.pt", model, config)
+        save_model(config.output / stage / "model.pt", model, config)
     return loop.seconds
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from config import Config, parse, to_toml
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.toml"))
-MINIMAL = ["--run", "r", "--source.images", "a", "--target.images", "b"]
+MINIMAL = ["--output", "r", "--source.images", "a", "--target.images", "b"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -43,19 +43,19 @@ def test_what_is_written_is_read_again(
 def test_the_command_line_wins(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text(
-        'run = "x"\n[self_label]\niterations = 5\n[source]\nimages="a"\n[target]\nimages="b"'
+        'output = "x"\n[self_label]\niterations = 5\n[source]\nimages="a"\n[target]\nimages="b"'
     )
     config = parse(Config, ["--config", str(path), "--self-label.iterations", "7"])
     assert config.self_label.iterations == 7
-    assert config.run == Path("x")
+    assert config.output == Path("x")
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ('run = "x"\n[self_label]\niteration = 5', "--self-label.iterations"),
-        ('run = "x"\n[sorce]\nimages = "a"', "--source.images"),
-        ('run = "x"\n[self_label]\niterations = "many"', "--self-label.iterations"),
+        ('output = "x"\n[self_label]\niteration = 5', "--self-label.iterations"),
+        ('output = "x"\n[sorce]\nimages = "a"', "--source.images"),
+        ('output = "x"\n[self_label]\niterations = "many"', "--self-label.iterations"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path: Path, capsys, text: str, wanted: str) -> None:
@@ -68,7 +68,7 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, capsys, text: str, wanted:
     assert "mistaken.toml" in told.out + told.err
 
 
-@pytest.mark.parametrize("content", [None, b"run = ", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, b"output = ", b"\xff\xfe"])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "broken.toml"
     if content is not None:

@@ -73,7 +73,7 @@ def settings(folder: Path, domains: str) -> Path:
 
 def command(config: Path, run: Path, *options: str) -> list[str]:
     program = str(ROOT / "examples" / "adapt.py")
-    return [sys.executable, program, "--config", str(config), "--run", str(run), *options]
+    return [sys.executable, program, "--config", str(config), "--output", str(run), *options]
 
 
 def adapt(config: Path, run: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,7 @@ def report(labelled: bool = True, classes: tuple[str, ...] = ("road", "sky")) ->
         class_distributions={"labels of the source": [0.7, 0.3], "assignments": [0.0, 1.0]},
         curves={"warmup": {"loss_source": [(20, 1.0), (40, 0.5)], "flat": [(20, 1.0)]}},
         pictures=[picture],
-        config='run = "runs/x"\n',
+        config='output = "runs/x"\n',
     )
 
 
