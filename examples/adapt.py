@@ -13,16 +13,17 @@ from check import check
 from config import Config, parse
 from cpsl.engine import Process, logger, write_text
 from distill import distill
+from domains import label_space
 from pseudo_labels import describe_target
 from report import metrics_table, write_report
 from report_data import collect
 from self_label import self_label
-from stage import begin_run, read_metrics, run_stage
+from stage import begin_run, friendly_errors, read_metrics, run_stage
 from warmup import warm_up
 
 
 def adapt(config: Config, process: Process) -> None:
-    """Runs every stage that is not finished, and writes `metrics.json` and `report.html`."""
+    """Runs every stage that is not finished."""
     run_stage("source_only", partial(warm_up, stage="source_only"), config, process)
     run_stage("warmup", warm_up, config, process)
     describe_target(config, process)
@@ -30,26 +31,31 @@ def adapt(config: Config, process: Process) -> None:
     for stage, previous in (("distill_1", "self_label"), ("distill_2", "distill_1")):
         run_stage(stage, partial(distill, stage=stage, previous=previous), config, process)
 
-    if process.is_main:
-        metrics = read_metrics(config)
-        kept = {
-            stage: {key: values[key] for key in ("miou", "iou", "seconds")}
-            for stage, values in metrics.items()
-        }
-        write_text(config.output / "metrics.json", json.dumps(kept, indent=1))
-        write_report(collect(config, process), config.output / "report.html")
-        logger.info(metrics_table(kept, tuple(next(iter(kept.values()))["iou"])))
-        logger.info(
-            f"\nIn {config.output}: report.html to look at, metrics.json to compute with, "
-            "distill_2/model.pt is the adapted model."
-        )
-    process.barrier()
+
+def conclude(config: Config, process: Process) -> None:
+    """Writes `metrics.json` and `report.html`, and says what there is; of one process alone."""
+    kept = {
+        stage: {key: values[key] for key in ("miou", "iou", "seconds")}
+        for stage, values in read_metrics(config).items()
+    }
+    write_text(config.output / "metrics.json", json.dumps(kept, indent=1))
+    write_report(collect(config, process), config.output / "report.html")
+    logger.info(metrics_table(kept, label_space(config).names))
+    logger.info(
+        f"\nIn {config.output}: report.html to look at, metrics.json to compute with, "
+        "distill_2/model.pt is the adapted model."
+        "\nNext: your own images, see examples/configs/my_folders.toml."
+    )
 
 
 if __name__ == "__main__":
     config = parse(Config)
     if config.check:
-        check(config)
+        with friendly_errors(config.debug):
+            check(config)
     else:
         with begin_run(config) as process:
             adapt(config, process)
+        if process.is_main:
+            with friendly_errors(config.debug):
+                conclude(config, process)

@@ -1,8 +1,10 @@
 """All settings of a run, with the paper's numbers as defaults: a TOML file, then the command line."""
 
+import argparse
 import sys
 import tomllib
 from dataclasses import asdict, dataclass, field
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -232,19 +234,21 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
     Returns:
         The settings.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options: list[str] = []
-    if "--config" in arguments:
-        place = arguments.index("--config")
-        if place + 1 == len(arguments):
-            raise SystemExit("--config needs the path of a TOML file")
-        path = Path(arguments.pop(place + 1))
-        arguments.pop(place)
-        options = _options(_read_toml(path))
+    file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file.add_argument("--config", type=Path, metavar="FILE")
+    known, others = file.parse_known_args(arguments)
+    path: Path | None = known.config
+    options = _options(_read_toml(path)) if path else []
+    description = f"{cleandoc(kind.__doc__ or '')}\n\n--config FILE reads a TOML file first."
     try:
-        return tyro.cli(kind, args=options + arguments, config=(tyro.conf.FlagConversionOff,))
+        return tyro.cli(
+            kind,
+            args=options + others,
+            description=description,
+            config=(tyro.conf.FlagConversionOff,),
+        )
     except SystemExit as error:
-        if error.code and options:
+        if error.code and path:
             print(f"(settings were read from {path} and the command line)", file=sys.stderr)
         raise
 

@@ -46,7 +46,7 @@ def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeC
     state = load(config.output / "self_label" / "clustering.pt", process.device)
     num_classes, feature_dim = state["prototypes"].shape
     clustering = ClassBalancedPrototypeClustering(
-        num_classes, feature_dim, bank_size=len(state["bank.features"]) * process.world_size
+        num_classes, feature_dim, bank_size=len(state["bank.features"])
     )
     clustering.load_state_dict(state)
     return clustering.to(process.device)

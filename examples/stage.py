@@ -97,7 +97,7 @@ def main(stage: str, train: Train) -> None:
 def _note_settings(config: Config) -> None:
     noted, now = config.output / "config.toml", to_toml(config)
     # Before the first checkpoint a setting can still be mended without losing anything.
-    begun = any(config.output.glob("*/checkpoint.pt"))
+    begun = any(config.output.glob("*/checkpoint.pt*"))
     if noted.exists() and begun:
         before = tomllib.loads(noted.read_text(encoding="utf-8"))
         changed = _differences(before, tomllib.loads(now))

@@ -52,6 +52,7 @@ class TrainingLoop:
 
     Raises:
         ValueError: The checkpoint was written by another number of ranks while it holds state of ranks.
+        FloatingPointError: While iterating: a recorded scalar is not finite.
     """
 
     def __init__(
@@ -133,25 +134,33 @@ class TrainingLoop:
         self.log.picture(iteration, name, image)
 
     def _write_scalars(self, iteration: int) -> None:
-        names = sorted(self._values)
-        if not names:
+        values = self._means(iteration + 1)
+        if not values:
             return
-        means = torch.stack([torch.stack(self._values[name]).float().mean() for name in names])
         self._values.clear()
-        values = dict(zip(names, mean_over_ranks(means).tolist(), strict=True))
         self.log.scalars(iteration + 1, values)
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        pace = self._seconds / max(iteration + 1, 1)
+        pace = self._seconds / (iteration + 1)
         logger.debug(f"{self.stage} {iteration + 1}/{self.iterations}  {text}  {pace:.2f} s/it")
+
+    def _means(self, done: int) -> dict[str, float]:
+        """Averages what was recorded since the last point of the curves; raises if it is not finite."""
+        names = sorted(self._values)
+        if not names:
+            return {}
+        means = torch.stack([torch.stack(self._values[name]).float().mean() for name in names])
+        values = dict(zip(names, mean_over_ranks(means).tolist(), strict=True))
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
-                f"{self.stage}: {', '.join(wrong)} not finite within the {self.log_every} iterations "
-                f"before {iteration + 1}. The last checkpoint in {self._path.parent} is from before; "
+                f"{self.stage}: {', '.join(wrong)} not finite shortly before iteration {done}. "
+                f"The last checkpoint in {self._path.parent} is from before; "
                 "a smaller learning rate or float32 precision may help."
             )
+        return values
 
     def _save(self, iteration: int) -> None:
+        self._means(iteration)  # nobody could go on from a checkpoint with broken weights
         mine = {name: _on_cpu(part.state_dict()) for name, part in self._state_of_rank.items()}
         of_ranks = self.process.gather(mine)
         if self.process.is_main:

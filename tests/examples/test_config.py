@@ -68,6 +68,18 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, capsys, text: str, wanted:
     assert "mistaken.toml" in told.out + told.err
 
 
+def test_mistakes_on_the_command_line_are_named(capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse(Config, [*MINIMAL, "--self-label.iteration", "5"])
+    told = capsys.readouterr()
+    assert "--self-label.iterations" in told.out + told.err
+
+
+def test_a_file_of_settings_can_be_named_with_an_equals_sign() -> None:
+    path = CONFIGS[0]
+    assert parse(Config, [f"--config={path}"]) == parse(Config, ["--config", str(path)])
+
+
 @pytest.mark.parametrize("content", [None, b"output = ", b"\xff\xfe"])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "broken.toml"
@@ -81,5 +93,10 @@ def test_help_says_what_each_option_is(capsys) -> None:
     with pytest.raises(SystemExit):
         parse(Config, ["--help"])
     told = capsys.readouterr().out
-    for text in ("--self-label.temperature", "Of the softmax over cosines", "--source.root"):
+    for text in (
+        "--self-label.temperature",
+        "Of the softmax over cosines",
+        "--source.root",
+        "--config FILE",
+    ):
         assert text in told

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,10 @@ import torch
 from PIL import Image
 
 from cpsl.data import draw_street
+from cpsl.engine import load, read_scalars
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 STAGES = ["source_only", "warmup", "self_label", "distill_1", "distill_2"]
 TINY = """
 workers = 0
@@ -77,9 +78,8 @@ def command(config: Path, run: Path, *options: str) -> list[str]:
 
 
 def adapt(config: Path, run: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command(config, run, *options), capture_output=True, text=True, env=environment, check=False
+        command(config, run, *options), capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
 
 
@@ -122,25 +122,25 @@ def test_other_settings_in_the_same_folder_are_refused(demo: tuple[Path, Path]) 
 
 def test_a_killed_run_ends_with_the_same_weights(demo: tuple[Path, Path], tmp_path: Path) -> None:
     config, undisturbed = demo
-    chance = random.Random(0)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(3):
+    run, chance = tmp_path / "run", random.Random(time.time_ns())
+    for stage in ("source_only", "self_label", "distill_2"):
         process = subprocess.Popen(
-            command(config, tmp_path / "run"),
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            command(config, run), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        time.sleep(chance.uniform(3, 9))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = adapt(config, tmp_path / "run")
+        while not (run / stage / "checkpoint.pt").exists():
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+    done = adapt(config, run)
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in STAGES:
-        path = Path(stage) / "model.pt"
-        ended, wanted = (torch.load(run / path)["model"] for run in (tmp_path / "run", undisturbed))
-        assert all(torch.equal(ended[key], value) for key, value in wanted.items()), stage
+        ended, wanted = (
+            load(folder / stage / "model.pt")["model"] for folder in (run, undisturbed)
+        )
+        torch.testing.assert_close(ended, wanted, rtol=0, atol=0)
+        assert read_scalars(run / stage) == read_scalars(undisturbed / stage)
 
 
 def own_folders(folder: Path) -> str:
@@ -188,11 +188,23 @@ def test_problems_are_all_listed_before_a_run(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_path_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--check", "True")], ids=["run", "check"])
+def test_a_wrong_path_is_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
     config = settings(tmp_path, '[source]\nimages = "nowhere"\n[target]\nimages = "nowhere"\n')
-    done = adapt(config, tmp_path / "run")
+    done = adapt(config, tmp_path / "run", *options)
     assert done.returncode != 0
-    assert "nowhere" in done.stderr
+    assert "nowhere" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--check", "True")], ids=["run", "check"])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    config = settings(tmp_path, '[source]\nimages = "nowhere"\n[target]\nimages = "nowhere"\n')
+    done = adapt(config, config / "run", *options)
+    assert done.returncode != 0
+    assert "settings.toml" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -216,7 +228,8 @@ def test_two_processes_share_the_work(tmp_path: Path, demo: tuple[Path, Path]) -
         launch + command(config, tmp_path / "run", "--device", "cpu")[1:],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
