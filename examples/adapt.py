@@ -9,7 +9,7 @@ What is finished is skipped; what was stopped goes on where it was.
 import json
 from functools import partial
 
-from check import check
+from check import check, look_ahead
 from config import Config, parse
 from cpsl.engine import Process, logger, write_text
 from distill import distill
@@ -55,6 +55,8 @@ if __name__ == "__main__":
             check(config)
     else:
         with begin_run(config) as process:
+            if problems := look_ahead(config, process):
+                raise SystemExit("\n".join(problems))
             adapt(config, process)
         if process.is_main:
             with friendly_errors(config.debug):

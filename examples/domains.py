@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -161,6 +162,7 @@ def _batches(
         collate_fn=collate,
         pin_memory=process.device.type == "cuda",
         persistent_workers=config.workers > 0,
+        generator=torch.Generator(),  # else a loader begins with a draw from the global random state
     )
     for batch in loader:
         yield batch.to(process.device)

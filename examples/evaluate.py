@@ -1,24 +1,26 @@
 """Evaluation: whole images, logits upsampled to the labels, IoU of each class.
 
-python examples/evaluate.py --config examples/configs/gta5_to_cityscapes.toml --weights model.pt
+python examples/evaluate.py --config examples/configs/demo.toml --weights runs/demo/distill_2/model.pt
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor
 
-from config import Config
+from config import Config, parse
 from cpsl.alignment import class_counts
 from cpsl.data import HardLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
-from cpsl.engine import Process, autocast, progress
+from cpsl.engine import Process, autocast, progress, start_process
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
-from domains import evaluation_dataset
-from networks import resize, to_unit
+from domains import evaluation_dataset, label_space
+from networks import build_model, resize, to_unit
 
 
 @torch.inference_mode()
@@ -103,3 +105,28 @@ def predict(model: DeepLabV2, image: Tensor, config: Config, process: Process) -
 
 def _percent(value: float) -> float | None:
     return None if math.isnan(value) else 100 * value
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Evaluates one model on the evaluation images of the settings."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    weights: Path
+    """A `model.pt` of a run."""
+    predictions: Path = Path("predictions")
+    """Folder to write the predicted label maps to."""
+
+
+if __name__ == "__main__":
+    from report import metrics_table
+    from stage import friendly_errors
+
+    arguments = parse(Arguments)
+    config = arguments.config
+    with friendly_errors(config.debug), start_process(config.device) as process:
+        model = build_model(config, arguments.weights).to(process.device)
+        metrics = evaluate(model, config, process, arguments.predictions)
+        if process.is_main:
+            shown = {arguments.weights.parent.name or "model": {**metrics, "seconds": 0.0}}
+            print(metrics_table(shown, label_space(config).names))

@@ -83,8 +83,12 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
     except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         if debug:
             raise
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-        raise SystemExit(f"error: {error}{notes}\n--debug True shows where it was raised") from None
+        message, notes = str(error), getattr(error, "__notes__", [])
+        if "in DataLoader worker" in message:  # torch puts the worker's traceback before its error
+            message = message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+        raise SystemExit(
+            "\n".join([f"error: {message}", *notes, "--debug True shows where it was raised"])
+        ) from None
 
 
 def main(stage: str, train: Train) -> None:

@@ -23,12 +23,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Loads what `save` wrote, without running code from the file.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or holds more than tensors and plain values.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(
+            f"there is no file {path}: what writes it has to run first"
+        ) from None
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read: it is damaged or no file of this project ({error}). "

@@ -43,3 +43,8 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "damaged.pt").write_bytes(content)
     with pytest.raises(ValueError, match=re.escape("damaged.pt")):
         load(tmp_path / "damaged.pt")
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*missing\.pt"):
+        load(tmp_path / "missing.pt")

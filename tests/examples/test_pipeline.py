@@ -188,12 +188,14 @@ def test_problems_are_all_listed_before_a_run(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("options", [(), ("--check", "True")], ids=["run", "check"])
-def test_a_wrong_path_is_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_what_would_stop_a_later_stage_stops_the_run_at_once(tmp_path: Path) -> None:
     config = settings(tmp_path, '[source]\nimages = "nowhere"\n[target]\nimages = "nowhere"\n')
+    options = ["--accumulate", "2", "--self-label.batch-size", "3", "--distill.student", "no.pth"]
     done = adapt(config, tmp_path / "run", *options)
     assert done.returncode != 0
-    assert "nowhere" in done.stdout + done.stderr
+    for text in ("source: there is no folder nowhere", "self_label.batch_size 3", "no.pth"):
+        assert text in done.stderr
+    assert "begins" not in done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from config import Config, parse
 from cpsl.engine import Process
@@ -19,10 +20,25 @@ def test_errors_of_data_and_files_are_one_line() -> None:
     error = ValueError("a.png is broken")
     error.add_note("while reading the source")
     with (
-        pytest.raises(SystemExit, match=r"error: a\.png is broken \(while reading the source\)"),
+        pytest.raises(SystemExit, match=r"error: a\.png is broken\nwhile reading the source\n"),
         friendly_errors(),
     ):
         raise error
+
+
+class Broken(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise FileNotFoundError("there is no file a.png")
+
+
+def test_errors_of_loading_processes_are_those_of_the_file() -> None:
+    with pytest.raises(SystemExit) as told, friendly_errors():
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert str(told.value).splitlines()[0] == "error: there is no file a.png"
+    assert "Traceback" not in str(told.value)
 
 
 @pytest.mark.parametrize(("kind", "debug"), [(ValueError, True), (KeyError, False)])
