@@ -63,6 +63,10 @@ def label_target(
         process: This process.
     """
     store = HardLabelStore(folder)
+    if not store.missing(target_dataset(config).names):
+        logger.info(f"{folder}: finished before")
+        process.barrier()
+        return
     model.eval()
     for name, output in _outputs(
         model, config, process, f"labels for {folder.parent.name}", mirror=True
