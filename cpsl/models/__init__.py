@@ -8,7 +8,7 @@ from cpsl.models.deeplab import (
     freeze_batch_norm,
 )
 from cpsl.models.discriminator import Discriminator
-from cpsl.models.ema import ExponentialMovingAverage
+from cpsl.models.ema import ExponentialMovingAverage, update_moving_average
 from cpsl.models.release import (
     ReleaseCheckpoint,
     load_release_checkpoint,
@@ -48,4 +48,5 @@ __all__ = [
     "resnet101",
     "resnet_tiny",
     "save_release_checkpoint",
+    "update_moving_average",
 ]

@@ -52,6 +52,9 @@ class SqueezeExcitation(nn.Module):
 class DeepLabHead(nn.Module):
     """Parallel dilated convolutions, squeeze-excitation, a fusing convolution, a linear classifier.
 
+    Convolutions start as He et al. (2015) have it, with zero biases; the classifier, which should start near
+    uniform probabilities, from a normal distribution of deviation 0.01; linear layers as torch has them.
+
     Args:
         inputs: Channels of the backbone.
         num_classes: Number of classes K.
@@ -153,10 +156,16 @@ class DeepLabV2(nn.Module):
                     f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}"
                 )
             backbone = BACKBONES[backbone](output_norm=output_norm)
-        if not (isinstance(backbone, Backbone) and isinstance(backbone, nn.Module)):
+        if not (
+            isinstance(backbone, nn.Module)
+            and isinstance(backbone, Backbone)
+            and isinstance(backbone.channels, int)
+            and isinstance(backbone.stride, int)
+        ):
             raise TypeError(
-                "a backbone must be an nn.Module with the attributes `channels` and `stride`, "
-                f"got {type(backbone).__name__}"
+                "a backbone must be an nn.Module with whole numbers `channels` and `stride`, got "
+                f"{type(backbone).__name__} with channels {getattr(backbone, 'channels', 'absent')} "
+                f"and stride {getattr(backbone, 'stride', 'absent')}"
             )
         self.num_classes = num_classes
         self.feature_dim = feature_dim
@@ -176,19 +185,29 @@ class DeepLabV2(nn.Module):
             the image's corner pixels.
 
         Raises:
-            ValueError: The shape is another.
-            TypeError: The image is not floating point.
+            ValueError: The shape is another, or the backbone gives other than its `channels`.
+            TypeError: The image is not floating point, or the backbone gives no tensor.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got shape {tuple(image.shape)}")
         if not image.is_floating_point():
             raise TypeError(f"images must be float in 0...1, got {image.dtype}; divide by 255")
-        output: SegmentationOutput = self.head(self.backbone((image - self.mean) / self.std))
+        encoded = self.backbone((image - self.mean) / self.std)
+        if not isinstance(encoded, Tensor):
+            raise TypeError(f"the backbone must return one tensor, got {type(encoded).__name__}")
+        if encoded.ndim != 4 or encoded.shape[1] != self.backbone.channels:
+            raise ValueError(
+                f"the backbone must return (B, {self.backbone.channels}, h, w), as its `channels` say, "
+                f"got {tuple(encoded.shape)}"
+            )
+        output: SegmentationOutput = self.head(encoded)
         return output
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Makes every BatchNorm keep its statistics, weights and biases, until `module.train()` is called again.
+    """Makes every BatchNorm keep its statistics, weights and biases.
+
+    `module.train()` makes the statistics move again: freeze after it. Weights and biases stay fixed.
 
     Args:
         module: Changed in place.

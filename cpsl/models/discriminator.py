@@ -6,7 +6,8 @@ from torch import Tensor, nn
 class Discriminator(nn.Module):
     """Tells from a map of class probabilities which domain it belongs to (Tsai et al., 2018).
 
-    Four 3x3 convolutions of stride 2 (64, 128, 256, 512 channels) and a 1x1.
+    Four 3x3 convolutions of stride 2 and padding 1 (64, 128, 256, 512 channels), which halve the grid and
+    round up; ReLU after three of them, leaky ReLU (0.2) after the last; and a 1x1.
 
     Args:
         num_classes: Number of classes K.
@@ -20,6 +21,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 64) -> None:
         super().__init__()
+        self.num_classes = num_classes
         layers: list[nn.Module] = []
         inputs = num_classes
         for number in range(4):
@@ -36,7 +38,14 @@ class Discriminator(nn.Module):
             probabilities: (B, K, H, W) softmax of a segmentation network.
 
         Returns:
-            (B, 1, H / 16, W / 16) unbounded; 1 stands for source, 0 for target.
+            (B, 1, ⌈H / 16⌉, ⌈W / 16⌉) unbounded; the loss decides which value stands for which domain.
+
+        Raises:
+            ValueError: The shape is another.
         """
+        if probabilities.ndim != 4 or probabilities.shape[1] != self.num_classes:
+            raise ValueError(
+                f"probabilities must be (B, {self.num_classes}, H, W), got {tuple(probabilities.shape)}"
+            )
         decision: Tensor = self.layers(probabilities)
         return decision

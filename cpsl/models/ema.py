@@ -1,9 +1,39 @@
 """A teacher that is the moving average of a student."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@torch.no_grad()
+def update_moving_average(
+    averages: Sequence[Tensor], values: Sequence[Tensor], momentum: float = 0.999
+) -> None:
+    """Moves averages towards values, in place: a ← momentum · a + (1 - momentum) · v.
+
+    Args:
+        averages: Floating tensors of any shapes, changed in place.
+        values: As many tensors of the same shapes; another floating dtype or device is converted.
+        momentum: 0 copies the values, 1 changes nothing.
+
+    Raises:
+        ValueError: momentum lies outside 0...1, or the numbers of tensors differ.
+
+    Example:
+        >>> prototypes, ema_prototypes = torch.ones(19, 256), torch.zeros(19, 256)
+        >>> update_moving_average([ema_prototypes], [prototypes], momentum=0.75)
+        >>> ema_prototypes[0, 0]
+        tensor(0.2500)
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must lie in 0...1, got {momentum}")
+    if len(averages) != len(values):
+        raise ValueError(f"got {len(averages)} averages but {len(values)} values")
+    targets = [value.to(average) for average, value in zip(averages, values, strict=True)]
+    torch._foreach_lerp_(list(averages), targets, 1 - momentum)
 
 
 class ExponentialMovingAverage(nn.Module):
@@ -15,7 +45,7 @@ class ExponentialMovingAverage(nn.Module):
     copied. The average is in evaluation mode and has no gradients. Nothing waits for the device.
 
     Args:
-        student: Module to start from; copied.
+        student: Module to start from; copied. What DistributedDataParallel wraps is taken out of it.
 
     Attributes:
         module: The average, to be called like the student.
@@ -32,7 +62,7 @@ class ExponentialMovingAverage(nn.Module):
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
-        self.module = copy.deepcopy(student).requires_grad_(False).eval()
+        self.module = copy.deepcopy(_unwrap(student)).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "ExponentialMovingAverage":
         """Stays in evaluation mode."""
@@ -43,22 +73,28 @@ class ExponentialMovingAverage(nn.Module):
         """Moves the average towards the student.
 
         Args:
-            student: The module that was copied, after the optimiser's step.
-            momentum: 0 copies the student, 1 changes nothing.
+            student: The module that was copied, wrapped or not, after the optimiser's step.
+            momentum: 0 copies the student, 1 changes nothing but the buffers that are not floating.
 
         Raises:
             ValueError: momentum lies outside 0...1, or the student has other entries than the average.
         """
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in 0...1, got {momentum}")
-        mine, theirs = self.module.state_dict(), student.state_dict()
-        for key in mine.keys() | theirs.keys():
+        mine, theirs = _tensors(self.module), _tensors(_unwrap(student))
+        for key in mine | theirs:
             if key not in mine or key not in theirs or mine[key].shape != theirs[key].shape:
                 raise ValueError(f"student and average differ in their entry {key}")
         floating = [key for key, value in mine.items() if value.is_floating_point()]
-        averages: list[Tensor] = [mine[key] for key in floating]
-        torch._foreach_lerp_(
-            averages, [theirs[key].to(mine[key]) for key in floating], 1 - momentum
+        update_moving_average(
+            [mine[key] for key in floating], [theirs[key] for key in floating], momentum
         )
         for key in mine.keys() - set(floating):
             mine[key].copy_(theirs[key])
+
+
+def _unwrap(module: nn.Module) -> nn.Module:
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    # Not the state dictionary: it names a shared tensor twice, which would then be averaged twice.
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,6 +1,6 @@
 """Checkpoints of the authors' release: read without running their code, and written for it."""
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from cpsl.models.deeplab import DeepLabV2
 
-# How our names of the entries differ from the release's, in the order of the rules.
-_RENAMES = (
-    (r"layer5\.conv2d_list\.", "head.branches."),
-    (r"layer5\.bottleneck\.0\.se\.", "head.fuse.0.weigh."),
-    (r"layer5\.bottleneck\.", "head.fuse."),
-    (r"layer5\.head\.1\.", "head.classify."),
-    (r"bn_pretrain\.", "backbone.output_norm."),
-    (r"", "backbone."),
+# Beginnings of names in the release and here; the first that fits counts.
+_PREFIXES = (
+    ("layer5.conv2d_list.", "head.branches."),
+    ("layer5.bottleneck.0.se.", "head.fuse.0.weigh."),
+    ("layer5.bottleneck.", "head.fuse."),
+    ("layer5.head.1.", "head.classify."),
+    ("bn_pretrain.", "backbone.output_norm."),
+    ("", "backbone."),
 )
 
 
@@ -29,7 +29,8 @@ class ReleaseCheckpoint:
     Attributes:
         model: State of the segmentation network, in the release's names and order.
         discriminator: State of the discriminator, where there is one.
-        prototypes_ema: (K, D) moving average of the prototypes, where there is one.
+        prototypes_ema: (K, D) moving average of the prototypes, where there is one; all zeros in a file of
+            a stage that has no prototypes.
         iter: Training iteration, where it is said.
         best_iou: Best mIoU so far, as the release counts it, where it is said.
     """
@@ -55,18 +56,19 @@ def read_release_checkpoint(path: str | Path) -> ReleaseCheckpoint:
         ValueError: The file is damaged, would run code when loaded, or holds no segmentation network.
     """
     content = _load_safely(Path(path))
-    states = {
-        name: entry["model_state"]
-        for name, entry in content.items()
-        if isinstance(entry, dict) and "model_state" in entry
-    }
-    if not states and any(key.endswith("conv1.weight") for key in content):
-        states = {"model": content}
+    # One entry a network, {"ResNet101": {"model_state": ..., "prototypes_ema": ...}}, or a bare state.
+    networks = [
+        v
+        for v in content.values()
+        if isinstance(v, dict) and isinstance(v.get("model_state"), dict)
+    ]
     model = discriminator = None
-    for state in states.values():
-        state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    prototypes = content.get("prototypes_ema")
+    for network in networks or [{"model_state": content}]:
+        state = {str(k).removeprefix("module."): v for k, v in network["model_state"].items()}
         if "conv1.weight" in state and any(key.startswith("layer5.") for key in state):
             model = state
+            prototypes = network.get("prototypes_ema", prototypes)
         else:
             discriminator = state
     if model is None:
@@ -74,12 +76,11 @@ def read_release_checkpoint(path: str | Path) -> ReleaseCheckpoint:
             f"{path} holds no segmentation network of the release; its entries are "
             f"{', '.join(map(str, list(content)[:8]))}"
         )
-    prototypes = content.get("prototypes_ema")
     iteration, best_iou = content.get("iter"), content.get("best_iou")
     return ReleaseCheckpoint(
         model,
         discriminator,
-        None if prototypes is None else torch.as_tensor(np.asarray(prototypes)).float(),
+        None if prototypes is None else torch.as_tensor(prototypes).detach().float(),
         None if iteration is None else int(iteration),
         None if best_iou is None else float(best_iou),
     )
@@ -99,28 +100,30 @@ def load_release_checkpoint(path: str | Path, num_classes: int = 19) -> DeepLabV
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read safely, or is of another network or number of classes.
     """
-    state = from_release(read_release_checkpoint(path).model)
-    classes, feature_dim = state["head.classify.weight"].shape[:2]
+    state = read_release_checkpoint(path).model
+    if "layer5.head.1.weight" not in state:
+        raise ValueError(f"{path} has another head than the release: no layer5.head.1.weight in it")
+    classes, feature_dim = state["layer5.head.1.weight"].shape[:2]
     if classes != num_classes:
         raise ValueError(f"{path} was trained for {classes} classes, not {num_classes}")
     model = DeepLabV2(
-        num_classes,
-        "resnet101",
-        feature_dim,
-        output_norm="backbone.output_norm.weight" in state,
+        num_classes, "resnet101", feature_dim, output_norm="bn_pretrain.weight" in state
     )
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [key for key in missing if key not in ("mean", "std")]
+    own = to_release(model)
+    missing = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
+    unexpected = [k for k in state if k not in own]
     if missing or unexpected:
         raise ValueError(
-            f"{path} is not the release's ResNet-101: missing {missing[:3]}, unexpected {unexpected[:3]}"
+            f"{path} is not the release's ResNet-101: {len(missing)} entries are missing or of another "
+            f"shape {missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}"
         )
+    model.load_state_dict(from_release(state), strict=False)  # mean and std are not in the file
     return model.eval()
 
 
 def from_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Renames the entries of a release network's state to those of `DeepLabV2`."""
-    return {_rename(key): value for key, value in state.items()}
+    return {_rename(key, _PREFIXES): value for key, value in state.items()}
 
 
 def to_release(model: DeepLabV2) -> dict[str, Tensor]:
@@ -135,14 +138,8 @@ def to_release(model: DeepLabV2) -> dict[str, Tensor]:
     state = model.state_dict()
     if state.pop("mean").any() or (state.pop("std") != 1).any():
         raise ValueError("the release's networks take images as they are; mean must be 0 and std 1")
-    back = [(re.escape(ours), theirs.replace("\\", "")) for theirs, ours in _RENAMES]
-    renamed = {}
-    for key, value in state.items():
-        for ours, theirs in back:
-            if re.match(ours, key):
-                renamed[re.sub(f"^{ours}", theirs, key)] = value
-                break
-    return renamed
+    back = [(ours, theirs) for theirs, ours in _PREFIXES]
+    return {_rename(key, back): value for key, value in state.items()}
 
 
 def save_release_checkpoint(
@@ -166,22 +163,18 @@ def save_release_checkpoint(
     )
 
 
-def _rename(key: str) -> str:
-    for theirs, ours in _RENAMES:
-        if re.match(theirs, key):
-            return re.sub(f"^{theirs}", ours, key)
-    raise AssertionError("the last rule fits every key")
+def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    old, new = next(pair for pair in prefixes if key.startswith(pair[0]))
+    return new + key.removeprefix(old)
 
 
 def _load_safely(path: Path) -> dict[str, Any]:
-    # Scalars and arrays of numpy are plain numbers; under numpy 1 and 2 they are made by other names.
+    # Scalars and arrays of numpy are plain numbers; files name their makers as numpy 1 or as numpy 2 did.
     harmless: list[Any] = [np.dtype, np.ndarray]
     harmless += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")]
-    multiarray: Any = getattr(np, "_core", None) or np.core
-    multiarray = multiarray.multiarray
-    for name in ("scalar", "_reconstruct"):
-        function = getattr(multiarray, name)
-        harmless += [(function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
+    for example, name in ((np.float64(0), "scalar"), (np.zeros(0), "_reconstruct")):
+        maker: Any = example.__reduce__()[0]
+        harmless += [(maker, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
     try:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,8 +1,11 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cpsl.models import (
     BasicBlock,
@@ -15,6 +18,7 @@ from cpsl.models import (
     load_backbone_weights,
     resnet18,
     resnet_tiny,
+    update_moving_average,
 )
 
 
@@ -56,13 +60,44 @@ def test_another_encoder_is_a_few_lines() -> None:
 def test_wrong_backbones_and_images_are_named() -> None:
     with pytest.raises(ValueError, match="resnet101"):
         DeepLabV2(5, "resnet999")
-    with pytest.raises(TypeError, match="channels"):
+    with pytest.raises(TypeError, match="channels absent"):
         DeepLabV2(5, nn.Conv2d(3, 4, 1))
+    pair = Encoder()
+    pair.stride = (16, 16)
+    with pytest.raises(TypeError, match=r"stride \(16, 16\)"):
+        DeepLabV2(5, pair)
     model = DeepLabV2(5, Encoder(), feature_dim=8)
     with pytest.raises(TypeError, match="divide by 255"):
         model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         model(torch.zeros(1, 4, 32, 32))
+
+
+def test_a_backbone_that_breaks_its_word_is_named() -> None:
+    model = DeepLabV2(5, Encoder(), feature_dim=8)
+    model.backbone.patches = nn.Conv2d(3, 7, 16, stride=16)
+    with pytest.raises(ValueError, match=r"\(B, 12, h, w\).*got \(1, 7, 2, 2\)"):
+        model(torch.zeros(1, 3, 32, 32))
+    model.backbone.forward = lambda image: [image]  # as encoders that give a pyramid do
+    with pytest.raises(TypeError, match="one tensor, got list"):
+        model(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_the_tiny_backbone_has_the_stride_asked_for(stride: int) -> None:
+    backbone = resnet_tiny(stride=stride).eval()
+    rows, columns = backbone(torch.zeros(1, 3, 64, 128)).shape[2:]
+    assert backbone.stride == stride
+    assert rows - 64 // stride in (0, 1)
+    assert columns - 128 // stride in (0, 1)
+    with pytest.raises(ValueError, match="4 or 8, got 16"):
+        resnet_tiny(stride=16)
+
+
+def test_backbone_and_head_are_all_that_learns() -> None:
+    model = DeepLabV2(3, "resnet_tiny", 8)
+    parts = [*model.backbone.parameters(), *model.head.parameters()]
+    assert list(map(id, parts)) == list(map(id, model.parameters()))
 
 
 @given(feature_dim=st.integers(1, 100))
@@ -84,12 +119,17 @@ def test_mean_and_deviation_belong_to_the_model() -> None:
 
 
 def test_runs_in_bfloat16_and_as_one_graph() -> None:
+    torch.manual_seed(0)
     model = DeepLabV2(3, "resnet_tiny", 8).eval()
     image = torch.rand(1, 3, 32, 64)
     with torch.no_grad():
         exact = model(image).logits
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert model(image).logits.dtype == torch.bfloat16
+            low = model(image).logits
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(
+            low.float(), exact, rtol=0.1, atol=0.05 * float(exact.abs().max())
+        )
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(image).logits, exact)
 
@@ -110,9 +150,13 @@ def test_the_discriminator_halves_the_grid_four_times() -> None:
     assert decision.shape == (2, 1, 2, 3)
     widths = [m.out_channels for m in judge.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [2, 4, 8, 16, 1]
+    with pytest.raises(ValueError, match=r"\(B, 4, H, W\), got \(2, 5, 32, 48\)"):
+        judge(torch.rand(2, 5, 32, 48))
 
 
 @given(momentum=st.floats(0, 1))
+@example(momentum=0.0)
+@example(momentum=1.0)
 def test_the_teacher_is_the_moving_average(momentum: float) -> None:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -127,6 +171,8 @@ def test_the_teacher_is_the_moving_average(momentum: float) -> None:
         theirs = student.state_dict()[key]
         if value.is_floating_point():
             torch.testing.assert_close(value, before[key].lerp(theirs, 1 - momentum))
+            if momentum in (0, 1):
+                assert torch.equal(value, before[key] if momentum else theirs)
         else:
             assert torch.equal(value, theirs)
 
@@ -139,6 +185,71 @@ def test_the_teacher_stays_in_evaluation_and_follows_only_its_student() -> None:
         teacher.update(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="momentum"):
         teacher.update(nn.Sequential(nn.Linear(2, 2)), momentum=1.5)
+    with pytest.raises(ValueError, match=r"entry 0\.weight"):
+        teacher.update(nn.Sequential(nn.Linear(3, 2)))
+
+
+def test_the_teacher_survives_its_state_dictionary() -> None:
+    teacher, other = (ExponentialMovingAverage(nn.BatchNorm2d(2)) for _ in range(2))
+    with torch.no_grad():
+        teacher.module.weight.fill_(3)
+    other.load_state_dict(teacher.state_dict())
+    assert torch.equal(other.module.weight, teacher.module.weight)
+
+
+def test_a_shared_tensor_is_averaged_once() -> None:
+    student = nn.Module()
+    student.a = student.b = nn.Linear(1, 1, bias=False)
+    teacher = ExponentialMovingAverage(student)
+    with torch.no_grad():
+        student.a.weight.fill_(1)
+        teacher.module.a.weight.fill_(0)
+    teacher.update(student, momentum=0.75)
+    assert teacher.module.b.weight.item() == 0.25
+
+
+def test_the_teacher_never_waits_for_the_device() -> None:
+    teacher = ExponentialMovingAverage(nn.Identity())
+    with FakeTensorMode():  # its tensors have no values: reading one is an error
+        student, teacher.module = (DeepLabV2(3, "resnet_tiny", 8) for _ in range(2))
+        teacher.update(student)
+        with pytest.raises(DataDependentOutputException):
+            teacher.module.mean.sum().item()
+
+
+@pytest.fixture
+def one_process(tmp_path) -> Iterator[None]:
+    if torch.distributed.is_initialized():
+        pytest.skip("another process group is in use")
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_distributed_student_is_unwrapped(one_process: None) -> None:
+    student = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    teacher = ExponentialMovingAverage(student)
+    assert isinstance(teacher.module, nn.Linear)
+    with torch.no_grad():
+        student.module.weight.fill_(5)
+    teacher.update(student, momentum=0)
+    assert torch.equal(teacher.module.weight, student.module.weight)
+
+
+@given(
+    values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4), momentum=st.floats(0, 1)
+)
+def test_lists_of_tensors_are_averaged(values: list[float], momentum: float) -> None:
+    averages = [torch.ones(2) for _ in values]
+    update_moving_average(averages, [torch.full((2,), v) for v in values], momentum)
+    for average, value in zip(averages, values, strict=True):
+        wanted = torch.full((2,), momentum + (1 - momentum) * value)
+        torch.testing.assert_close(average, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_average_without_a_value_is_named() -> None:
+    with pytest.raises(ValueError, match="2 averages but 1 values"):
+        update_moving_average([torch.zeros(1), torch.zeros(1)], [torch.zeros(1)])
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -155,6 +266,9 @@ def test_weights_that_do_not_fit_or_are_not_there_are_named(tmp_path) -> None:
     torch.save(resnet_tiny().state_dict(), tmp_path / "tiny.pth")
     with pytest.raises(ValueError, match="does not fit"):
         load_backbone_weights(ResNet(BasicBlock, (2, 1, 1, 1)), tmp_path / "tiny.pth")
+    wider = ResNet(BasicBlock, (1, 1, 1, 1), (16, 32, 64, 65))
+    with pytest.raises(ValueError, match=r"of another shape, such as layer4\.0\.conv1\.weight"):
+        load_backbone_weights(wider, tmp_path / "tiny.pth")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_backbone_weights(resnet_tiny(), tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="no ImageNet weights"):
@@ -176,5 +290,5 @@ def test_torchvisions_weights_fit_and_an_unreachable_hub_says_what_to_do(monkeyp
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
-    with pytest.raises(ConnectionError, match="another machine"):
+    with pytest.raises(ConnectionError, match=r"resnet18\S*\.pth on another machine"):
         load_backbone_weights(backbone, "imagenet", "resnet18")

@@ -76,49 +76,93 @@ def test_every_entry_has_its_name_shape_and_place(bn_pretrain: bool) -> None:
     assert list(got.items()) == list(wanted.items())
 
 
-def write(path: Path, **more: object) -> DeepLabV2:
-    model = DeepLabV2(16, feature_dim=8, output_norm=True).eval()
-    content = {"ResNet101": {"model_state": to_release(model), "optimizer_state": {}}, **more}
-    torch.save(content, path, _use_new_zipfile_serialization=bool(more))
-    return model
+@pytest.fixture(scope="module")
+def model() -> DeepLabV2:
+    torch.manual_seed(0)
+    return DeepLabV2(16, feature_dim=8, output_norm=True).eval()
 
 
-def test_reads_networks_and_all_that_lies_beside_them(tmp_path: Path) -> None:
+def assert_same(a: DeepLabV2, b: DeepLabV2) -> None:
+    theirs = b.state_dict()
+    assert a.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in a.state_dict().items())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reads_what_the_release_writes(tmp_path: Path, model: DeepLabV2, zipped: bool) -> None:
     path = tmp_path / "stage1.pkl"
-    model = write(
-        path,
-        FCDiscriminator={
-            "model_state": {"conv1.weight": torch.ones(1), "conv1.bias": torch.ones(1)}
-        },
-        iter=np.int64(7),
-        best_iou=np.float64(55.7),
-        prototypes_ema=np.ones((16, 8), np.float32),
-    )
-    content = read_release_checkpoint(path)
-    assert (content.iter, content.best_iou) == (7, 55.7)
-    assert content.prototypes_ema is not None
-    assert content.prototypes_ema.shape == (16, 8)
-    assert content.discriminator is not None
-    loaded = load_release_checkpoint(path, num_classes=16)
-    image = torch.rand(1, 3, 33, 33)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(image).logits, model(image).logits)
+    # The layout of its training script: an entry a network, the prototypes (which require a gradient) in
+    # each, a score that is a scalar of numpy.
+    prototypes = torch.rand(16, 8, requires_grad=True)
+    judge = {"conv1.weight": torch.ones(1), "classifier.bias": torch.ones(1)}
+    content = {
+        "ResNet101": {"model_state": to_release(model), "prototypes_ema": prototypes},
+        "FCDiscriminator": {"model_state": judge, "prototypes_ema": torch.zeros(16, 8)},
+        "iter": 7,
+        "best_iou": np.float64(0.557),
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    read = read_release_checkpoint(path)
+    assert (read.iter, read.best_iou) == (7, 0.557)
+    assert read.prototypes_ema is not None
+    assert not read.prototypes_ema.requires_grad
+    assert torch.equal(read.prototypes_ema, prototypes.detach())
+    assert read.discriminator is not None
+    assert read.discriminator.keys() == judge.keys()
+    assert_same(load_release_checkpoint(path, num_classes=16), model)
 
 
-def test_reads_the_old_format_and_what_it_wrote_itself(tmp_path: Path) -> None:
-    model = write(tmp_path / "old.pkl")
-    old = load_release_checkpoint(tmp_path / "old.pkl", num_classes=16)
-    save_release_checkpoint(tmp_path / "new.pkl", old, iteration=3)
-    new = load_release_checkpoint(tmp_path / "new.pkl", num_classes=16)
-    for key, value in model.state_dict().items():
-        assert torch.equal(new.state_dict()[key], value)
-    assert read_release_checkpoint(tmp_path / "new.pkl").iter == 3
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numbers_of_numpy_1_and_2_are_read(tmp_path: Path, core: str) -> None:
+    path = tmp_path / "numbers.pkl"
+    state = {"conv1.weight": torch.zeros(1), "layer5.head.1.weight": torch.zeros(1)}
+    content = {
+        "ResNet101": {"model_state": state, "prototypes_ema": np.ones((16, 8), np.float32)},
+        "iter": np.int64(7),
+        "best_iou": np.float64(0.5),
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    other = {"core": b"_core", "_core": b"core"}[core]
+    raw = path.read_bytes()
+    raw = raw.replace(b"numpy.%s.multiarray" % other, b"numpy.%s.multiarray" % core.encode())
+    assert b"numpy.%s.multiarray\nscalar" % core.encode() in raw
+    path.write_bytes(raw)
+    read = read_release_checkpoint(path)
+    assert (read.iter, read.best_iou) == (7, 0.5)
+    assert read.prototypes_ema is not None
+    assert torch.equal(read.prototypes_ema, torch.ones(16, 8))
 
 
-def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "a.pkl")
-    with pytest.raises(ValueError, match="16 classes, not 19"):
-        load_release_checkpoint(tmp_path / "a.pkl")
+def test_reads_a_bare_state_of_a_parallel_network(tmp_path: Path, model: DeepLabV2) -> None:
+    path = tmp_path / "bare.pkl"
+    torch.save({f"module.{key}": value for key, value in to_release(model).items()}, path)
+    assert_same(load_release_checkpoint(path, num_classes=16), model)
+
+
+def test_reads_what_it_wrote_itself(tmp_path: Path, model: DeepLabV2) -> None:
+    path = tmp_path / "own.pkl"
+    save_release_checkpoint(path, model, iteration=3)
+    assert_same(load_release_checkpoint(path, num_classes=16), model)
+    assert read_release_checkpoint(path).iter == 3
+    with pytest.raises(ValueError, match="mean must be 0"):
+        to_release(DeepLabV2(2, "resnet_tiny", 8, mean=(0.5, 0.5, 0.5)))
+
+
+def test_another_network_is_named(tmp_path: Path, model: DeepLabV2) -> None:
+    path = tmp_path / "other.pkl"
+    state = to_release(model)
+
+    def refused(state: dict[str, Tensor], why: str, num_classes: int = 16) -> None:
+        torch.save({"ResNet101": {"model_state": state}}, path)
+        with pytest.raises(ValueError, match=why):
+            load_release_checkpoint(path, num_classes)
+
+    bias, classifier = "layer5.conv2d_list.3.0.bias", "layer5.head.1.weight"
+    refused(state, "16 classes, not 19", num_classes=19)
+    refused({k: v for k, v in state.items() if k != bias}, rf"1 entries.*{re.escape(bias)}")
+    refused({**state, bias: torch.zeros(9)}, rf"another shape.*{re.escape(bias)}")
+    refused({**state, "layer6.weight": torch.zeros(1)}, r"1 are unexpected.*layer6\.weight")
+    refused({k: v for k, v in state.items() if k != classifier}, f"no {re.escape(classifier)}")
 
 
 class Hostile:
