@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl.alignment import DistributionAligner, class_counts
-from cpsl.distributed import is_distributed
+from cpsl.distributed import all_reduce_max, rank_and_size
 from cpsl.memory import PixelMemoryBank
 from cpsl.prototypes import prototype_similarity
 from cpsl.sampling import draw_class_proportional, draw_uniform
@@ -28,6 +28,7 @@ class ClusteringOutput(NamedTuple):
         class_counts: (K,) int64 pixels of each class in all labels of the batch.
         marginal_error: Scalar in 0...1, how far the assignments of bank and batch are from the class
             distribution (total variation); on the device, to be read when logs are written.
+        logits: (B·n, K) L2-normalised logits of the drawn pixels with `logit_assignments`, else None.
     """
 
     loss: Tensor
@@ -38,6 +39,7 @@ class ClusteringOutput(NamedTuple):
     labels: Tensor
     class_counts: Tensor
     marginal_error: Tensor
+    logits: Tensor | None = None
 
 
 class ClassBalancedPrototypeClustering(nn.Module):
@@ -52,6 +54,9 @@ class ClassBalancedPrototypeClustering(nn.Module):
     `prototypes`; `update` afterwards moves the bank, the class distribution δ and `ema_prototypes`, the
     moving average by which pseudo labels are rectified.
 
+    The defaults are the paper's; `sampling`, `assignment`, `bank_scores` and `logit_assignments` restore
+    what the authors' release does instead.
+
     Args:
         num_classes: Number of classes K.
         feature_dim: Number of channels D of a feature.
@@ -63,6 +68,13 @@ class ClassBalancedPrototypeClustering(nn.Module):
         sampling: "class_proportional" draws in proportion to δ over the whole batch, so that every class
             that is present enters the bank; "uniform" draws n pixels of each image.
         distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
+        assignment: "joint" assigns the drawn pixels of all images together with the bank. "image_by_image"
+            is the release: one image after the other is assigned together with the bank and then enters
+            it, and the bank counts only once it is full. (Several ranks take turns, in order of rank.)
+        bank_scores: "cosine" scores the pixels of the bank like those of the batch, "dot_product" by the
+            prototypes as they are, whose lengths drift from one: the release.
+        logit_assignments: Whether a second loss is added, with assignments of the same pixels by the
+            teacher's L2-normalised logits and a bank of its own: the release.
         ignore_index: Label of pixels that belong to no class.
         group: Ranks that cluster together; None is the default group.
 
@@ -71,6 +83,7 @@ class ClassBalancedPrototypeClustering(nn.Module):
         ema_prototypes: (K, D) buffer C', the moving average of C.
         aligner: `DistributionAligner` that holds δ.
         bank: `PixelMemoryBank` of this rank.
+        logit_bank: The bank of the second assignment, or None.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -98,6 +111,9 @@ class ClassBalancedPrototypeClustering(nn.Module):
         sinkhorn_iterations: int = 3,
         sampling: Literal["class_proportional", "uniform"] = "class_proportional",
         distribution_momentum: float = 0.99,
+        assignment: Literal["joint", "image_by_image"] = "joint",
+        bank_scores: Literal["cosine", "dot_product"] = "cosine",
+        logit_assignments: bool = False,
         ignore_index: int = 255,
         group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -107,11 +123,13 @@ class ClassBalancedPrototypeClustering(nn.Module):
                 raise ValueError(f"{name} must be positive, got {value}")
         if samples_per_image < 1:
             raise ValueError(f"samples_per_image must be positive, got {samples_per_image}")
-        if sampling not in ("class_proportional", "uniform"):
-            raise ValueError(
-                f'sampling must be "class_proportional" or "uniform", got {sampling!r}'
-            )
-        ranks = dist.get_world_size(group) if is_distributed() else 1
+        for name, word, words in (
+            ("sampling", sampling, ("class_proportional", "uniform")),
+            ("assignment", assignment, ("joint", "image_by_image")),
+            ("bank_scores", bank_scores, ("cosine", "dot_product")),
+        ):
+            if word not in words:
+                raise ValueError(f'{name} must be "{words[0]}" or "{words[1]}", got {word!r}')
         self.num_classes = num_classes
         self.feature_dim = feature_dim
         self.samples_per_image = samples_per_image
@@ -119,6 +137,8 @@ class ClassBalancedPrototypeClustering(nn.Module):
         self.epsilon = epsilon
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sampling = sampling
+        self.assignment = assignment
+        self.bank_scores = bank_scores
         self.ignore_index = ignore_index
         self.group = group
         start = F.normalize(torch.randn(num_classes, feature_dim), dim=1)
@@ -127,7 +147,11 @@ class ClassBalancedPrototypeClustering(nn.Module):
         self.aligner = DistributionAligner(
             num_classes, distribution_momentum, ignore_index=ignore_index
         )
-        self.bank = PixelMemoryBank(max(bank_size // ranks, 1), feature_dim, ignore_index)
+        capacity = max(bank_size // rank_and_size(group)[1], 1)
+        self.bank = PixelMemoryBank(capacity, feature_dim, ignore_index)
+        self.logit_bank = (
+            PixelMemoryBank(capacity, num_classes, ignore_index) if logit_assignments else None
+        )
 
     @torch.no_grad()
     def initialize(self, prototypes: Tensor, class_distribution: Tensor) -> None:
@@ -154,7 +178,14 @@ class ClassBalancedPrototypeClustering(nn.Module):
         self.ema_prototypes.copy_(start)
         self.aligner.set(class_distribution)
 
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> ClusteringOutput:
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor | None = None,
+        *,
+        logits: Tensor | None = None,
+        bank_labels: Tensor | None = None,
+    ) -> ClusteringOutput:
         """Draws pixels, assigns them and measures how well the prototypes predict the assignments.
 
         Pure but for the random draw: nothing is remembered until `update`.
@@ -163,12 +194,15 @@ class ClassBalancedPrototypeClustering(nn.Module):
             features: (B, D, h, w) of the teacher, any length; they get no gradient.
             labels: (B, h, w) integer pseudo labels on the same grid, or None; without them pixels are
                 drawn uniformly and the class distribution stays.
+            logits: (B, K, h, w) of the teacher on the same grid; needed with `logit_assignments`.
+            bank_labels: (B, n) integer labels to remember with the drawn pixels instead of their own.
 
         Returns:
             Loss, assignments and the drawn pixels.
 
         Raises:
-            ValueError: The shapes do not fit, or (on the CPU) a label is neither a class nor ignored.
+            ValueError: The shapes do not fit, logits are missing, or (on the CPU) a label is neither a class
+                nor ignored.
         """
         if features.ndim != 4 or features.shape[1] != self.feature_dim:
             raise ValueError(
@@ -182,17 +216,31 @@ class ClassBalancedPrototypeClustering(nn.Module):
                 f"labels must be {(batch, height, width)} on the grid of the features, "
                 f"got shape {tuple(labels.shape)}"
             )
+        if bank_labels is not None and bank_labels.shape != (batch, self.samples_per_image):
+            raise ValueError(
+                f"bank_labels must be {(batch, self.samples_per_image)}, one for each drawn pixel, "
+                f"got shape {tuple(bank_labels.shape)}"
+            )
         labels = labels.flatten().long()
         counts = class_counts(labels, self.num_classes, self.ignore_index)
         indices = self._draw(labels, batch, height * width)
-
-        image, pixel = indices.flatten() // (height * width), indices.flatten() % (height * width)
-        drawn = F.normalize(features.detach().flatten(2)[image, :, pixel].float(), dim=1)
+        drawn = _pixels(features.detach(), indices)
         scores = prototype_similarity(drawn, self.prototypes)
-        assignments, error = self._assign(scores.detach())
-        loss = -(assignments * (scores / self.temperature).log_softmax(dim=1)).sum(dim=1).mean()
+        log_p = (scores / self.temperature).log_softmax(dim=1)
+
+        assignments, error = self._assign(
+            scores.detach(), self._score_banked(drawn), self._score_bank()
+        )
+        loss = -(assignments * log_p).sum(dim=1).mean()
+        drawn_logits = None
+        if self.logit_bank is not None:
+            drawn_logits = self._pixel_logits(logits, features, indices)
+            of_bank = _without_empty(self.logit_bank.features, self.logit_bank.valid)
+            by_logits, _ = self._assign(drawn_logits, drawn_logits, of_bank)
+            loss = loss - (by_logits * log_p).sum(dim=1).mean()
+        labels = labels[indices.flatten()] if bank_labels is None else bank_labels.flatten().long()
         return ClusteringOutput(
-            loss, assignments, scores, indices, drawn, labels[indices.flatten()], counts, error
+            loss, assignments, scores, indices, drawn, labels, counts, error, drawn_logits
         )
 
     @torch.no_grad()
@@ -204,6 +252,8 @@ class ClassBalancedPrototypeClustering(nn.Module):
             momentum: C' ← momentum · C' + (1 - momentum) · C.
         """
         self.bank.push(output.features, output.labels)
+        if self.logit_bank is not None and output.logits is not None:
+            self.logit_bank.push(output.logits, output.labels)
         self.aligner.update(output.class_counts[None].double(), group=self.group)
         self.ema_prototypes.lerp_(self.prototypes, 1 - momentum)
 
@@ -215,11 +265,57 @@ class ClassBalancedPrototypeClustering(nn.Module):
         return drawn.reshape(batch, self.samples_per_image)
 
     @torch.no_grad()
-    def _assign(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Assigns the drawn pixels together with those of the bank."""
-        banked = prototype_similarity(self.bank.features, self.prototypes)
-        banked = banked.masked_fill(~self.bank.valid[:, None], -torch.inf)
-        assignments = self.aligner(
+    def _score_banked(self, features: Tensor) -> Tensor:
+        """Scores normalised features as members of the bank."""
+        if self.bank_scores == "cosine":
+            return prototype_similarity(features, self.prototypes)
+        with torch.autocast(features.device.type, enabled=False):
+            return features @ self.prototypes.t()
+
+    @torch.no_grad()
+    def _score_bank(self) -> Tensor:
+        return _without_empty(self._score_banked(self.bank.features), self.bank.valid)
+
+    def _pixel_logits(self, logits: Tensor | None, features: Tensor, indices: Tensor) -> Tensor:
+        wanted = (len(features), self.num_classes, *features.shape[2:])
+        if logits is None or logits.shape != wanted:
+            got = None if logits is None else tuple(logits.shape)
+            raise ValueError(f"logit_assignments need logits {wanted}, got {got}")
+        return _pixels(logits.detach(), indices)
+
+    @torch.no_grad()
+    def _assign(self, scores: Tensor, as_banked: Tensor, banked: Tensor) -> tuple[Tensor, Tensor]:
+        """Assigns the pixels of a batch together with those of a bank.
+
+        Args:
+            scores: (N, K) of the batch.
+            as_banked: (N, K) of the same pixels once they are in the bank.
+            banked: (M, K) of the bank, in the order of its rows; -inf where there is no pixel.
+
+        Returns:
+            (N, K) assignments of the batch, and the marginal error of bank and batch.
+        """
+        if self.assignment == "joint":
+            return self._transport(scores, banked)
+        rank, ranks = rank_and_size(self.group)
+        per_image = self.samples_per_image
+        images = len(scores) // per_image
+        assigned, errors = [], []
+        for turn in range(images * ranks):
+            first = (turn - rank * images) * per_image
+            # On the turn of another rank there is nothing to slice; the bank's share still takes part.
+            mine = slice(first, first + per_image) if 0 <= first < len(scores) else slice(0)
+            lacks = all_reduce_max(banked[:, 0].isinf().any().float(), self.group) > 0
+            solved, error = self._transport(scores[mine], banked.masked_fill(lacks, -torch.inf))
+            errors.append(error)
+            if mine.stop:
+                assigned.append(solved)
+                newest = as_banked[mine][-len(banked) :]
+                banked = banked.index_copy(0, self.bank.next_rows(len(newest), first), newest)
+        return torch.cat(assigned), torch.stack(errors).mean()
+
+    def _transport(self, scores: Tensor, banked: Tensor) -> tuple[Tensor, Tensor]:
+        assignments: Tensor = self.aligner(
             torch.cat([scores, banked]),
             epsilon=self.epsilon,
             iterations=self.sinkhorn_iterations,
@@ -227,3 +323,15 @@ class ClassBalancedPrototypeClustering(nn.Module):
         )
         error = marginal_error(assignments, self.aligner.distribution, self.group)
         return assignments[: len(scores)], error
+
+
+def _pixels(maps: Tensor, indices: Tensor) -> Tensor:
+    """Returns the L2-normalised vectors (N, C) of a map (B, C, h, w) at positions in the flattened batch."""
+    pixels = maps.shape[2] * maps.shape[3]
+    image, pixel = indices.flatten() // pixels, indices.flatten() % pixels
+    return F.normalize(maps.flatten(2)[image, :, pixel].float(), dim=1)
+
+
+def _without_empty(scores: Tensor, valid: Tensor) -> Tensor:
+    """Marks the rows of a bank that hold no pixel, as `sinkhorn` understands it."""
+    return scores.masked_fill(~valid[:, None], -torch.inf)

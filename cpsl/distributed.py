@@ -1,4 +1,4 @@
-"""Sums over the processes of a run, which are no-ops in a run of one process."""
+"""The processes of a run: this one's place among them, and sums that are no-ops in a run of one process."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -7,6 +7,13 @@ from torch import Tensor
 def is_distributed() -> bool:
     """Returns whether this process is one of several that talk to each other."""
     return dist.is_available() and dist.is_initialized()
+
+
+def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """Returns this process's rank in a group and the number of ranks; 0 and 1 in a run of one process."""
+    if not is_distributed():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
 
 
 def all_reduce_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

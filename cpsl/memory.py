@@ -81,10 +81,22 @@ class PixelMemoryBank(nn.Module):
             )
         features, labels = features[-self.capacity :], labels[-self.capacity :]
         finite = features.isfinite().all(dim=1)
-        rows = torch.arange(len(features), device=self.cursor.device)
-        rows = (self.cursor + rows) % self.capacity
+        rows = self.next_rows(len(features))
         clean = features.masked_fill(~finite[:, None], 0)
         self.features.index_copy_(0, rows, clean.to(self.features))
         self.labels.index_copy_(0, rows, labels.to(self.labels))
         self.valid.index_copy_(0, rows, finite)
         self.cursor.copy_((self.cursor + len(features)) % self.capacity)
+
+    def next_rows(self, count: int, after: int = 0) -> Tensor:
+        """Returns the rows that will be written next.
+
+        Args:
+            count: Number of rows, at most the capacity.
+            after: Pixels that will be pushed before these.
+
+        Returns:
+            (count,) int64.
+        """
+        rows = torch.arange(after, after + count, device=self.cursor.device)
+        return (self.cursor + rows) % self.capacity

@@ -61,6 +61,91 @@ def test_assignments_and_loss_are_those_of_the_equations(banked: int, seed: int)
     torch.testing.assert_close(output.loss, -(expected[:40] * log_p).sum(dim=1).mean())
 
 
+def release_reference(
+    clustering: ClassBalancedPrototypeClustering, batches: list[tuple[Tensor, Tensor, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """What the release computes, image by image, with queues whose newest pixels come first."""
+    size, epsilon = clustering.bank.capacity, clustering.epsilon
+    delta, raw = clustering.aligner.distribution, clustering.prototypes.detach()
+    queues = [torch.zeros(0, D), torch.zeros(0, K)]
+    results = []
+    for drawn, logits, scores in batches:
+        losses, solved = [], []
+        for x, y, s in zip(drawn, logits, scores, strict=True):
+            log_p = (s / clustering.temperature).log_softmax(dim=1)
+            for queue, new, own in ((0, x, s), (1, y, y)):
+                full = len(queues[queue]) == size
+                old = queues[queue] @ raw.t() if queue == 0 else queues[queue]
+                both = torch.cat([old, own]) if full else own
+                q = sinkhorn(both, delta, epsilon=epsilon)[-len(own) :]
+                losses.append(-(q * log_p).sum(dim=1).mean())
+                queues[queue] = torch.cat([new, queues[queue]])[:size]
+                if queue == 0:
+                    solved.append(q)
+        results.append((sum(losses) / len(drawn), torch.cat(solved)))
+    return results
+
+
+def release(**options) -> ClassBalancedPrototypeClustering:
+    return build(
+        sampling="uniform",
+        assignment="image_by_image",
+        bank_scores="dot_product",
+        logit_assignments=True,
+        distribution_momentum=1,
+        **options,
+    )
+
+
+@given(bank_size=st.sampled_from([20, 60, 100]), seed=st.integers(0, 10_000))
+def test_the_switches_restore_the_release(bank_size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    clustering = release(bank_size=bank_size)
+    with torch.no_grad():
+        clustering.prototypes *= torch.rand(K, 1) + 0.5  # as they drift from unit length
+    clustering.aligner.set(torch.rand(K) + 0.1)
+    got, batches = [], []
+    for _ in range(4):
+        features, labels = batch(images=2)
+        logits = torch.randn(2, K, 6, 6)
+        output = clustering(features, labels, logits=logits)
+        clustering.update(output)
+        got.append((output.loss, output.assignments))
+        assert output.logits is not None
+        parts = (output.features, output.logits, output.scores.detach())
+        batches.append(tuple(part.reshape(2, 20, -1) for part in parts))
+    for (loss, q), (wanted_loss, wanted_q) in zip(
+        got, release_reference(clustering, batches), strict=True
+    ):
+        torch.testing.assert_close(q, wanted_q, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(loss.detach(), wanted_loss, atol=1e-5, rtol=1e-4)
+
+
+def test_a_bank_that_is_not_full_counts_for_nothing_image_by_image() -> None:
+    torch.manual_seed(0)
+    empty, begun = release(), release()
+    begun.load_state_dict(empty.state_dict())
+    begun.bank.push(F.normalize(torch.randn(99, D), dim=1))
+    features, _ = batch(images=1)
+    logits = torch.randn(1, K, 6, 6)
+    torch.manual_seed(1)
+    wanted = empty(features, logits=logits)
+    torch.manual_seed(1)
+    got = begun(features, logits=logits)
+    assert torch.equal(got.assignments, wanted.assignments)
+    begun.bank.push(F.normalize(torch.randn(1, D), dim=1))
+    torch.manual_seed(1)
+    assert not torch.equal(begun(features, logits=logits).assignments, wanted.assignments)
+
+
+def test_other_labels_can_be_remembered_with_the_pixels() -> None:
+    clustering = build()
+    features, labels = batch()
+    other = torch.arange(40).reshape(2, 20) % K
+    clustering.update(clustering(features, labels, bank_labels=other))
+    assert torch.equal(clustering.bank.labels[:40], other.flatten())
+
+
 def test_the_gradient_reaches_prototypes_only() -> None:
     clustering = build()
     features, labels = batch()
@@ -151,22 +236,25 @@ def test_training_separates_the_clusters() -> None:
     assert (output.assignments.argmax(dim=1) == output.labels).float().mean() > 0.95
 
 
-def test_runs_as_one_graph_and_under_autocast() -> None:
-    clustering = build()
+@pytest.mark.parametrize("kind", [build, release])
+def test_runs_as_one_graph_and_under_autocast(kind) -> None:
+    clustering = kind()
     features, labels = batch()
     compiled = torch.compile(clustering, fullgraph=True, backend="eager")
-    assert compiled(features, labels).loss.isfinite()
+    assert compiled(features, labels, logits=torch.randn(2, K, 6, 6)).loss.isfinite()
+    clustering = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = clustering(features.bfloat16(), labels)
     assert output.scores.dtype == output.assignments.dtype == torch.float32
 
 
-def test_nothing_waits_for_the_device() -> None:
+@pytest.mark.parametrize("kind", [build, release])
+def test_nothing_waits_for_the_device(kind) -> None:
     """Fake tensors have no values: whatever waits for one fails."""
     with FakeTensorMode(), torch.device("cuda"):
-        clustering = build()
+        clustering = kind()
         features, labels = batch()
-        output = clustering(features, labels)
+        output = clustering(features, labels, logits=torch.randn(2, K, 6, 6))
         clustering.update(output)
     assert output.indices.shape == (2, 20)
 
@@ -182,3 +270,19 @@ def test_nothing_waits_for_the_device() -> None:
 def test_wrong_input_is_named(features, labels, message) -> None:
     with pytest.raises(ValueError, match=message):
         build()(features, labels)
+
+
+@pytest.mark.parametrize("name", ["sampling", "assignment", "bank_scores"])
+def test_unknown_ways_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .* got \"?'?other"):
+        build(**{name: "other"})
+
+
+def test_what_a_switch_needs_is_asked_for() -> None:
+    features, labels = batch()
+    with pytest.raises(ValueError, match=r"logits \(2, 5, 6, 6\), got None"):
+        release()(features, labels)
+    with pytest.raises(ValueError, match=r"logits \(2, 5, 6, 6\), got \(2, 4, 6, 6\)"):
+        release()(features, labels, logits=torch.rand(2, 4, 6, 6))
+    with pytest.raises(ValueError, match=r"bank_labels must be \(2, 20\)"):
+        build()(features, labels, bank_labels=torch.zeros(2, 6, 6))

@@ -25,6 +25,29 @@ def joined_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return scores, features, labels
 
 
+def by_turns(features: torch.Tensor, steps: int = 5) -> list[torch.Tensor]:
+    """Clusters as the release does, with pixels drawn in the order of the image, until the bank is full."""
+    torch.manual_seed(0)
+    clustering = ClassBalancedPrototypeClustering(
+        4,
+        6,
+        bank_size=40,
+        samples_per_image=10,
+        assignment="image_by_image",
+        bank_scores="dot_product",
+        logit_assignments=True,
+    )
+    pixels = torch.arange(len(features))[:, None] * 25 + torch.arange(10)
+    clustering._draw = lambda *_: pixels
+    results = []
+    for step in range(steps):
+        now = features.roll(step, dims=3)
+        output = clustering(now, logits=now[:, :4])
+        clustering.update(output)
+        results += [output.assignments, output.loss.detach()[None]]
+    return results
+
+
 def work(rank: int, port: int, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
@@ -52,6 +75,7 @@ def work(rank: int, port: int, folder: Path) -> None:
             "bank": clustering.bank.features,
             "drawn": output.features,
             "error": output.marginal_error,
+            "by_turns": by_turns(features[rank : rank + 1]),
         },
         folder / f"{rank}.pt",
     )
@@ -90,3 +114,10 @@ def test_two_ranks_compute_what_one_would(tmp_path: Path) -> None:
     assert len(first["bank"]) == 20
     for rank in ranks:
         torch.testing.assert_close(rank["bank"][:10], rank["drawn"])
+
+    wanted = by_turns(features)
+    for step in range(0, len(wanted), 2):
+        together = torch.cat([rank["by_turns"][step] for rank in ranks])
+        torch.testing.assert_close(together, wanted[step], atol=1e-5, rtol=1e-4)
+        loss = torch.stack([rank["by_turns"][step + 1] for rank in ranks]).mean(dim=0)
+        torch.testing.assert_close(loss, wanted[step + 1], atol=1e-5, rtol=1e-4)
