@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test check docs clean
+.PHONY: help demo miniature test check docs paper-scale clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
 
 demo: .venv/installed  ## the whole pipeline on generated streets; ends with runs/demo/report.html
 	$(BIN)/python examples/adapt.py --config examples/configs/demo.toml
@@ -24,6 +24,9 @@ check: .venv/installed  ## format, lint, types
 
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
+
+paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores
+	$(BIN)/python benchmarks/paper_scale.py
 
 clean:  ## removes what the targets above made, but for the runs
 	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis

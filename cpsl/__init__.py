@@ -21,7 +21,7 @@ from cpsl.metrics import ConfusionMatrix
 from cpsl.mixing import Mixed, cutmix
 from cpsl.prototypes import ClassMeanPrototypes, ClassMeans, prototype_similarity
 from cpsl.rectification import PseudoLabelRectifier, RectifiedLabels
-from cpsl.sampling import class_quotas, draw_class_proportional, draw_uniform
+from cpsl.sampling import class_quotas, draw_class_proportional, draw_uniform, labels_of_crop
 from cpsl.sinkhorn import marginal_error, sinkhorn
 
 __version__ = "0.1.0"
@@ -51,6 +51,7 @@ __all__ = [
     "draw_class_proportional",
     "draw_uniform",
     "generator_loss",
+    "labels_of_crop",
     "marginal_error",
     "metrics",
     "models",

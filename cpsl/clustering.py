@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.distributed import all_reduce_max, rank_and_size
+from cpsl.losses import pixel_contrast
 from cpsl.memory import PixelMemoryBank
 from cpsl.prototypes import prototype_similarity
 from cpsl.sampling import draw_class_proportional, draw_uniform
@@ -256,6 +257,35 @@ class ClassBalancedPrototypeClustering(nn.Module):
             self.logit_bank.push(output.logits, output.labels)
         self.aligner.update(output.class_counts[None].double(), group=self.group)
         self.ema_prototypes.lerp_(self.prototypes, 1 - momentum)
+
+    def contrast(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Contrasts pixels of a student with the bank; the authors' release adds this with weight 0.001.
+
+        n pixels are drawn uniformly from each image; see `pixel_contrast`. Zero until the bank is full.
+
+        Args:
+            features: (B, D, h, w) of the student.
+            labels: (B, H, W) integer, at any resolution; the nearest label counts.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: The shapes do not fit.
+        """
+        batch, _, height, width = features.shape
+        indices = draw_uniform(batch, height * width, self.samples_per_image, like=labels)
+        labels = F.interpolate(labels[:, None].float(), (height, width)).long().flatten()
+        loss = pixel_contrast(
+            _pixels(features, indices),
+            labels[indices.flatten()],
+            self.bank.features,
+            self.bank.labels,
+            self.bank.valid,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+        )
+        return loss * self.bank.valid.all()
 
     def _draw(self, labels: Tensor, batch: int, pixels: int) -> Tensor:
         if self.sampling == "uniform":

@@ -4,6 +4,7 @@ All are means over the valid pixels, computed in float32, and zero with zero gra
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,11 @@ def prototype_consistency(
 
 
 def distillation(
-    student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    valid: Tensor | None = None,
+    *,
+    student_term: Literal["log_probabilities", "probabilities"] = "log_probabilities",
 ) -> Tensor:
     """KL divergence of the student's class probabilities from the teacher's (Hinton et al., 2015).
 
@@ -121,12 +126,14 @@ def distillation(
         student_logits: (B, K, h, w).
         teacher_logits: (B, K, h, w); they get no gradient.
         valid: (B, h, w) bool; everywhere if None.
+        student_term: "probabilities" puts s_k in the place of log s_k, as the authors' release does: no
+            divergence, mostly negative, with a gradient that ignores how unlikely a class is.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or `student_term` is another word.
 
     Example:
         >>> distillation(torch.zeros(1, 2, 1, 1), torch.tensor([9.0, 0.0]).reshape(1, 2, 1, 1))
@@ -137,7 +144,13 @@ def distillation(
             f"student and teacher must have one shape, got {tuple(student_logits.shape)} and "
             f"{tuple(teacher_logits.shape)}"
         )
+    if student_term not in ("log_probabilities", "probabilities"):
+        raise ValueError(
+            f'student_term must be "log_probabilities" or "probabilities", got {student_term!r}'
+        )
     student = student_logits.float().log_softmax(dim=1)
+    if student_term == "probabilities":
+        student = student.exp()
     teacher = teacher_logits.detach().float().log_softmax(dim=1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
     if valid is None:

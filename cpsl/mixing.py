@@ -13,10 +13,12 @@ class Mixed(NamedTuple):
     Attributes:
         image: (B, 3, H, W) of the dtype that came in.
         labels: (B, h, w) int64.
+        pasted: (B,) bool, whether a rectangle was pasted into the image.
     """
 
     image: Tensor
     labels: Tensor
+    pasted: Tensor
 
 
 def cutmix(
@@ -81,5 +83,7 @@ def cutmix(
     labels_pasted = inside(node_rows, node_columns)
     other = other_labels[:, node_rows][:, :, node_columns].long()
     return Mixed(
-        torch.where(pasted, other_image, image), torch.where(labels_pasted, other, labels.long())
+        torch.where(pasted, other_image, image),
+        torch.where(labels_pasted, other, labels.long()),
+        mix[:, 0] < probability,
     )

@@ -1,6 +1,7 @@
 """Drawing of pixels from a batch: in proportion to the classes, or uniformly."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl.alignment import class_counts
@@ -101,6 +102,30 @@ def draw_uniform(num_images: int, pixels_per_image: int, per_image: int, like: T
     draw = torch.arange(per_image, device=like.device) % pixels_per_image
     first = torch.arange(num_images, device=like.device)[:, None] * pixels_per_image
     return first + order[:, draw]
+
+
+def labels_of_crop(crop_labels: Tensor, size: tuple[int, int], per_image: int) -> Tensor:
+    """Returns the labels that the authors' release remembers beside the pixels that it drew.
+
+    It drew the pixels at random from the whole image. The labels are those of the crop, stretched over the
+    grid of the whole image, and of them the first in reading order: they belong to other places. This is
+    here to reproduce the release; for anything else use the labels at the drawn positions.
+
+    Args:
+        crop_labels: (B, h, w) integer labels of a crop.
+        size: (H, W) of the grid of the whole image.
+        per_image: n pixels that were drawn from each image.
+
+    Returns:
+        (B, n), repeated where the grid has fewer pixels.
+
+    Example:
+        >>> labels_of_crop(torch.tensor([[[3, 7]]]), size=(2, 4), per_image=5)
+        tensor([[3, 3, 7, 7, 3]])
+    """
+    stretched = F.interpolate(crop_labels[:, None].float(), size).flatten(1)
+    first = torch.arange(per_image, device=crop_labels.device) % stretched.shape[1]
+    return stretched[:, first].to(crop_labels.dtype)
 
 
 def _rank_of_largest(values: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
-"""Looks for problems before a run of days: every image, every label, what the model starts from."""
+"""Looks for problems before a run of days, and says what it would take."""
 
+import os
+import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -8,21 +11,25 @@ import torch
 from config import Config
 from cpsl.data import check_dataset
 from cpsl.engine import Process, logger, progress, start_logging
-from domains import draw_streets, evaluation_dataset, source_dataset, target_dataset
+from domains import draw_streets, evaluation_dataset, label_space, source_dataset, target_dataset
+from networks import build_model, load_model
+from rehearse import rehearse, table
+from stage import stages_of
 
 OPEN = {"source": source_dataset, "target": target_dataset, "evaluation": evaluation_dataset}
 
 
-def check(config: Config) -> None:
-    """Reads all data once and lists all problems.
+def check(config: Config, process: Process) -> None:
+    """Reads all data once, loads all weights, runs some iterations of each stage, and lists all problems.
 
     Raises:
         SystemExit: There are problems; the last line says how many.
     """
-    process = Process(torch.device("cpu"))
+    if process.world_size > 1:
+        raise SystemExit("--check True is for one process: start it without torchrun")
     start_logging(config.output, process)
     draw_streets(config)
-    problems = look_ahead(config, process)
+    problems = [*look_ahead(config, process), *_weights(config)]
     for name in _domains(config):
         try:
             dataset = OPEN[name](config)
@@ -36,6 +43,9 @@ def check(config: Config) -> None:
             if result.labelled:
                 logger.info(f"  {label:20} {100 * count / max(int(result.counts.sum()), 1):7.3f} %")
         problems += [f"{name}: {problem}" for problem in result.problems]
+        if name != "target" and not result.labelled:
+            problems.append(f"{name}: none of the images has a label")
+    problems += _measure(config, process, known=bool(problems))
     for problem in problems:
         logger.error(problem)
     if problems:
@@ -56,26 +66,102 @@ def look_ahead(config: Config, process: Process) -> list[str]:
             OPEN[name](config)
         except (OSError, ValueError, SystemExit) as error:
             problems.append(f"{name}: {error}")
-    for stage, start, words in (
-        ("source_only", config.source_only.start, ("imagenet", "random")),
-        ("warmup", config.warmup.start, ("imagenet", "random", "source_only")),
-        ("distill", config.distill.student, ("previous", "random")),
-    ):
+    trained = [stage for stage in stages_of(config) if not getattr(config.given, stage)]
+    for stage in stages_of(config):
+        given = getattr(config.given, stage)
+        if given and not given.exists():
+            problems.append(f"given.{stage}: there is no file {given}")
+    for option, start, words in _starts(config, trained):
         if start not in words and not Path(start).exists():
             problems.append(
-                f"{stage}: there is no file {start}, nor is it one of {', '.join(words)}"
+                f"{option}: there is no file {start}, nor is it one of {', '.join(words)}"
             )
     if config.model.imagenet_file and not config.model.imagenet_file.exists():
         problems.append(f"model.imagenet_file: there is no file {config.model.imagenet_file}")
     parts = process.world_size * config.accumulate
-    for stage in ("source_only", "warmup", "self_label", "distill"):
-        batch_size = getattr(config, stage).batch_size
-        if batch_size < 1 or batch_size % parts:
+    for stage in dict.fromkeys("distill" if "distill" in stage else stage for stage in trained):
+        settings = getattr(config, stage)
+        if settings.batch_size < 1 or settings.batch_size % parts:
             problems.append(
-                f"{stage}.batch_size {batch_size} must be a multiple of processes "
+                f"{stage}.batch_size {settings.batch_size} must be a multiple of processes "
                 f"({process.world_size}) times accumulate ({config.accumulate})"
             )
+        if settings.repeat_backbone_steps and settings.optimizer != "sgd":
+            problems.append(f'{stage}.repeat_backbone_steps needs the optimizer "sgd"')
+    if config.hand_on == "best" and not (config.evaluate_every > 0 and config.evaluation.given):
+        problems.append(
+            'hand_on = "best" needs evaluate_every above 0 and an [evaluation] with labels'
+        )
     return problems
+
+
+def _starts(config: Config, trained: list[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yields option, value and the words that it knows, of what the trained stages start from."""
+    if "source_only" in trained:
+        yield "source_only.start", config.source_only.start, ("imagenet", "random")
+    if "warmup" in trained:
+        yield "warmup.start", config.warmup.start, ("imagenet", "random", "source_only")
+    if "distill_1" in trained or "distill_2" in trained:
+        yield "distill.student", config.distill.student, ("previous", "imagenet", "random")
+
+
+def _weights(config: Config) -> list[str]:
+    """Loads all weights that stages start from; returns what does not load."""
+    problems = []
+    trained = [stage for stage in stages_of(config) if not getattr(config.given, stage)]
+    starts = {start: option for option, start, _ in _starts(config, trained)}
+    for start, option in starts.items():
+        if start in ("random", "previous", "source_only") or not (
+            start == "imagenet" or Path(start).exists()
+        ):
+            continue
+        try:
+            build_model(config, start)
+            logger.info(f"{option}: {start} loads")
+        except (OSError, ValueError) as error:
+            problems.append(f"{option}: {error}")
+    for stage in stages_of(config):
+        given = getattr(config.given, stage)
+        if given and given.exists():
+            try:
+                load_model(given, label_space(config).names)
+                logger.info(f"given.{stage}: {given} loads")
+            except ValueError as error:
+                problems.append(f"given.{stage}: {error}")
+    return problems
+
+
+def _measure(config: Config, process: Process, known: bool) -> list[str]:
+    """Rehearses the run and says what it would take; returns what would not fit.
+
+    Args:
+        config: Settings.
+        process: This process.
+        known: Whether problems are known, that may stop the rehearsal too.
+    """
+    logger.info("some iterations of each stage, to see what they take ...")
+    try:
+        parts = rehearse(config, process)
+    except torch.OutOfMemoryError as error:
+        return [
+            f"the device's memory does not suffice: {str(error).splitlines()[0]} "
+            "Try --precision bfloat16, a larger --accumulate, a smaller --views.crop."
+        ]
+    except (OSError, ValueError, RuntimeError, SystemExit) as error:
+        return [] if known else [f"a first iteration fails: {error}"]
+    logger.info(table(parts))
+    needed, free = sum(part.disk for part in parts), shutil.disk_usage(config.output).free
+    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "CPU"
+    logger.info(
+        f"measured on this machine ({device}, {os.cpu_count()} cores) with one process; N processes that "
+        f"share each batch take about 1/N of the hours\ndisk: {free / 1e9:.1f} GB are free"
+    )
+    if needed > free:
+        return [
+            f"the run needs about {needed / 1e9:.1f} GB in {config.output}, "
+            f"{free / 1e9:.1f} GB are free: choose another --output"
+        ]
+    return []
 
 
 def _domains(config: Config) -> list[str]:

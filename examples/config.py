@@ -30,6 +30,8 @@ class Domain:
     """Folder of label images (dataset "folder"), named like the images; none if they have no labels."""
     ids: dict[int, int] = field(default_factory=dict)
     """Stored label value to class index (dataset "folder"), 255 to ignore; empty if they are the same."""
+    limit: int = 0
+    """Use only this many of the images, evenly spaced; 0 uses all."""
     streets: int = 0
     """Draw this many generated street scenes into `root` first (gta5 and cityscapes); 0 draws none."""
     streets_size: tuple[int, int] = (128, 256)
@@ -48,7 +50,12 @@ class Views:
     """Which part of an image is trained on; all sizes in pixels, height before width."""
 
     full_size: tuple[int, int] = (1024, 2048)
-    """Size at which a target image is seen whole, and at which it is evaluated."""
+    """Size at which a target image is seen whole."""
+    source_size: tuple[int, int] | None = None
+    """Size that a source image is brought to before it is scaled, which settles its aspect; `full_size` if
+    left out."""
+    evaluation_size: tuple[int, int] | None = None
+    """Size at which predictions are compared with labels; that of each image if left out."""
     crop: tuple[int, int] = (512, 896)
     """Size of a training crop."""
     width: int = 2200
@@ -57,6 +64,11 @@ class Views:
     """Range of the random scale."""
     color_transfer: bool = True
     """Whether source images take the LAB mean and deviation of a random target image."""
+    strong_order: Literal["drawn", "fixed"] = "drawn"
+    """How labels follow the moves of a strong view: as drawn, or in a fixed order and of a move that was
+    drawn twice only the last: the release."""
+    strong_translation: Literal["exact", "stretched"] = "exact"
+    """How far labels follow a horizontal move: as far as the image, or W/H times as far: the release."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,9 @@ class Model:
     """Channels of the features that are clustered."""
     imagenet_file: Path | None = None
     """torchvision's ImageNet weights as a file, where they cannot be downloaded."""
+    imagenet_colors: bool = True
+    """Whether a network that starts from ImageNet weights sees colours with ImageNet's mean and deviation, as
+    these weights are used to. The published models see RGB in 0...1."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +102,11 @@ class WarmUp:
     """Learning rate of the head, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; AdamW learns faster from random weights."""
+    repeat_backbone_steps: bool = False
+    """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
     momentum: float = 0.9
     """Of SGD; AdamW takes it as its first beta."""
-    weight_decay: float = 5e-4
+    weight_decay: float = 2e-4
     """Of the optimiser."""
     adversarial_weight: float = 0.01
     """Weight of the adversarial loss; 0 trains on the source only."""
@@ -117,6 +134,8 @@ class SelfLabel:
     """Learning rate of the prototypes, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; AdamW learns faster from random weights."""
+    repeat_backbone_steps: bool = False
+    """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
     momentum: float = 0.9
     """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 2e-4
@@ -132,9 +151,27 @@ class SelfLabel:
     samples_per_image: int = 256
     """Pixels of an image that are assigned."""
     sampling: Literal["class_proportional", "uniform"] = "class_proportional"
-    """How these pixels are drawn."""
+    """How these pixels are drawn: so that no class is missed, or uniformly: the release."""
     distribution_momentum: float = 0.99
-    """Of the class distribution's moving average; 1 keeps that of the warm-up."""
+    """Of the class distribution's moving average; 1 keeps that of the warm-up: the release."""
+    assignment: Literal["joint", "image_by_image"] = "joint"
+    """Whether all images are assigned at once, or one after the other, each of which then enters the bank,
+    which counts only once it is full: the release."""
+    bank_scores: Literal["cosine", "dot_product"] = "cosine"
+    """Scores of the bank's pixels: by normalised prototypes, or by prototypes as they are: the release."""
+    bank_labels: Literal["own", "crop"] = "own"
+    """Labels remembered beside the bank's pixels: their own, or those of other places, taken from the crop:
+    the release."""
+    logit_assignments: bool = False
+    """Whether a second clustering loss takes its assignments from the teacher's logits: the release."""
+    contrast_weight: float = 0.0
+    """Weight of a contrast of the student's pixels with the bank, in images without CutMix; 0.001: the
+    release."""
+    teacher_mode: Literal["evaluation", "training"] = "evaluation"
+    """Mode of the teacher: with dropout and the statistics of each batch in training mode: the release."""
+    rectify: Literal["similarity", "features"] = "similarity"
+    """What is carried from the whole image into the crop before labels are rectified: similarities to the
+    prototypes, or features, which takes thirteen times the memory: the release."""
     confidence_threshold: float = 0.0
     """Rectified pseudo labels below this confidence are ignored."""
     cutmix_probability: float = 0.5
@@ -165,6 +202,8 @@ class Distill:
     """Learning rate of the head, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; AdamW learns faster from random weights."""
+    repeat_backbone_steps: bool = False
+    """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
     momentum: float = 0.9
     """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 2e-4
@@ -173,9 +212,36 @@ class Distill:
     """Pseudo labels below this confidence are ignored."""
     distillation_weight: float = 1.0
     """Weight of KL(teacher, student)."""
+    student_term: Literal["log_probabilities", "probabilities"] = "log_probabilities"
+    """What stands for the student in KL(teacher, student); with probabilities it is no divergence: the
+    release."""
     student: str = "previous"
-    """Start of the student: previous (the stage before), random, or a file of self-supervised weights, behind
-    which the backbone gets a BatchNorm."""
+    """Start of the student: previous (the stage before), imagenet, random, or a file of self-supervised
+    weights."""
+    output_norm: bool = True
+    """Whether a BatchNorm follows the backbone of a student that does not start from the stage before."""
+    void_index: int = 255
+    """Number of ignored pixels in the stored pseudo labels; 250: the release."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Models that are taken from a file instead of being trained.
+
+    A `model.pt` of a run, or a `.pkl` of the authors' release. The stages before the last of them are left
+    out.
+    """
+
+    source_only: Path | None = None
+    """The model of the source alone."""
+    warmup: Path | None = None
+    """The warm-up model, from which self-labeling starts."""
+    self_label: Path | None = None
+    """The self-labeled model, which teaches the first distillation."""
+    distill_1: Path | None = None
+    """The first distilled model, which teaches the second distillation."""
+    distill_2: Path | None = None
+    """The second distilled model: nothing is left to train, it is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +266,12 @@ class Config:
     warmup: WarmUp = field(default_factory=WarmUp)
     self_label: SelfLabel = field(default_factory=SelfLabel)
     distill: Distill = field(default_factory=Distill)
+    given: Given = field(default_factory=Given)
+    evaluate_every: int = 0
+    """Steps between evaluations of the student while it trains; 0 evaluates at the end alone."""
+    hand_on: Literal["last", "best"] = "last"
+    """Which weights a stage ends with: the last, or the best of these evaluations, which selects a model by
+    labels of the target: the release."""
     seed: int = 0
     """Another seed is another run; the same seed gives the same result on the same machine."""
     device: str = "auto"
@@ -222,7 +294,7 @@ C = TypeVar("C")
 
 
 def parse(kind: type[C], arguments: list[str] | None = None) -> C:
-    """Reads settings: first those of `--config FILE`, then those of the command line.
+    """Reads settings: those of `--config FILE`, one file after the other, then those of the command line.
 
     The keys of the file are the options of the command line: `[self_label] iterations = 5` is
     `--self-label.iterations 5`. So both know the same names, types and mistakes.
@@ -235,11 +307,14 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
         The settings.
     """
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    file.add_argument("--config", type=Path, metavar="FILE")
+    file.add_argument("--config", type=Path, metavar="FILE", action="append", default=[])
     known, others = file.parse_known_args(arguments)
-    path: Path | None = known.config
-    options = _options(_read_toml(path)) if path else []
-    description = f"{cleandoc(kind.__doc__ or '')}\n\n--config FILE reads a TOML file first."
+    paths: list[Path] = known.config
+    options = [option for path in paths for option in _options(_read_toml(path))]
+    description = (
+        f"{cleandoc(kind.__doc__ or '')}\n\n--config FILE reads a TOML file first. It may be given "
+        "several times: what a later file or the command line says wins."
+    )
     try:
         return tyro.cli(
             kind,
@@ -248,8 +323,9 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
             config=(tyro.conf.FlagConversionOff,),
         )
     except SystemExit as error:
-        if error.code and path:
-            print(f"(settings were read from {path} and the command line)", file=sys.stderr)
+        if error.code and paths:
+            read = ", ".join(map(str, paths))
+            print(f"(settings were read from {read} and the command line)", file=sys.stderr)
         raise
 
 

@@ -1,23 +1,27 @@
 """Stages 2 and 3: the model of the stage before teaches a fresh student.
 
-python examples/distill.py --config examples/configs/gta5_to_cityscapes.toml
+python examples/distill.py --config examples/configs/gta5_to_cityscapes.toml --stage distill_1
 """
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from config import Config, parse
 from cpsl import carry, cross_entropy, distillation
 from cpsl.data import HardLabelStore
-from cpsl.engine import Process, TrainingLoop, autocast, local_gradients
+from cpsl.engine import Cost, Process, TrainingLoop, autocast, local_gradients
 from domains import source_batches, target_batches, training_picture
-from networks import build_model, build_optimization, resize, save_model, to_unit
+from hand_on import HandOn
+from networks import build_model, build_optimization, resize, to_unit
 from pseudo_labels import label_target
 from stage import begin_run, run_stage
 
 
-def distill(config: Config, process: Process, stage: str, previous: str) -> float:
+def distill(config: Config, process: Process, stage: str, previous: str) -> Cost:
     """Trains a student on the source, the teacher's confident labels and the teacher's probabilities.
 
     Args:
@@ -27,35 +31,37 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
         previous: Stage whose model teaches.
 
     Returns:
-        Seconds of training.
+        What it took.
     """
     settings, folder = config.distill, config.output / stage
     teacher = build_model(config, config.output / previous / "model.pt").to(process.device)
     teacher.requires_grad_(False).eval()
-    label_target(teacher, folder / "labels", settings.confidence_threshold, config, process)
+    hard_labels = HardLabelStore(folder / "labels", void=settings.void_index)
+    label_target(teacher, hard_labels, settings.confidence_threshold, config, process)
 
     if settings.student == "previous":
         student = build_model(config, config.output / previous / "model.pt")
     else:
-        self_supervised = settings.student != "random"
-        student = build_model(config, settings.student, output_norm=self_supervised)
+        student = build_model(config, settings.student, settings.output_norm)
     student = student.to(process.device).train()
     optimization = build_optimization(config, settings, student)
+    hand_on = HandOn(student, stage, config, process)
     loop = TrainingLoop(
         folder,
         stage,
         iterations=settings.iterations,
         seed=config.seed,
         process=process,
-        state={"student": student, "optimization": optimization},
+        state={"student": student, "optimization": optimization, "hand_on": hand_on},
         checkpoint_every=config.checkpoint_every,
     )
     learn = process.parallel(student)
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
-    hard_labels = HardLabelStore(folder / "labels")
     targets = target_batches(
         config, stage, process, settings.batch_size, loop.start, hard_labels.read
     )
+
+    quarter = (config.views.crop[0] // 4, config.views.crop[1] // 4)
 
     for iteration in loop:
         for part in range(config.accumulate):
@@ -68,24 +74,27 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
                 loss_source = cross_entropy(logits, source.label)
                 optimization.backward(loss_source)
 
-            # 2. The teacher sees the weak view; its output is carried into the strong one.
-            with torch.no_grad(), autocast(process.device, config.precision):
-                logits_weak = teacher(to_unit(target.weak)).logits
-            logits_teacher, seen = carry(
-                logits_weak,
+            # 2. The labels, carried into the strong view: it shows what the weak view shows, or grey.
+            in_crop, _ = carry(target.pseudo_labels, target.whole_view, target.weak_view)
+            labels, _ = carry(
+                in_crop,
                 target.weak_view,
                 target.strong_view,
-                logits_weak.shape[2:],
-                layout="corners",
+                quarter,
+                layout="pixels",
+                output_layout="corners",
             )
-            in_crop, _ = carry(target.pseudo_labels, target.whole_view, target.weak_view)
-            labels, _ = carry(in_crop, target.weak_view, target.strong_view)
 
-            # 3. The student on the strong view: cross-entropy and distillation.
+            # 3. The student on the strong view: cross-entropy, and KL from the teacher on the same view.
+            strong = to_unit(target.strong)
+            with torch.no_grad(), autocast(process.device, config.precision):
+                logits_teacher = teacher(strong).logits
             with local_gradients(learn, when=more), autocast(process.device, config.precision):
-                output = learn(to_unit(target.strong))
-                loss_target = cross_entropy(resize(output.logits, labels.shape[1:]), labels)
-                loss_distillation = distillation(output.logits, logits_teacher, seen)
+                logits = learn(strong).logits
+                loss_target = cross_entropy(resize(logits, quarter), labels)
+                loss_distillation = distillation(
+                    logits, logits_teacher, student_term=settings.student_term
+                )
                 optimization.backward(
                     loss_target + settings.distillation_weight * loss_distillation
                 )
@@ -98,14 +107,28 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> floa
                 picture = training_picture(config, target.strong, labels)
                 loop.picture(iteration, "strong view with pseudo labels", picture)
         optimization.step()
+        hand_on.look(loop, iteration)
 
-    if process.is_main:
-        save_model(folder / "model.pt", student, config)
-    return loop.seconds
+    hand_on.save()
+    return loop.cost
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Distils the model of the stage before into a fresh student."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    stage: Literal["distill_1", "distill_2"] = "distill_1"
+    """The first or the second distillation."""
+
+
+PREVIOUS = {"distill_1": "self_label", "distill_2": "distill_1"}
+"""The stage whose model teaches."""
 
 
 if __name__ == "__main__":
-    config = parse(Config)
+    arguments = parse(Arguments)
+    stage, config = arguments.stage, arguments.config
     with begin_run(config) as process:
-        for stage, previous in (("distill_1", "self_label"), ("distill_2", "distill_1")):
-            run_stage(stage, partial(distill, stage=stage, previous=previous), config, process)
+        train = partial(distill, stage=stage, previous=PREVIOUS[stage])
+        run_stage(stage, train, config, process)

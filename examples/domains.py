@@ -21,6 +21,7 @@ from cpsl.data import (
     SourceBatch,
     SourceViews,
     StrongAugmentation,
+    Subset,
     Synthia,
     TargetBatch,
     TargetViews,
@@ -63,6 +64,13 @@ def evaluation_dataset(config: Config) -> SegmentationDataset:
 
 
 def _dataset(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
+    dataset = _all_images(domain, classes)
+    if not 0 < domain.limit < len(dataset):
+        return dataset
+    return Subset(dataset, [i * len(dataset) // domain.limit for i in range(domain.limit)])
+
+
+def _all_images(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
     if domain.dataset == "folder":
         if domain.images is None:
             raise SystemExit(
@@ -107,7 +115,7 @@ def source_batches(
     """Yields endless training batches of the source domain, from iteration `start` on."""
     views = SourceViews(
         source_dataset(config),
-        _weak_view(config),
+        _weak_view(config, config.views.source_size),
         style_from=target_dataset(config) if config.views.color_transfer else None,
     )
     return _batches(config, views, f"{stage} source", process, batch_size, start)
@@ -122,14 +130,17 @@ def target_batches(
     read: Callable[[str], Tensor] | None = None,
 ) -> Iterator[TargetBatch]:
     """Yields endless training batches of the target domain, with the pseudo labels that `read` reads."""
-    views = TargetViews(target_dataset(config), _weak_view(config), StrongAugmentation(), read)
+    strong = StrongAugmentation(
+        order=config.views.strong_order, translation=config.views.strong_translation
+    )
+    views = TargetViews(target_dataset(config), _weak_view(config), strong, read)
     return _batches(config, views, f"{stage} target", process, batch_size, start)
 
 
-def _weak_view(config: Config) -> WeakView:
+def _weak_view(config: Config, size: tuple[int, int] | None = None) -> WeakView:
     views = config.views
     return WeakView(
-        full_size=views.full_size, crop=views.crop, width=views.width, scale=views.scale
+        full_size=size or views.full_size, crop=views.crop, width=views.width, scale=views.scale
     )
 
 

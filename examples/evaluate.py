@@ -1,26 +1,40 @@
-"""Evaluation: whole images, logits upsampled to the labels, IoU of each class.
+"""Evaluation: whole images, scores upsampled to the labels, IoU of each class.
 
-python examples/evaluate.py --config examples/configs/demo.toml --weights runs/demo/distill_2/model.pt
+    python examples/evaluate.py --config examples/configs/demo.toml --weights runs/demo/distill_2/model.pt
+
+The weights may be a `.pkl` of the authors' release, too.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config, parse
 from cpsl.alignment import class_counts
-from cpsl.data import HardLabelStore, whole_image
+from cpsl.data import (
+    CITYSCAPES_13,
+    CITYSCAPES_16,
+    ColorStore,
+    HardLabelStore,
+    LabelIdStore,
+    Sample,
+    render_label,
+    whole_image,
+)
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, progress, start_process
+from cpsl.geometry import View
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 from domains import evaluation_dataset, label_space
-from networks import build_model, resize, to_unit
+from networks import load_model, resize, to_unit
 
 
 @torch.inference_mode()
@@ -28,8 +42,10 @@ def evaluate(
     model: DeepLabV2,
     config: Config,
     process: Process,
-    predictions: Path,
-    predictions_before: Path | None = None,
+    predictions: Sequence[Any] = (),
+    before: HardLabelStore | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a model on all evaluation images, shared out among the processes.
 
@@ -37,43 +53,46 @@ def evaluate(
         model: On the device of the process.
         config: Settings.
         process: This process.
-        predictions: Folder to write the predicted label maps to.
-        predictions_before: Those of the stage before, to see what changed.
+        predictions: Stores that the predicted label maps are written to.
+        before: Predictions of the stage before, to see what changed.
+        scales: Sizes at which an image is seen, as multiples of the settings' full size.
+        flip: Whether its mirror image is seen as well.
 
     Returns:
         `miou` and `iou` of each class in percent (None without labels, or where a class neither occurs
-        nor is predicted); of the predictions `class_frequency` in 0...1, mean `confidence` in 0...1 and
-        `changed`, the share of pixels that differ from the stage before.
+        nor is predicted), `miou_13` where the classes are the 16 that SYNTHIA has; of the predictions
+        `class_frequency` in 0...1, mean `confidence` in 0...1 and `changed`, the share of pixels that
+        differ from the stage before.
     """
     model.eval()
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
     confusion = ConfusionMatrix(len(names)).to(process.device)
-    written, before = HardLabelStore(predictions), predictions_before
-    store_before = HardLabelStore(before) if before is not None and before.exists() else None
     counts = torch.zeros(len(names), dtype=torch.int64, device=process.device)
     sums = torch.zeros(4, dtype=torch.float64, device=process.device)  # see the end
     mine = range(process.rank, len(dataset), process.world_size)
     for index in progress(mine, "evaluation", process, total=len(mine)):
-        sample = dataset[index]
-        logits = predict(model, sample.image, config, process)
-        confidence, prediction = logits.softmax(dim=1).max(dim=1)
+        sample = _at_evaluation_size(dataset[index], config)
+        size = sample.image.shape[1:] if sample.label is None else sample.label.shape
+        scores = predict(model, sample.image, size, config, process, scales, flip)
+        confidence, prediction = scores.max(dim=1)
         prediction = prediction[0]
         if sample.label is not None:
             confusion.update(prediction, sample.label.to(process.device))
         counts += class_counts(prediction, len(names))
         sums[0] += confidence.double().mean()
         sums[1] += 1
-        if store_before is not None:
-            changed = store_before.read(sample.name).to(process.device) != prediction
+        if before is not None and sample.name in before:
+            changed = before.read(sample.name).to(process.device) != prediction
             sums[2] += changed.double().mean()
             sums[3] += 1
-        written.write(sample.name, prediction.to(torch.uint8).cpu())
+        for store in predictions:
+            store.write(sample.name, prediction.to(torch.uint8).cpu())
     confusion.reduce()
     for tensor in (counts, sums):
         all_reduce_sum(tensor)
     labelled = confusion.matrix.sum() > 0
-    return {
+    metrics = {
         "miou": _percent(float(confusion.miou)) if labelled else None,
         "iou": {
             name: _percent(float(iou)) if labelled else None
@@ -83,24 +102,71 @@ def evaluate(
         "confidence": float(sums[0] / sums[1]),
         "changed": float(sums[2] / sums[3]) if sums[3] > 0 else None,
     }
+    if names == CITYSCAPES_16.names:
+        of_13 = [names.index(name) for name in CITYSCAPES_13.names]
+        metrics["miou_13"] = _percent(float(confusion.iou[of_13].nanmean())) if labelled else None
+    return metrics
 
 
-def predict(model: DeepLabV2, image: Tensor, config: Config, process: Process) -> Tensor:
-    """Returns the logits of one image at its own size.
+def predict(
+    model: DeepLabV2,
+    image: Tensor,
+    size: tuple[int, int] | torch.Size,
+    config: Config,
+    process: Process,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """Returns the class probabilities of one image.
+
+    Seen once, the softmax of the upsampled logits; seen several times, the mean of the upsampled softmax.
 
     Args:
         model: On the device of the process.
         image: (3, H, W) uint8; seen by the model at the settings' full size.
+        size: (H', W') of the result.
         config: Settings.
         process: This process.
+        scales: Sizes at which the image is seen, as multiples of the full size.
+        flip: Whether its mirror image is seen as well.
 
     Returns:
-        (1, K, H, W) float32.
+        (1, K, H', W') float32.
     """
-    whole = whole_image(image, config.views.full_size)[None].to(process.device)
-    with autocast(process.device, config.precision):
-        logits = model(to_unit(whole)).logits
-    return resize(logits, image.shape[1:])
+    if not scales or not all(scale > 0 for scale in scales):
+        raise ValueError(f"scales must be positive numbers, got {tuple(scales)}")
+    several = flip or len(scales) > 1
+    total = torch.zeros((), device=process.device)
+    for scale in scales:
+        height, width = (max(round(scale * extent), 1) for extent in config.views.full_size)
+        whole = to_unit(whole_image(image, (height, width))[None].to(process.device))
+        for mirrored in (False, True) if flip else (False,):
+            with autocast(process.device, config.precision):
+                logits = model(whole.flip(-1) if mirrored else whole).logits
+            scores = logits.float().softmax(dim=1) if several else logits
+            scores = resize(scores, size)
+            total = total + (scores.flip(-1) if mirrored else scores)
+    return total / (len(scales) * (1 + flip)) if several else total.softmax(dim=1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model that is being trained into evaluation mode for a while, and each part back as it was."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _at_evaluation_size(sample: Sample, config: Config) -> Sample:
+    size = config.views.evaluation_size
+    if sample.label is None or size is None or sample.label.shape == size:
+        return sample
+    view = View.whole((sample.label.shape[0], sample.label.shape[1])).resized(size)
+    return sample._replace(label=render_label(sample.label, view))
 
 
 def _percent(value: float) -> float | None:
@@ -113,9 +179,30 @@ class Arguments:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     weights: Path
-    """A `model.pt` of a run."""
-    predictions: Path = Path("predictions")
-    """Folder to write the predicted label maps to."""
+    """A `model.pt` of a run, or a `.pkl` of the authors' release."""
+    flip: bool = False
+    """Whether the mirror image is seen as well; probabilities are averaged."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes at which an image is seen, as multiples of the full size; probabilities are averaged."""
+    predictions: Path | None = None
+    """Folder for the predictions as PNGs of class indices, such as the pipeline keeps."""
+    label_ids: Path | None = None
+    """Folder for the predictions as PNGs of Cityscapes' label ids, as its server takes them."""
+    colors: Path | None = None
+    """Folder for the predictions as PNGs in the colours of the classes."""
+
+
+def stores(arguments: Arguments) -> list[Any]:
+    """Returns what the predictions are written to."""
+    classes = label_space(arguments.config)
+    wanted: list[Any] = []
+    if arguments.predictions:
+        wanted.append(HardLabelStore(arguments.predictions, classes.palette))
+    if arguments.label_ids:
+        wanted.append(LabelIdStore(arguments.label_ids, classes))
+    if arguments.colors:
+        wanted.append(ColorStore(arguments.colors, classes))
+    return wanted
 
 
 if __name__ == "__main__":
@@ -125,8 +212,13 @@ if __name__ == "__main__":
     arguments = parse(Arguments)
     config = arguments.config
     with friendly_errors(config.debug), start_process(config.device) as process:
-        model = build_model(config, arguments.weights).to(process.device)
-        metrics = evaluate(model, config, process, arguments.predictions)
+        written = stores(arguments)
+        model = load_model(arguments.weights, label_space(config).names).to(process.device)
+        metrics = evaluate(
+            model, config, process, written, scales=arguments.scales, flip=arguments.flip
+        )
         if process.is_main:
-            shown = {arguments.weights.parent.name or "model": {**metrics, "seconds": 0.0}}
+            shown = {arguments.weights.parent.name or "model": {**metrics, "seconds": None}}
             print(metrics_table(shown, label_space(config).names))
+            for store in written:
+                print(f"predictions in {store.folder}")

@@ -8,8 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config, Distill, SelfLabel, WarmUp
-from cpsl.engine import Optimization, load, save, trainable
-from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
+from cpsl.engine import Optimization, RepeatedSGD, load, save, trainable
+from cpsl.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DeepLabV2,
+    load_backbone_weights,
+    load_release_checkpoint,
+)
 from domains import label_space
 
 
@@ -18,40 +24,71 @@ def build_model(config: Config, weights: str | Path, output_norm: bool = False) 
 
     Args:
         config: Settings.
-        weights: "imagenet", "random", the name of a file of backbone weights, or the path of what
-            `save_model` wrote.
+        weights: "imagenet", "random", or the name of a file of backbone weights; or the path of a whole
+            model, see `load_model`.
         output_norm: Whether a BatchNorm follows the backbone, as it should behind self-supervised weights.
     """
-    saved = load(weights) if isinstance(weights, Path) else None
-    # The release's weights take images as they are, torchvision's take them normalised.
-    imagenet = weights == "imagenet"
+    if isinstance(weights, Path):
+        return load_model(weights, label_space(config).names)
+    normalized = weights == "imagenet" and config.model.imagenet_colors
     model = DeepLabV2(
         len(label_space(config)),
         config.model.backbone,
         config.model.feature_dim,
-        output_norm=saved["output_norm"] if saved else output_norm,
-        mean=IMAGENET_MEAN if imagenet else (0.0, 0.0, 0.0),
-        std=IMAGENET_STD if imagenet else (1.0, 1.0, 1.0),
+        output_norm=output_norm,
+        mean=IMAGENET_MEAN if normalized else (0.0, 0.0, 0.0),
+        std=IMAGENET_STD if normalized else (1.0, 1.0, 1.0),
     )
-    if saved:
-        model.load_state_dict(saved["model"])
-    elif imagenet and config.model.imagenet_file:
+    if weights == "imagenet" and config.model.imagenet_file:
         load_backbone_weights(model.backbone, config.model.imagenet_file)
     elif weights != "random":
         load_backbone_weights(model.backbone, weights, config.model.backbone)
+    return _channels_last(model)
+
+
+def load_model(path: Path, classes: tuple[str, ...]) -> DeepLabV2:
+    """Loads a whole model.
+
+    Args:
+        path: What `save_model` wrote, or a `.pkl` of the authors' release.
+        classes: Names of the classes that it has to tell apart.
+
+    Returns:
+        The model on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, would run code, or is of other classes.
+    """
+    if path.suffix == ".pkl":
+        return _channels_last(load_release_checkpoint(path, len(classes)))
+    saved = load(path)
+    if tuple(saved["classes"]) != classes:
+        raise ValueError(
+            f"{path} tells the classes {', '.join(saved['classes'])} apart, "
+            f"these settings have {', '.join(classes)}"
+        )
+    model = DeepLabV2(
+        len(classes), saved["backbone"], saved["feature_dim"], output_norm=saved["output_norm"]
+    )
+    model.load_state_dict(saved["model"])
+    return _channels_last(model)
+
+
+def _channels_last(model: DeepLabV2) -> DeepLabV2:
     # Convolutions are faster with the channels innermost, on CPUs and GPUs alike.
     return model.to(memory_format=torch.channels_last)
 
 
-def save_model(path: Path, model: nn.Module, config: Config) -> None:
+def save_model(path: Path, model: DeepLabV2, config: Config) -> None:
     """Saves the weights together with what it takes to use them."""
     classes, state = label_space(config), model.state_dict()
     save(
         path,
         {
             "model": state,
-            "backbone": config.model.backbone,
-            "feature_dim": config.model.feature_dim,
+            "backbone": model.backbone_name,
+            "feature_dim": model.feature_dim,
             "output_norm": "backbone.output_norm.weight" in state,
             "classes": list(classes.names),
             "palette": [list(color) for color in classes.palette],
@@ -67,6 +104,8 @@ def build_optimization(
 ) -> Optimization:
     """Builds the optimiser and its schedule; the head learns faster than the backbone.
 
+    A BatchNorm behind a pretrained backbone is as new as the head, and learns with it.
+
     Args:
         config: Settings.
         settings: Those of the stage.
@@ -74,9 +113,18 @@ def build_optimization(
         more: Further groups of parameters, as torch's optimisers take them.
     """
     head_rate = settings.learning_rate * settings.head_multiplier
+    new = [*model.head.parameters()]
+    pretrained: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in model.backbone.named_parameters():
+        if name.startswith("output_norm."):
+            new.append(parameter)
+        else:
+            # A name has a dot for each module around the parameter but the backbone itself.
+            steps = name.count(".") if settings.repeat_backbone_steps else 1
+            pretrained.setdefault(steps, []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": trainable(model.backbone.parameters())},
-        {"params": trainable(model.head.parameters()), "lr": head_rate},
+        *({"params": trainable(part), "steps": steps} for steps, part in pretrained.items()),
+        {"params": trainable(new), "lr": head_rate},
         *more,
     ]
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
@@ -84,7 +132,7 @@ def build_optimization(
     if settings.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, rate, (momentum, 0.999), weight_decay=decay)
     else:
-        optimizer = torch.optim.SGD(groups, rate, momentum, weight_decay=decay)
+        optimizer = RepeatedSGD(groups, rate, momentum, weight_decay=decay)
     return Optimization(
         optimizer,
         settings.iterations,

@@ -4,18 +4,18 @@ python examples/pseudo_labels.py --config examples/configs/gta5_to_cityscapes.to
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from config import Config, parse
 from cpsl import ClassMeanPrototypes, class_counts
-from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
+from cpsl.data import HardLabelStore, SegmentationDataset, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, logger, progress, save
-from cpsl.models import DeepLabV2, SegmentationOutput
+from cpsl.models import DeepLabV2
 from domains import target_dataset
-from networks import build_model, resize, to_unit
+from evaluate import predict
+from networks import build_model, to_unit
 from stage import begin_run
 
 
@@ -34,8 +34,12 @@ def describe_target(config: Config, process: Process) -> None:
     store = SoftLabelStore(folder / "soft")
     means = ClassMeanPrototypes(model.num_classes, model.feature_dim)
     counts = torch.zeros(model.num_classes, dtype=torch.int64, device=process.device)
-    for name, output in _outputs(model, config, process, "pseudo labels"):
-        store.write(name, output.logits[0].float().softmax(dim=0).cpu())
+    dataset = target_dataset(config)
+    for index in _my_images(dataset, process, "pseudo labels"):
+        image = whole_image(dataset.image(index), config.views.full_size)[None].to(process.device)
+        with autocast(process.device, config.precision):
+            output = model(to_unit(image))
+        store.write(dataset.names[index], output.logits[0].float().softmax(dim=0).cpu())
         means.update(output.features.float(), output.logits)
         counts += class_counts(output.logits.argmax(dim=1), model.num_classes)
     means.reduce()
@@ -51,44 +55,36 @@ def describe_target(config: Config, process: Process) -> None:
 
 @torch.inference_mode()
 def label_target(
-    model: DeepLabV2, folder: Path, threshold: float, config: Config, process: Process
+    model: DeepLabV2, store: HardLabelStore, threshold: float, config: Config, process: Process
 ) -> None:
     """Stores a model's labels of the target, averaged over the image and its mirror image.
 
     Args:
         model: On the device of the process.
-        folder: Folder of the label maps, of the settings' full size; 255 below the threshold.
+        store: Receives label maps of the settings' full size; ignored below the threshold.
         threshold: Confidence, 0...1, below which a pixel is ignored.
         config: Settings.
         process: This process.
     """
-    store = HardLabelStore(folder)
-    if not store.missing(target_dataset(config).names):
-        logger.info(f"{folder}: finished before")
-        process.barrier()
-        return
+    dataset, size = target_dataset(config), config.views.full_size
+    missing = set(store.missing(dataset.names))
+    if not missing:
+        logger.info(f"{store.folder}: finished before")
     model.eval()
-    for name, output in _outputs(
-        model, config, process, f"labels for {folder.parent.name}", mirror=True
-    ):
-        probabilities = resize(output.logits, config.views.full_size).softmax(dim=1)
-        confidence, label = ((probabilities[:1] + probabilities[1:].flip(-1)) / 2).max(dim=1)
-        store.write(name, torch.where(confidence > threshold, label, 255)[0].to(torch.uint8).cpu())
+    for index in _my_images(dataset, process, f"labels for {store.folder.parent.name}"):
+        name = dataset.names[index]
+        if name in missing:
+            image = dataset.image(index)
+            confidence, label = predict(model, image, size, config, process, flip=True).max(dim=1)
+            label = label.masked_fill(~(confidence > threshold), 255)
+            store.write(name, label[0].to(torch.uint8))
     process.barrier()
 
 
-def _outputs(
-    model: DeepLabV2, config: Config, process: Process, title: str, mirror: bool = False
-) -> Iterator[tuple[str, SegmentationOutput]]:
-    """Yields each target image's name and output, shared out among the processes."""
-    dataset = target_dataset(config)
+def _my_images(dataset: SegmentationDataset, process: Process, title: str) -> Iterator[int]:
+    """Yields the indices of this rank's share of the images."""
     mine = range(process.rank, len(dataset), process.world_size)
-    for index in progress(mine, title, process, total=len(mine)):
-        image = whole_image(dataset.image(index), config.views.full_size)[None].to(process.device)
-        if mirror:
-            image = torch.cat([image, image.flip(-1)])
-        with autocast(process.device, config.precision):
-            yield dataset.names[index], model(to_unit(image))
+    yield from progress(mine, title, process, total=len(mine))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Picture:
         ground_truth: (H, W) class indices, None without labels.
         predictions: Stage to (H, W) class indices.
         pseudo_labels: What they are to (H, W) class indices.
-        confidence: (H, W) of the rectified pseudo labels, 0...1.
+        confidence: (H, W) of the rectified pseudo labels, 0...1; None where self-labeling did not run.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Picture:
     ground_truth: Tensor | None
     predictions: dict[str, Tensor]
     pseudo_labels: dict[str, Tensor]
-    confidence: Tensor
+    confidence: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Report:
         curves: Stage to name to (iteration, value) of each point.
         pictures: Some target images.
         config: Settings as TOML.
+        selected: Whether the labels of the target chose the weights of each stage.
     """
 
     title: str
@@ -69,6 +70,7 @@ class Report:
     curves: dict[str, dict[str, list[tuple[int, float]]]]
     pictures: list[Picture]
     config: str
+    selected: bool = False
 
 
 class Curve(NamedTuple):
@@ -105,6 +107,7 @@ def write_report(report: Report, path: Path) -> None:
         report=report,
         titles={stage: TITLES.get(stage, stage) for stage in report.metrics},
         colors=["#{:02x}{:02x}{:02x}".format(*color) for color in report.palette],
+        selected=report.selected,
         gain=known[-1] - known[0] if len(known) > 1 else None,
         best=max(known, default=None),
         largest=max((max(d) for d in report.class_distributions.values()), default=0) or 1,
@@ -134,7 +137,11 @@ def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) 
     for name in classes:
         rows.append((name, *(_number(values["iou"].get(name)) for values in metrics.values())))
     rows.append(("mIoU", *(_number(values["miou"]) for values in metrics.values())))
-    rows.append(("seconds", *(f"{values['seconds']:.0f}" for values in metrics.values())))
+    if any("miou_13" in values for values in metrics.values()):
+        of_13 = (_number(values.get("miou_13")) for values in metrics.values())
+        rows.append(("mIoU, 13 classes", *of_13))
+    if any(values["seconds"] is not None for values in metrics.values()):
+        rows.append(("seconds", *(f"{values['seconds']:.0f}" for values in metrics.values())))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for first, *others in rows:
@@ -177,14 +184,15 @@ def _panels(picture: Picture, report: Report) -> list[Panel]:
         panels.append(labels(TITLES.get(stage, stage), label))
     for name, label in picture.pseudo_labels.items():
         panels.append(labels(f"Pseudo labels {name}", label))
-    mean = float(picture.confidence.mean())
-    panels.append(
-        Panel(
-            "Confidence after rectification",
-            _embed(heatmap(picture.confidence)),
-            f"Confidence of the pseudo labels of {picture.name}, {mean:.2f} on average",
+    if picture.confidence is not None:
+        mean = float(picture.confidence.mean())
+        panels.append(
+            Panel(
+                "Confidence after rectification",
+                _embed(heatmap(picture.confidence)),
+                f"Confidence of the pseudo labels of {picture.name}, {mean:.2f} on average",
+            )
         )
-    )
     return panels
 
 

@@ -11,7 +11,7 @@ from cpsl import (
     prototype_similarity,
     sinkhorn,
 )
-from cpsl.data import HardLabelStore, whole_image
+from cpsl.data import HardLabelStore, Sample, whole_image
 from cpsl.engine import Process, autocast, load, read_scalars
 from domains import evaluation_dataset, label_space, source_dataset
 from networks import build_model, resize, to_unit
@@ -38,6 +38,7 @@ def collect(config: Config, process: Process) -> Report:
         },
         pictures=_pictures(config, process),
         config=to_toml(config),
+        selected=config.hand_on == "best",
     )
 
 
@@ -46,7 +47,10 @@ def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeC
     state = load(config.output / "self_label" / "clustering.pt", process.device)
     num_classes, feature_dim = state["prototypes"].shape
     clustering = ClassBalancedPrototypeClustering(
-        num_classes, feature_dim, bank_size=len(state["bank.features"])
+        num_classes,
+        feature_dim,
+        bank_size=len(state["bank.features"]),
+        logit_assignments="logit_bank.features" in state,
     )
     clustering.load_state_dict(state)
     return clustering.to(process.device)
@@ -60,13 +64,16 @@ def _class_distributions(config: Config, process: Process) -> dict[str, list[flo
         label = dataset[index].label
         if label is not None:
             counts += class_counts(label, len(counts))
+    distributions = {"labels of the source": (counts / counts.sum().clamp_min(1)).tolist()}
+    if not _self_labeled(config):
+        return distributions
     clustering = load_clustering(config, process)
     bank = clustering.bank.features[clustering.bank.valid]
     scores = prototype_similarity(bank, clustering.prototypes)
     delta = clustering.aligner.distribution
     start = load(config.output / "pseudo_labels" / "start.pt")
     return {
-        "labels of the source": (counts / counts.sum().clamp_min(1)).tolist(),
+        **distributions,
         "predictions on the target, warm-up": start["class_distribution"].tolist(),
         "class distribution after self-labeling": delta.tolist(),
         "assignments, aligned": sinkhorn(scores, delta).mean(dim=0).tolist(),
@@ -87,6 +94,13 @@ def _curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]]]:
 
 def _pictures(config: Config, process: Process) -> list[Picture]:
     dataset = evaluation_dataset(config)
+    step = max(len(dataset) // PICTURES, 1)
+    samples = [dataset[index] for index in list(range(0, len(dataset), step))[:PICTURES]]
+    if not _self_labeled(config):
+        return [
+            Picture(s.name, s.image, s.label, _predictions(config, s.name), {}, None)
+            for s in samples
+        ]
     warmup = build_model(config, config.output / "warmup" / "model.pt").to(process.device).eval()
     teacher = (
         build_model(config, config.output / "self_label" / "teacher.pt").to(process.device).eval()
@@ -95,10 +109,8 @@ def _pictures(config: Config, process: Process) -> list[Picture]:
     rectifier = PseudoLabelRectifier(
         config.self_label.temperature, config.self_label.confidence_threshold
     )
-    pictures = []
-    step = max(len(dataset) // PICTURES, 1)
-    for index in list(range(0, len(dataset), step))[:PICTURES]:
-        sample = dataset[index]
+
+    def rectify(sample: Sample) -> Picture:
         image = to_unit(whole_image(sample.image, config.views.full_size)[None].to(process.device))
         with autocast(process.device, config.precision):
             soft = warmup(image).logits.float().softmax(dim=1)
@@ -106,23 +118,28 @@ def _pictures(config: Config, process: Process) -> list[Picture]:
         rectified = rectifier(soft, features, clustering.ema_prototypes)
         size = sample.image.shape[1:]
         probabilities = resize(rectified.probabilities, size)[0].cpu()
-        pictures.append(
-            Picture(
-                name=sample.name,
-                image=sample.image,
-                ground_truth=sample.label,
-                predictions=_predictions(config, sample.name),
-                pseudo_labels={
-                    "before rectification": resize(soft, size)[0].argmax(dim=0).cpu(),
-                    "after rectification": probabilities.argmax(dim=0),
-                },
-                confidence=probabilities.amax(dim=0),
-            )
+        return Picture(
+            name=sample.name,
+            image=sample.image,
+            ground_truth=sample.label,
+            predictions=_predictions(config, sample.name),
+            pseudo_labels={
+                "before rectification": resize(soft, size)[0].argmax(dim=0).cpu(),
+                "after rectification": probabilities.argmax(dim=0),
+            },
+            confidence=probabilities.amax(dim=0),
         )
-    return pictures
+
+    return [rectify(sample) for sample in samples]
+
+
+def _self_labeled(config: Config) -> bool:
+    """Returns whether self-labeling ran here, rather than that its model came from a file."""
+    return (config.output / "self_label" / "clustering.pt").exists()
 
 
 def _predictions(config: Config, name: str) -> dict[str, Tensor]:
     return {
-        stage: HardLabelStore(config.output / stage / "predictions").read(name) for stage in STAGES
+        stage: HardLabelStore(config.output / stage / "predictions").read(name)
+        for stage in read_metrics(config)
     }

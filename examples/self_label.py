@@ -14,25 +14,27 @@ from cpsl import (
     carry,
     cross_entropy,
     cutmix,
+    labels_of_crop,
     prototype_consistency,
     prototype_similarity,
     symmetric_cross_entropy,
 )
 from cpsl.data import SoftLabelStore
-from cpsl.engine import Process, TrainingLoop, autocast, load, local_gradients, save
+from cpsl.engine import Cost, Process, TrainingLoop, autocast, load, local_gradients, save
 from cpsl.models import ExponentialMovingAverage
 from domains import source_batches, target_batches, training_picture
+from hand_on import HandOn
 from networks import build_model, build_optimization, resize, save_model, to_unit
 from stage import main
 
 
-def self_label(config: Config, process: Process) -> float:
+def self_label(config: Config, process: Process) -> Cost:
     """Trains the student with rectified pseudo labels, clustering and consistency."""
     stage, settings = "self_label", config.self_label
     start = load(config.output / "pseudo_labels" / "start.pt", process.device)
 
     student = build_model(config, config.output / "warmup" / "model.pt").to(process.device).train()
-    teacher = ExponentialMovingAverage(student)
+    teacher = ExponentialMovingAverage(student, settings.teacher_mode)
     clustering = ClassBalancedPrototypeClustering(
         student.num_classes,
         student.feature_dim,
@@ -43,6 +45,9 @@ def self_label(config: Config, process: Process) -> float:
         sinkhorn_iterations=settings.sinkhorn_iterations,
         sampling=settings.sampling,
         distribution_momentum=settings.distribution_momentum,
+        assignment=settings.assignment,
+        bank_scores=settings.bank_scores,
+        logit_assignments=settings.logit_assignments,
     ).to(process.device)
     clustering.initialize(start["prototypes"], start["class_distribution"])
     rectifier = PseudoLabelRectifier(settings.temperature, settings.confidence_threshold)
@@ -50,13 +55,19 @@ def self_label(config: Config, process: Process) -> float:
     rate = settings.learning_rate * settings.prototype_multiplier
     prototypes = {"params": [clustering.prototypes], "lr": rate}
     optimization = build_optimization(config, settings, student, prototypes)
+    hand_on = HandOn(student, stage, config, process)
     loop = TrainingLoop(
         config.output / stage,
         stage,
         iterations=settings.iterations,
         seed=config.seed,
         process=process,
-        state={"student": student, "teacher": teacher, "optimization": optimization},
+        state={
+            "student": student,
+            "teacher": teacher,
+            "optimization": optimization,
+            "hand_on": hand_on,
+        },
         state_of_rank={"clustering": clustering},
         checkpoint_every=config.checkpoint_every,
     )
@@ -66,8 +77,8 @@ def self_label(config: Config, process: Process) -> float:
     targets = target_batches(
         config, stage, process, settings.batch_size, loop.start, soft_labels.read
     )
-    height, width = config.views.crop
-    quarter = (height // 4, width // 4)
+    quarter = (config.views.crop[0] // 4, config.views.crop[1] // 4)
+    whole_quarter = (config.views.full_size[0] // 4, config.views.full_size[1] // 4)
 
     for iteration in loop:
         clustered = []
@@ -89,18 +100,18 @@ def self_label(config: Config, process: Process) -> float:
 
                 # 3. Rectify the stored soft labels: for the whole image, and in the crop's geometry.
                 rectified_whole = rectifier.rectify(soft, similarity)
-                in_crop, _ = carry(
-                    torch.cat([soft, similarity], dim=1),
-                    target.whole_view,
-                    target.weak_view,
-                    quarter,
-                    layout="corners",
-                )
-                soft_in_crop, similarity_in_crop = in_crop.chunk(2, dim=1)
+                views = (target.whole_view, target.weak_view)
+                soft_in_crop, _ = carry(soft, *views, quarter, layout="corners")
+                if settings.rectify == "features":
+                    enlarged = resize(whole.features, whole_quarter)
+                    features, _ = carry(enlarged, *views, quarter, layout="corners")
+                    similarity_in_crop = prototype_similarity(features, clustering.ema_prototypes)
+                else:
+                    similarity_in_crop, _ = carry(similarity, *views, quarter, layout="corners")
                 rectified = rectifier.rectify(soft_in_crop, similarity_in_crop)
 
                 # 4. CutMix: now and then a rectangle of the source and its labels.
-                mixed, labels = cutmix(
+                mixed, labels, pasted = cutmix(
                     target.weak,
                     rectified.labels,
                     source.image,
@@ -127,15 +138,31 @@ def self_label(config: Config, process: Process) -> float:
             # 6. Symmetric cross-entropy of the student on the weak view. The last of its passes: all
             # parameters take part, which DDP's averaging of gradients relies on.
             with local_gradients(learn, when=more), autocast(process.device, config.precision):
-                logits = resize(learn(to_unit(mixed)).logits, quarter)
+                weak = learn(to_unit(mixed))
                 loss_target = symmetric_cross_entropy(
-                    logits, labels, ce_weight=settings.ce_weight, rce_weight=settings.rce_weight
+                    resize(weak.logits, quarter),
+                    labels,
+                    ce_weight=settings.ce_weight,
+                    rce_weight=settings.rce_weight,
                 )
+                if settings.contrast_weight > 0:
+                    unmixed = rectified.labels.masked_fill(pasted[:, None, None], 255)
+                    contrast = clustering.contrast(weak.features, unmixed)
+                    loss_target = loss_target + settings.contrast_weight * contrast
                 optimization.backward(loss_target)
 
             # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
             with local_gradients(cluster, when=more):
-                clusters = cluster(whole.features, rectified_whole.labels)
+                clusters = cluster(
+                    whole.features,
+                    rectified_whole.labels,
+                    logits=whole.logits if settings.logit_assignments else None,
+                    bank_labels=labels_of_crop(
+                        rectified.labels, whole.features.shape[2:], settings.samples_per_image
+                    )
+                    if settings.bank_labels == "crop"
+                    else None,
+                )
                 optimization.backward(settings.self_label_weight * clusters.loss)
 
             loop.record(
@@ -156,12 +183,13 @@ def self_label(config: Config, process: Process) -> float:
         teacher.update(student, settings.teacher_momentum)
         for clusters in clustered:
             clustering.update(clusters, settings.teacher_momentum ** (1 / len(clustered)))
+        hand_on.look(loop, iteration)
 
+    hand_on.save()
     if process.is_main:
-        save_model(config.output / stage / "model.pt", student, config)
         save_model(config.output / stage / "teacher.pt", teacher.module, config)
         save(config.output / stage / "clustering.pt", clustering.state_dict())
-    return loop.seconds
+    return loop.cost
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from config import Config, parse, to_toml
-from cpsl.engine import Process, logger, start_logging, start_process, write_text
+from cpsl.data import HardLabelStore
+from cpsl.engine import Cost, Process, logger, start_logging, start_process, write_text
 from cpsl.randomness import derive_seed
-from domains import draw_streets
+from domains import draw_streets, label_space
 from evaluate import evaluate
-from networks import build_model
+from networks import build_model, load_model, save_model
 
-Train = Callable[[Config, Process], float]
+Train = Callable[[Config, Process], Cost]
 
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
 """The stages in their order; the folder of each in a run has its name."""
@@ -24,12 +25,19 @@ STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
 FREE_SETTINGS = ("device", "workers", "checkpoint_every", "check", "debug")
 
 
+def stages_of(config: Config) -> tuple[str, ...]:
+    """Returns the stages of a run: all, or from the last one on whose model is given."""
+    given = [number for number, stage in enumerate(STAGES) if getattr(config.given, stage)]
+    return STAGES[given[-1] :] if given else STAGES
+
+
 def run_stage(stage: str, train: Train, config: Config, process: Process) -> None:
     """Trains and evaluates a stage, unless that was done before.
 
     Args:
         stage: Name of the stage and of its folder in the run.
-        train: Trains, writes `model.pt` into the folder and returns the seconds of training.
+        train: Trains, writes `model.pt` into the folder and returns what it took; not called where the
+            settings give the model.
         config: Settings.
         process: This process.
     """
@@ -38,19 +46,29 @@ def run_stage(stage: str, train: Train, config: Config, process: Process) -> Non
         logger.info(f"{stage}: finished before")
         return
     logger.info(f"{stage}: begins")
-    # Weights that start at random are those of the seed, and the same on every rank.
-    torch.manual_seed(derive_seed(config.seed, stage))
-    seconds = train(config, process)
+    given = getattr(config.given, stage)
+    if given:
+        logger.info(f"{stage}: the model is {given}")
+        cost = Cost()
+        if process.is_main:
+            model = load_model(given, label_space(config).names)
+            save_model(folder / "model.pt", model, config)
+    else:
+        # Weights that start at random are those of the seed, and the same on every rank.
+        torch.manual_seed(derive_seed(config.seed, stage))
+        cost = train(config, process)
     process.barrier()
     model = build_model(config, folder / "model.pt").to(process.device)
-    metrics = evaluate(
-        model, config, process, folder / "predictions", _predictions_before(stage, config)
-    )
+    predictions = HardLabelStore(folder / "predictions")
+    metrics = evaluate(model, config, process, [predictions], _predictions_before(stage, config))
     if process.is_main:
-        write_text(folder / "metrics.json", json.dumps({**metrics, "seconds": seconds}, indent=1))
+        write_text(folder / "metrics.json", json.dumps({**metrics, **cost._asdict()}, indent=1))
         miou = metrics["miou"]
         result = "no labels" if miou is None else f"mIoU {miou:.1f}"
-        logger.info(f"{stage}: {result}, {seconds:.0f} s of training")
+        logger.info(
+            f"{stage}: {result}, {cost.seconds:.0f} s of training, "
+            f"peak memory {cost.peak_memory / 1e9:.1f} GB"
+        )
     process.barrier()
 
 
@@ -124,9 +142,9 @@ def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def _predictions_before(stage: str, config: Config) -> Any:
+def _predictions_before(stage: str, config: Config) -> HardLabelStore | None:
     place = STAGES.index(stage)
-    return config.output / STAGES[place - 1] / "predictions" if place else None
+    return HardLabelStore(config.output / STAGES[place - 1] / "predictions") if place else None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -2,21 +2,28 @@
 
     python examples/warmup.py --config examples/configs/gta5_to_cityscapes.toml
 
-With adversarial weight 0 the same trainer gives the source-only model that adaptation is compared with.
+With adversarial weight 0 the same trainer gives the source-only model that adaptation is compared with:
+`--stage source_only`.
 """
 
-import torch
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
 
-from config import Config
-from cpsl.engine import Optimization, Process, TrainingLoop, autocast, local_gradients
+import torch
+import tyro
+
+from config import Config, parse
+from cpsl.engine import Cost, Optimization, Process, TrainingLoop, autocast, local_gradients
 from cpsl.losses import cross_entropy, discriminator_loss, generator_loss
 from cpsl.models import Discriminator, freeze_batch_norm
 from domains import source_batches, target_batches, training_picture
-from networks import build_model, build_optimization, resize, save_model, to_unit
-from stage import main
+from hand_on import HandOn
+from networks import build_model, build_optimization, resize, to_unit
+from stage import begin_run, run_stage
 
 
-def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
+def warm_up(config: Config, process: Process, stage: str = "warmup") -> Cost:
     """Trains the warm-up model, or with `stage="source_only"` the model without adaptation."""
     settings = config.source_only if stage == "source_only" else config.warmup
     source_only = config.output / "source_only" / "model.pt"
@@ -36,6 +43,7 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
         precision=config.precision,
         accumulate=config.accumulate,
     )
+    hand_on = HandOn(model, stage, config, process)
     loop = TrainingLoop(
         config.output / stage,
         stage,
@@ -47,6 +55,7 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
             "optimization": optimization,
             "discriminator": discriminator,
             "discriminator_optimization": discriminator_optimization,
+            "hand_on": hand_on,
         },
         checkpoint_every=config.checkpoint_every,
     )
@@ -95,11 +104,23 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> float:
         optimization.step()
         if settings.adversarial_weight > 0:
             discriminator_optimization.step()
+        hand_on.look(loop, iteration)
 
-    if process.is_main:
-        save_model(config.output / stage / "model.pt", model, config)
-    return loop.seconds
+    hand_on.save()
+    return loop.cost
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains the model that self-labeling starts from, or the one that adaptation is compared with."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    stage: Literal["source_only", "warmup"] = "warmup"
+    """Which of the two."""
 
 
 if __name__ == "__main__":
-    main("warmup", warm_up)
+    arguments = parse(Arguments)
+    stage, config = arguments.stage, arguments.config
+    with begin_run(config) as process:
+        run_stage(stage, partial(warm_up, stage=stage), config, process)

@@ -272,6 +272,26 @@ def test_wrong_input_is_named(features, labels, message) -> None:
         build()(features, labels)
 
 
+def test_contrast_begins_when_the_bank_is_full() -> None:
+    torch.manual_seed(0)
+    clustering = build(bank_size=40)
+    features = torch.randn(2, D, 6, 6, requires_grad=True)
+    labels = torch.randint(K, (2, 12, 12))
+    assert clustering.contrast(features, labels) == 0
+    clustering.bank.push(torch.randn(40, D), torch.randint(K, (40,)))
+    torch.manual_seed(1)
+    loss = clustering.contrast(features, labels)
+    loss.backward()
+    assert loss > 0
+    moved = (features.grad != 0).any(dim=1).flatten(1).sum(dim=1)
+    assert moved.tolist() == [20, 20]
+    assert clustering.contrast(features, torch.full_like(labels, 255)) == 0
+    # Labels at another resolution are looked up at the pixels' places.
+    torch.manual_seed(1)
+    nearest = clustering.contrast(features, labels[:, ::2, ::2])
+    torch.testing.assert_close(nearest, loss)
+
+
 @pytest.mark.parametrize("name", ["sampling", "assignment", "bank_scores"])
 def test_unknown_ways_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be .* got \"?'?other"):

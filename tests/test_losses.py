@@ -108,6 +108,17 @@ def test_distillation_is_the_divergence_over_pixels_and_classes(seed: int) -> No
     assert distillation(teacher, teacher).abs() < 1e-6
 
 
+@given(seed=st.integers(0, 10_000))
+def test_the_release_s_distillation_takes_probabilities_for_their_logarithms(seed: int) -> None:
+    torch.manual_seed(seed)
+    student, teacher = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
+    got = distillation(student, teacher, student_term="probabilities")
+    each = F.kl_div(student.softmax(dim=1), teacher.softmax(dim=1), reduction="none")
+    wanted = each.mean()
+    torch.testing.assert_close(got, wanted)
+    assert got < 0
+
+
 def test_distillation_without_any_valid_pixel_is_zero() -> None:
     student = torch.randn(1, 3, 2, 2, requires_grad=True)
     value = distillation(student, torch.randn(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool))
@@ -185,6 +196,8 @@ def test_labels_on_another_grid_are_refused(loss) -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         distillation(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 5))
+    with pytest.raises(ValueError, match="student_term must be"):
+        distillation(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), student_term="logits")
     with pytest.raises(ValueError, match="valid must be"):
         distillation(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), torch.ones(1, 3) > 0)
     with pytest.raises(ValueError, match="features and bank"):

@@ -26,6 +26,7 @@ def test_images_and_labels_are_cut_alike(
     assert mixed.image.dtype == torch.uint8
     assert torch.equal(mixed.image[:, 1].long(), mixed.labels)
     share = mixed.labels.float().mean(dim=(1, 2))
+    assert torch.equal(mixed.pasted, share > 0)
     near = 1 / height + 1 / width  # the box's border falls between pixels
     assert (((share - 0.5).abs() <= near) | (share == 0)).all()
 

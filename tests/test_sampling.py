@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpsl.sampling import class_quotas, draw_class_proportional, draw_uniform
+from cpsl.sampling import class_quotas, draw_class_proportional, draw_uniform, labels_of_crop
 
 
 @given(
@@ -80,3 +80,20 @@ def test_uniform_draws_stay_in_their_image(images: int, pixels: int, count: int)
     assert torch.equal(drawn // pixels, torch.arange(images)[:, None].expand(-1, count))
     if count <= pixels:
         assert all(len(set(row)) == count for row in drawn.tolist())
+
+
+@given(
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_the_release_s_labels_are_the_first_of_the_stretched_crop(
+    height: int, width: int, count: int, seed: int
+) -> None:
+    crop = torch.randint(19, (2, height, width), generator=torch.Generator().manual_seed(seed))
+    got = labels_of_crop(crop, (5, 9), count)
+    assert got.dtype == crop.dtype
+    for k in range(count):
+        y, x = divmod(k % 45, 9)
+        assert torch.equal(got[:, k], crop[:, y * height // 5, x * width // 9])

@@ -13,8 +13,9 @@ from cpsl.data.labels import (
     LabelSpace,
     distinct_palette,
 )
+from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.data.pseudo_labels import HardLabelStore, SoftLabelStore
-from cpsl.data.sample import Sample, SegmentationDataset
+from cpsl.data.sample import Sample, SegmentationDataset, Subset
 from cpsl.data.sampler import DrawSampler
 from cpsl.data.streets import draw_street, write_streets
 from cpsl.data.synthia import Synthia
@@ -36,11 +37,13 @@ __all__ = [
     "GTA5",
     "IGNORE_INDEX",
     "Cityscapes",
+    "ColorStore",
     "DatasetCheck",
     "Draw",
     "DrawSampler",
     "HardLabelStore",
     "LabStatistics",
+    "LabelIdStore",
     "LabelSpace",
     "Sample",
     "SegmentationDataset",
@@ -49,6 +52,7 @@ __all__ = [
     "SourceBatch",
     "SourceViews",
     "StrongAugmentation",
+    "Subset",
     "Synthia",
     "TargetBatch",
     "TargetViews",

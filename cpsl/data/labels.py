@@ -63,6 +63,25 @@ class LabelSpace:
         index = {name: i for i, name in enumerate(self.names)}
         return {stored: index.get(name, IGNORE_INDEX) for stored, name in ids.items()}
 
+    def stored_ids(self, ids: Mapping[int, str]) -> list[int]:
+        """Returns the stored id of each class, the reverse of `index_of_ids`; the smallest of several.
+
+        Args:
+            ids: Stored id to class name.
+
+        Raises:
+            ValueError: A class has none.
+
+        Example:
+            >>> CITYSCAPES_19.subset(("road", "bicycle")).stored_ids(CITYSCAPES_IDS)
+            [7, 33]
+        """
+        id_of = {name: stored for stored, name in sorted(ids.items(), reverse=True)}
+        without = [name for name in self.names if name not in id_of]
+        if without:
+            raise ValueError(f"these classes have no id: {', '.join(without)}")
+        return [id_of[name] for name in self.names]
+
 
 def distinct_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     """Returns colours that are easy to tell apart.

@@ -42,7 +42,7 @@ class SoftLabelStore:
         self.folder = Path(folder)
 
     def __contains__(self, name: str) -> bool:
-        return _path(self.folder, name).exists()
+        return path_of(self.folder, name).exists()
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Returns the names that have no map yet; none if the store is complete."""
@@ -59,7 +59,7 @@ class SoftLabelStore:
             ValueError: The shape is another, the values are no probabilities (to 0.01), or the name leads
                 out of the folder.
         """
-        path = _path(self.folder, name)
+        path = path_of(self.folder, name)
         if probabilities.ndim != 3:
             raise ValueError(f"{path}: (K, h, w) expected, got shape {tuple(probabilities.shape)}")
         p = probabilities.float()
@@ -73,7 +73,7 @@ class SoftLabelStore:
         stored = (p.sqrt() * 255).round().clamp_max(255).to(torch.uint8).cpu()
         note = PngImagePlugin.PngInfo()
         note.add_text(_CLASSES, str(len(stored)))
-        _save(path, Image.fromarray(stored.flatten(0, 1).numpy()), note)
+        save_png(path, Image.fromarray(stored.flatten(0, 1).numpy()), note)
 
     def read(self, name: str) -> Tensor:
         """Returns the map of an image, (K, h, w) float32.
@@ -82,7 +82,7 @@ class SoftLabelStore:
             FileNotFoundError: There is none.
             ValueError: The file is damaged or of something else.
         """
-        path = _path(self.folder, name)
+        path = path_of(self.folder, name)
         picture = _load(path)
         note = str(picture.info.get(_CLASSES))
         classes = int(note) if note.isdecimal() else 0
@@ -99,6 +99,11 @@ class HardLabelStore:
     Args:
         folder: Made when the first map is written.
         palette: Colours that viewers show the classes in; grey if None.
+        void: Number that ignored pixels have in the files, more than there are classes; the tools of the
+            authors' release write 250. What is read has 255 again.
+
+    Raises:
+        ValueError: void lies outside 1...255.
 
     Example:
         >>> import tempfile
@@ -109,13 +114,19 @@ class HardLabelStore:
     """
 
     def __init__(
-        self, folder: str | Path, palette: tuple[tuple[int, int, int], ...] | None = None
+        self,
+        folder: str | Path,
+        palette: tuple[tuple[int, int, int], ...] | None = None,
+        void: int = IGNORE_INDEX,
     ) -> None:
+        if not 1 <= void <= 255:
+            raise ValueError(f"void must lie in 1...255, got {void}")
         self.folder = Path(folder)
         self.palette = palette
+        self.void = void
 
     def __contains__(self, name: str) -> bool:
-        return _path(self.folder, name).exists()
+        return path_of(self.folder, name).exists()
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Returns the names that have no labels yet; none if the store is complete."""
@@ -129,18 +140,26 @@ class HardLabelStore:
             label: (H, W) uint8 class indices, 255 where ignored.
 
         Raises:
-            ValueError: The shape or dtype is another, or the name leads out of the folder.
+            ValueError: The shape or dtype is another, a class has the number that means void, or the name
+                leads out of the folder.
         """
-        path = _path(self.folder, name)
+        path = path_of(self.folder, name)
         if label.ndim != 2 or label.dtype != torch.uint8:
             raise ValueError(
                 f"{path}: (H, W) uint8 expected, got {label.dtype} {tuple(label.shape)}"
             )
-        picture = Image.fromarray(label.cpu().numpy())
+        label = label.cpu()
+        if self.void != IGNORE_INDEX:
+            if (label == self.void).any():
+                raise ValueError(
+                    f"{path}: {self.void} means void in these files, but it is a class here"
+                )
+            label = label.masked_fill(label == IGNORE_INDEX, self.void)
+        picture = Image.fromarray(label.numpy())
         if self.palette is not None:
             colors = [value for color in self.palette for value in color]
             picture.putpalette(colors + [0] * (3 * (IGNORE_INDEX + 1) - len(colors)))
-        _save(path, picture)
+        save_png(path, picture)
 
     def read(self, name: str) -> Tensor:
         """Returns the labels of an image, (H, W) uint8.
@@ -149,21 +168,24 @@ class HardLabelStore:
             FileNotFoundError: There are none.
             ValueError: The file is damaged or of something else.
         """
-        path = _path(self.folder, name)
+        path = path_of(self.folder, name)
         picture = _load(path)
         if picture.mode not in ("L", "P"):
             raise ValueError(f"{path} is no label map; delete it to have it made again")
-        return torch.from_numpy(np.array(picture))
+        label = torch.from_numpy(np.array(picture))
+        return label if self.void == IGNORE_INDEX else label.masked_fill_(label == self.void, 255)
 
 
-def _path(folder: Path, name: str) -> Path:
+def path_of(folder: Path, name: str) -> Path:
+    """Returns the PNG of an image in a folder; raises ValueError if the name leads out of it."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise ValueError(f"the name {name!r} is no path below a folder")
     return folder.joinpath(*parts[:-1], f"{parts[-1]}.png")
 
 
-def _save(path: Path, picture: Image.Image, note: PngImagePlugin.PngInfo | None = None) -> None:
+def save_png(path: Path, picture: Image.Image, note: PngImagePlugin.PngInfo | None = None) -> None:
+    """Writes a picture of few colours, as a whole or not at all."""
     # Run-length coding: neighbouring bytes of such maps are mostly equal, and it is the fastest.
     options = {"compress_type": zlib.Z_RLE, "pnginfo": note}
     write_atomically(path, lambda partial: picture.save(partial, "PNG", **options))

@@ -1,5 +1,6 @@
 """What a data set of images and labels gives."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -37,3 +38,37 @@ class SegmentationDataset(Protocol):
     def image(self, index: int) -> Tensor:
         """Returns the image alone, (3, H, W) uint8, without decoding the label."""
         ...
+
+
+class Subset:
+    """Some of the images of a data set.
+
+    Args:
+        dataset: Any data set of this library, or of the same protocol.
+        indices: Which images, in which order.
+
+    Example:
+        >>> import tempfile
+        >>> from cpsl.data import GTA5, write_streets
+        >>> root = tempfile.mkdtemp()
+        >>> write_streets(root, layout="gta5", style="game", count=4, size=(64, 128))
+        >>> Subset(GTA5(root), [0, 2]).names
+        ['00001', '00003']
+    """
+
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
+        self.label_space = dataset.label_space
+        self.names = [dataset.names[index] for index in indices]
+        self._dataset = dataset
+        self._indices = list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns image, label and name."""
+        return self._dataset[self._indices[index]]
+
+    def image(self, index: int) -> Tensor:
+        """Returns the image alone, (3, H, W) uint8."""
+        return self._dataset.image(self._indices[index])

@@ -1,9 +1,9 @@
 """Views for training: how they are drawn at random, and how images are drawn through them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torchvision.transforms.v2 import functional as VF
 
 from cpsl.data.labels import IGNORE_INDEX
 from cpsl.geometry import View
+
+Move = tuple[str, float]
 
 # What lies outside an image is shown as mid grey: no class looks like it, and it shifts no mean much.
 OUTSIDE = 127
@@ -62,17 +64,38 @@ class StrongAugmentation:
     happen with probability one half, the cutout always. Colours change on the image as drawn, in the order
     drawn; geometry is composed and sampled once.
 
+    `order` and `translation` say how the view that is returned, by which labels are carried, follows the
+    image. Their defaults are the truth; the other words restore what the authors' release does to labels.
+
     Attributes:
         blur: Radius of the Gaussian blur, in pixels.
         jitter: Largest relative change of brightness, contrast, saturation; of hue, as a part of its circle.
         operations: RandAugment operations drawn for each image.
         cutout: Side of the cutout as a part of the view's short side.
+        order: "drawn" moves labels as the image was moved. "fixed" moves them by flip, shear x, shear y,
+            translate x, translate y, rotate in this order, and of an operation that was drawn twice by the
+            last alone.
+        translation: "exact" translates labels as far as the image. "stretched" translates them
+            horizontally by W/H times as much.
+
+    Raises:
+        ValueError: `order` or `translation` is another word.
     """
 
     blur: float = 1.0
     jitter: float = 0.4
     operations: int = 2
     cutout: float = 1 / 3
+    order: Literal["drawn", "fixed"] = "drawn"
+    translation: Literal["exact", "stretched"] = "exact"
+
+    def __post_init__(self) -> None:
+        if self.order not in ("drawn", "fixed"):
+            raise ValueError(f'order must be "drawn" or "fixed", got {self.order!r}')
+        if self.translation not in ("exact", "stretched"):
+            raise ValueError(
+                f'translation must be "exact" or "stretched", got {self.translation!r}'
+            )
 
     def draw(self, image: Tensor, weak: View, random: np.random.Generator) -> tuple[Tensor, View]:
         """Returns a strong view and the image in it.
@@ -83,14 +106,13 @@ class StrongAugmentation:
             random: Where the randomness comes from.
 
         Returns:
-            (3, h, w) uint8, and the view, like `weak` of the original.
+            (3, h, w) uint8, and the view by which labels are carried, like `weak` of the original.
         """
         height, width = weak.size
-        # The same operations are appended to the view of the original and to one of the weak image.
-        steps: list[Callable[[View], View]] = []
+        moves: list[Move] = []
         picture = _to_pillow(image)
         if random.random() < 0.5:
-            steps.append(lambda view: view.flipped())
+            moves.append(("flip", 1.0))
         if random.random() < 0.5:
             picture = picture.filter(ImageFilter.GaussianBlur(self.blur))
         if random.random() < 0.5:
@@ -102,19 +124,31 @@ class StrongAugmentation:
                 continue
             change = _POOL[name]
             if isinstance(change, str):
-                steps.append(_move(change, sign * magnitude, (height, width)))
+                moves.append((change, sign * magnitude * _LARGEST[change]))
             else:
-                picture = change(picture, magnitude, sign)
+                picture = change(picture, magnitude)
         side = int(min(height, width) * self.cutout)
         y, x = random.integers(height - side + 1), random.integers(width - side + 1)
         box = torch.tensor([x, y, x + side, y + side], dtype=torch.float32)
 
-        strong, of_weak = weak, View.whole((height, width))
-        for step in steps:
-            strong, of_weak = step(strong), step(of_weak)
-        drawn = render(_to_tensor(picture), of_weak)
+        drawn = render(_to_tensor(picture), move(View.whole((height, width)), moves))
         drawn[:, y : y + side, x : x + side] = OUTSIDE
-        return drawn, strong.with_cutout(box)
+        return drawn, self.label_view(weak, moves).with_cutout(box)
+
+    def label_view(self, weak: View, moves: Sequence[Move]) -> View:
+        """Returns the view by which labels are carried where an image was moved.
+
+        Args:
+            weak: View to append to.
+            moves: What was drawn, in this order, as `move` takes it.
+        """
+        if self.order == "fixed":
+            last = dict(moves)
+            moves = [(name, last[name]) for name in _MOVES if name in last]
+        if self.translation == "stretched":
+            stretch = weak.size[1] / weak.size[0]
+            moves = [(n, by * stretch if n == "translate_x" else by) for n, by in moves]
+        return move(weak, moves)
 
     def _jitter(self, picture: Image.Image, random: np.random.Generator) -> Image.Image:
         factors = 1 + random.uniform(-self.jitter, self.jitter, 3)
@@ -130,41 +164,62 @@ class StrongAugmentation:
         return picture
 
 
-def _enhance(
-    kind: Callable[[Image.Image], Any],
-) -> Callable[[Image.Image, float, int], Image.Image]:
-    return lambda picture, magnitude, sign: kind(picture).enhance(1 + 0.9 * sign * magnitude)
+Change = Callable[[Image.Image, float], Image.Image]
 
 
-# Colour operations take (picture, magnitude 0.1...0.9, sign); geometric ones are names, see `_move`.
-_POOL: tuple[str | Callable[[Image.Image, float, int], Image.Image], ...] = (
-    lambda picture, magnitude, sign: ImageOps.autocontrast(picture),
+def _enhance(kind: Callable[[Image.Image], Any]) -> Change:
+    # FixMatch (Sohn et al., 2020, table 12) draws the factor from 0.05...0.95: 1 is the image as it is.
+    return lambda picture, magnitude: kind(picture).enhance(0.05 + 0.9 * magnitude)
+
+
+# Colour operations take (picture, magnitude 0.1...0.9); geometric ones are names, see `move`.
+_POOL: tuple[str | Change, ...] = (
+    lambda picture, magnitude: ImageOps.autocontrast(picture),
     _enhance(ImageEnhance.Brightness),
     _enhance(ImageEnhance.Color),
     _enhance(ImageEnhance.Contrast),
-    lambda picture, magnitude, sign: ImageOps.equalize(picture),
-    lambda picture, magnitude, sign: picture,
-    lambda picture, magnitude, sign: ImageOps.posterize(picture, 8 - math.ceil(4 * magnitude)),
+    lambda picture, magnitude: ImageOps.equalize(picture),
+    lambda picture, magnitude: picture,
+    lambda picture, magnitude: ImageOps.posterize(picture, 8 - math.ceil(4 * magnitude)),
     "rotate",
     _enhance(ImageEnhance.Sharpness),
     "shear_x",
     "shear_y",
-    lambda picture, magnitude, sign: ImageOps.solarize(picture, int(256 * (1 - magnitude))),
+    lambda picture, magnitude: ImageOps.solarize(picture, int(256 * (1 - magnitude))),
     "translate_x",
     "translate_y",
 )
 
 
-def _move(name: str, amount: float, size: tuple[int, int]) -> Callable[[View], View]:
-    """Returns a geometric operation: up to 30 degrees, a shear of 0.3, or 0.3 of the view's size."""
-    moves: dict[str, Callable[[View], View]] = {
-        "rotate": lambda view: view.rotated(30 * amount),
-        "shear_x": lambda view: view.sheared(x=0.3 * amount),
-        "shear_y": lambda view: view.sheared(y=0.3 * amount),
-        "translate_x": lambda view: view.translated(x=0.3 * amount * size[1]),
-        "translate_y": lambda view: view.translated(y=0.3 * amount * size[0]),
-    }
-    return moves[name]
+# In degrees, or as a part of the view's size.
+_LARGEST = {"rotate": 30.0, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.3, "translate_y": 0.3}
+
+# In the order of the release's labels; each takes a view and by how much.
+_MOVES: dict[str, Callable[[View, float], View]] = {
+    "flip": lambda view, by: view.flipped(),
+    "shear_x": lambda view, by: view.sheared(x=by),
+    "shear_y": lambda view, by: view.sheared(y=by),
+    "translate_x": lambda view, by: view.translated(x=by * view.size[1]),
+    "translate_y": lambda view, by: view.translated(y=by * view.size[0]),
+    "rotate": lambda view, by: view.rotated(by),
+}
+
+
+def move(view: View, moves: Sequence[Move]) -> View:
+    """Appends geometric operations to a view, one after the other.
+
+    Args:
+        view: Of one image.
+        moves: Pairs of an operation and by how much: "flip" (any number), "shear_x" and "shear_y" (pixels
+            a pixel), "translate_x" and "translate_y" (parts of the view's width or height), "rotate"
+            (degrees).
+
+    Returns:
+        The moved view.
+    """
+    for name, by in moves:
+        view = _MOVES[name](view, by)
+    return view
 
 
 def render(image: Tensor, view: View) -> Tensor:

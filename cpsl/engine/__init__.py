@@ -3,24 +3,35 @@
 Needs the extra `cpsl[examples]`. Knows neither CPSL nor any data set.
 """
 
+from cpsl.engine.cost import Cost, peak_memory, reset_peak_memory
 from cpsl.engine.files import load, save, write_text
 from cpsl.engine.log import ScalarLog, logger, progress, read_scalars, start_logging
 from cpsl.engine.loop import TrainingLoop
-from cpsl.engine.optimization import Optimization, Precision, autocast, trainable
+from cpsl.engine.optimization import (
+    Optimization,
+    Precision,
+    RepeatedSGD,
+    autocast,
+    trainable,
+)
 from cpsl.engine.process import Process, local_gradients, start_process, unwrap
 
 __all__ = [
+    "Cost",
     "Optimization",
     "Precision",
     "Process",
+    "RepeatedSGD",
     "ScalarLog",
     "TrainingLoop",
     "autocast",
     "load",
     "local_gradients",
     "logger",
+    "peak_memory",
     "progress",
     "read_scalars",
+    "reset_peak_memory",
     "save",
     "start_logging",
     "start_process",

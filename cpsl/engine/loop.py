@@ -2,7 +2,9 @@
 
 import math
 import signal
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cpsl.engine.cost import Cost, peak_memory, reset_peak_memory
 from cpsl.engine.files import load_checkpoint, save_checkpoint
 from cpsl.engine.log import ScalarLog, logger, progress
 from cpsl.engine.process import Process, mean_over_ranks
@@ -82,19 +85,26 @@ class TrainingLoop:
         self._checkpoint_every = checkpoint_every
         self._seconds = 0.0
         self._stop = False
+        self._peak_memory = 0
+        self._durations: deque[float] = deque(maxlen=1000)
         self._values: dict[str, list[Tensor]] = {}
         self._resume()
         self.log = ScalarLog(folder, process, self.start)
 
     @property
-    def seconds(self) -> float:
-        """Seconds of training so far, those of interrupted runs included."""
-        return self._seconds
+    def cost(self) -> Cost:
+        """What the stage took so far."""
+        durations = list(self._durations)
+        durations = durations[1:] or durations
+        return Cost(
+            self._seconds, statistics.median(durations) if durations else 0.0, self._peak_memory
+        )
 
     def __iter__(self) -> Iterator[int]:
         """Yields the iterations that are left."""
         begun = time.perf_counter() - self._seconds
         handlers = self._listen()
+        reset_peak_memory(self.process.device)
         try:
             left = range(self.start, self.iterations)
             bar = progress(
@@ -103,7 +113,8 @@ class TrainingLoop:
             for iteration in bar:
                 torch.manual_seed(derive_seed(self.seed, self.stage, iteration, self.process.rank))
                 yield iteration
-                self._seconds = time.perf_counter() - begun
+                before, self._seconds = self._seconds, time.perf_counter() - begun
+                self._durations.append(self._seconds - before)
                 done = iteration + 1
                 if done % self.log_every == 0 or done == self.iterations:
                     self._write_scalars(iteration)
@@ -116,6 +127,7 @@ class TrainingLoop:
                     )
                     raise SystemExit(STOPPED_EXIT_CODE)
         finally:
+            self._peak_memory = peak_memory(self.process.device)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.log.close()

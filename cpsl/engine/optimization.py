@@ -16,6 +16,50 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
+class RepeatedSGD(torch.optim.SGD):
+    """SGD that takes several momentum steps an iteration with one gradient.
+
+        v ← μ v + g + λ p,   p ← p - η v,   as often as the group's entry "steps" says (once without it)
+
+    The authors' release lists a parameter of the backbone once for each module that encloses it. Torch
+    then warns, and steps such a parameter once for each time that it is listed. This does the same in the
+    open, from a number. With gradients that stay alike for a while, r steps an iteration are about r times
+    the learning rate and a momentum of μ^r.
+
+    Args:
+        params: As in `torch.optim.SGD`, with an optional entry "steps" in each group.
+        lr: Learning rate η.
+        momentum: μ.
+        weight_decay: λ.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(1))
+        >>> optimizer = RepeatedSGD([{"params": [weight], "steps": 3}], lr=0.1, momentum=0.9)
+        >>> weight.grad = torch.ones(1)
+        >>> optimizer.step()
+        >>> weight  # 0.1 · (1 + 1.9 + 2.71)
+        Parameter containing:
+        tensor([-0.5610], requires_grad=True)
+    """
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, lr, momentum, weight_decay=weight_decay)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Takes the steps of one iteration."""
+        groups, loss = self.param_groups, None
+        try:
+            for done in range(max(group.get("steps", 1) for group in groups)):
+                self.param_groups = [g for g in groups if g.get("steps", 1) > done]
+                loss = super().step(closure if done == 0 else None)
+        finally:
+            self.param_groups = groups
+        return loss
+
+
 class Optimization:
     """An optimiser that decays its learning rates polynomially to zero.
 

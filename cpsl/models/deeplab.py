@@ -122,6 +122,7 @@ class DeepLabV2(nn.Module):
         head: Everything after it; it usually learns faster.
         num_classes: K.
         feature_dim: D.
+        backbone_name: Name that the backbone was asked for by; None if it came as a module.
 
     Raises:
         ValueError: There is no backbone of that name.
@@ -150,6 +151,7 @@ class DeepLabV2(nn.Module):
         dilations: Sequence[int] = (6, 12, 18, 24),
     ) -> None:
         super().__init__()
+        self.backbone_name = backbone if isinstance(backbone, str) else None
         if isinstance(backbone, str):
             if backbone not in BACKBONES:
                 raise ValueError(

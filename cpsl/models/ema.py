@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
@@ -36,7 +39,7 @@ def update_moving_average(
     torch._foreach_lerp_(list(averages), targets, 1 - momentum)
 
 
-class ExponentialMovingAverage(nn.Module):
+class ExponentialMovingAverage(nn.Module, Generic[M]):
     """Keeps the moving average of a module's parameters (Tarvainen and Valpola, 2017).
 
         teacher ← momentum · teacher + (1 - momentum) · student
@@ -46,9 +49,14 @@ class ExponentialMovingAverage(nn.Module):
 
     Args:
         student: Module to start from; copied. What DistributedDataParallel wraps is taken out of it.
+        mode: "training" keeps the average in training mode, with dropout and the statistics of each batch,
+            as the authors' release leaves its teacher.
 
     Attributes:
         module: The average, to be called like the student.
+
+    Raises:
+        ValueError: There is no such mode.
 
     Example:
         >>> student = nn.Linear(1, 1, bias=False)
@@ -60,13 +68,24 @@ class ExponentialMovingAverage(nn.Module):
         tensor([[0.1000]])
     """
 
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(_unwrap(student)).requires_grad_(False).eval()
+    module: M
 
-    def train(self, mode: bool = True) -> "ExponentialMovingAverage":
-        """Stays in evaluation mode."""
-        return super().train(False)
+    def __init__(
+        self,
+        student: M | DistributedDataParallel,
+        mode: Literal["evaluation", "training"] = "evaluation",
+    ) -> None:
+        super().__init__()
+        if mode not in ("evaluation", "training"):
+            raise ValueError(f'mode must be "evaluation" or "training", got {mode!r}')
+        self.mode = mode
+        average: M = copy.deepcopy(_unwrap(student))
+        self.module = average.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "ExponentialMovingAverage[M]":
+        """Stays in its mode, whatever is asked for."""
+        return super().train(self.mode == "training")
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float = 0.999) -> None:
@@ -91,7 +110,7 @@ class ExponentialMovingAverage(nn.Module):
             mine[key].copy_(theirs[key])
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
+def _unwrap(module: nn.Module) -> Any:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpsl.files import write_atomically
 from cpsl.models.deeplab import DeepLabV2
 
 # Beginnings of names in the release and here; the first that fits counts.
@@ -138,29 +139,59 @@ def to_release(model: DeepLabV2) -> dict[str, Tensor]:
     state = model.state_dict()
     if state.pop("mean").any() or (state.pop("std") != 1).any():
         raise ValueError("the release's networks take images as they are; mean must be 0 and std 1")
-    back = [(ours, theirs) for theirs, ours in _PREFIXES]
-    return {_rename(key, back): value for key, value in state.items()}
+    return _with_release_names(state)
 
 
 def save_release_checkpoint(
-    path: str | Path, model: DeepLabV2, *, iteration: int = 0, best_iou: float = 0.0
+    path: str | Path,
+    model: DeepLabV2,
+    *,
+    prototypes_ema: Tensor | None = None,
+    iteration: int = 0,
+    best_iou: float = 0.0,
 ) -> None:
-    """Writes a checkpoint that the release's code can load.
+    """Writes a checkpoint that the release's code can load, as a whole or not at all.
+
+    The file has the format of PyTorch before 1.6, which any version reads.
 
     Args:
         path: File to write.
-        model: Network of the release's architecture.
+        model: Network with the backbone "resnet101", `output_norm` or not; the release's has 256 features.
+        prototypes_ema: (K, D) moving average of the prototypes; zeros where there are none.
         iteration: Training iteration.
-        best_iou: Best mIoU so far.
+        best_iou: Best mIoU so far, 0...1 as the release counts it.
+
+    Raises:
+        ValueError: The network is of another architecture, or shifts or scales colours.
     """
-    torch.save(
-        {
-            "ResNet101": {"model_state": to_release(model)},
-            "iter": iteration,
-            "best_iou": best_iou,
-        },
-        path,
+    state = to_release(model)
+    with torch.device("meta"):  # shapes without memory
+        normed = "bn_pretrain.weight" in state
+        like = DeepLabV2(model.num_classes, "resnet101", model.feature_dim, output_norm=normed)
+    shapes = {k: v for k, v in like.state_dict().items() if k not in ("mean", "std")}
+    wanted = _with_release_names(shapes)
+    wrong = [k for k in wanted if k not in state or state[k].shape != wanted[k].shape]
+    if wrong or len(state) != len(wanted):
+        raise ValueError(
+            f"the release's network is a ResNet-101; this one differs from it, such as in "
+            f"{(wrong or [k for k in state if k not in wanted])[0]}"
+        )
+    if prototypes_ema is None:
+        prototypes_ema = torch.zeros(model.num_classes, model.feature_dim)
+    content = {
+        "ResNet101": {"model_state": state, "prototypes_ema": prototypes_ema},
+        "iter": iteration,
+        "best_iou": best_iou,
+    }
+    write_atomically(
+        Path(path),
+        lambda partial: torch.save(content, partial, _use_new_zipfile_serialization=False),
     )
+
+
+def _with_release_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    back = [(ours, theirs) for theirs, ours in _PREFIXES]
+    return {_rename(key, back): value for key, value in state.items()}
 
 
 def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str:

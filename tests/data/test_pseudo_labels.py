@@ -192,3 +192,15 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
         hard.read("a")
     with pytest.raises(ValueError, match=r"a\.png is no map of soft labels"):
         soft.read("a")
+
+
+def test_void_can_have_the_release_s_number(tmp_path: Path) -> None:
+    store = HardLabelStore(tmp_path, void=250)
+    label = torch.tensor([[0, 18, 255]], dtype=torch.uint8)
+    store.write("a", label)
+    assert np.array(Image.open(tmp_path / "a.png")).tolist() == [[0, 18, 250]]
+    assert torch.equal(store.read("a"), label)
+    with pytest.raises(ValueError, match="250 means void"):
+        store.write("b", torch.tensor([[250]], dtype=torch.uint8))
+    with pytest.raises(ValueError, match="void must lie"):
+        HardLabelStore(tmp_path, void=256)

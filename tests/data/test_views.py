@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from cpsl.data import views
-from cpsl.data.views import OUTSIDE, StrongAugmentation, WeakView, render, render_label
+from cpsl.data.views import OUTSIDE, StrongAugmentation, WeakView, move, render, render_label
 from cpsl.geometry import View, carry
 
 SIZE = (90, 150)
@@ -166,25 +167,25 @@ def test_every_operation_of_the_pool_works_at_every_magnitude(magnitude: float) 
     picture = views._to_pillow(smooth_image(3))
     unchanged = 0
     for change in views._POOL:
-        for sign in (-1, 1):
-            if isinstance(change, str):
-                view = views._move(change, sign * magnitude, SIZE)(View.whole(SIZE))
-                assert not torch.equal(view.matrix, View.whole(SIZE).matrix)
-            else:
-                changed = change(picture, magnitude, sign)
-                assert changed.size == picture.size
-                unchanged += changed.tobytes() == picture.tobytes()
-    assert unchanged == 2  # the identity, for both signs
+        if isinstance(change, str):
+            moved = move(View.whole(SIZE), [(change, magnitude * views._LARGEST[change])])
+            assert not torch.equal(moved.matrix, View.whole(SIZE).matrix)
+        else:
+            changed = change(picture, magnitude)
+            assert changed.size == picture.size
+            unchanged += changed.tobytes() == picture.tobytes()
+    assert unchanged == 1  # the identity
 
 
 def test_moves_reach_what_is_written() -> None:
-    whole = View.whole((100, 200))
-    assert views._move("shear_x", 1, (100, 200))(whole).matrix[0, 0, 1] == pytest.approx(0.3)
-    assert views._move("shear_y", -1, (100, 200))(whole).matrix[0, 1, 0] == pytest.approx(-0.3)
-    assert views._move("translate_x", 1, (100, 200))(whole).matrix[0, 0, 2] == pytest.approx(60)
-    assert views._move("translate_y", 1, (100, 200))(whole).matrix[0, 1, 2] == pytest.approx(30)
-    turned = views._move("rotate", 1, (100, 200))(whole).matrix[0]
-    assert math.degrees(math.asin(turned[1, 0])) == pytest.approx(30, abs=1e-3)
+    def largest(name: str, sign: int) -> Tensor:
+        return move(View.whole((100, 200)), [(name, sign * views._LARGEST[name])]).matrix[0]
+
+    assert largest("shear_x", 1)[0, 1] == pytest.approx(0.3)
+    assert largest("shear_y", -1)[1, 0] == pytest.approx(-0.3)
+    assert largest("translate_x", 1)[0, 2] == pytest.approx(60)
+    assert largest("translate_y", 1)[1, 2] == pytest.approx(30)
+    assert math.degrees(math.asin(largest("rotate", 1)[1, 0])) == pytest.approx(30, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -202,3 +203,73 @@ def test_moves_reach_what_is_written() -> None:
 def test_mistakes_are_named(draw, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+LABELS_OF_THE_RELEASE = StrongAugmentation(order="fixed", translation="stretched")
+
+
+@pytest.mark.parametrize(
+    ("case", "moves"),
+    [
+        ("hflip", [("flip", 1)]),
+        ("shear_x", [("shear_x", 0.2)]),
+        ("shear_y", [("shear_y", -0.15)]),
+        ("translate_x", [("translate_x", 40 / 640)]),
+        ("translate_y", [("translate_y", -24 / 384)]),
+        ("rotate", [("rotate", 17)]),
+        ("all", [("flip", 1), ("shear_x", 0.1), ("translate_y", 20 / 384), ("rotate", -11)]),
+    ],
+)
+def test_the_release_s_label_geometry_is_restored(golden, case: str, moves) -> None:
+    vectors = golden("strong_geometry")
+    label, whole = torch.from_numpy(vectors["label"])[None], View.whole((384, 640))
+    # The order of drawing makes no difference there.
+    view = LABELS_OF_THE_RELEASE.label_view(whole, moves[::-1])
+    if case == "all":
+        view = view.with_cutout(torch.tensor([40.0, 20, 168, 148]))
+    got = carry(label, whole, view, (96, 160)).values[0]
+    enough = 0.95 if case == "all" else 0.99  # the release clips between operations
+    assert (got == torch.from_numpy(vectors[case])).float().mean() >= enough
+
+
+drawn_moves = st.lists(
+    st.tuples(st.sampled_from(list(views._MOVES)), st.floats(-0.3, 0.3)), max_size=5
+)
+
+
+@given(moves=drawn_moves)
+def test_labels_follow_the_image_unless_the_release_is_asked_for(moves) -> None:
+    whole = View.whole(SIZE)
+    exact = StrongAugmentation().label_view(whole, moves)
+    assert torch.equal(exact.matrix, move(whole, moves).matrix)
+    fixed = StrongAugmentation(order="fixed").label_view(whole, moves)
+    last = dict(moves)
+    kept = [(name, last[name]) for name in views._MOVES if name in last]
+    assert torch.equal(fixed.matrix, move(whole, kept).matrix)
+    if not any(name == "translate_x" for name, _ in moves):
+        stretched = StrongAugmentation(translation="stretched").label_view(whole, moves)
+        assert torch.equal(stretched.matrix, exact.matrix)
+
+
+@given(seed=seeds)
+def test_the_image_is_the_same_whatever_labels_do(seed: int) -> None:
+    def draw(augmentation: StrongAugmentation) -> Tensor:
+        random = np.random.default_rng(seed)
+        weak = SMALL.draw(SIZE, random)
+        return augmentation.draw(render(smooth_image(seed), weak), weak, random)[0]
+
+    assert torch.equal(draw(LABELS_OF_THE_RELEASE), draw(StrongAugmentation()))
+
+
+def test_enhancements_are_fixmatch_s() -> None:
+    picture = Image.new("RGB", (1, 1), (200, 200, 200))
+    brightness = views._POOL[1]
+    assert not isinstance(brightness, str)
+    got = [brightness(picture, magnitude).getpixel((0, 0))[0] for magnitude in (0.1, 0.5, 0.9)]
+    assert got == pytest.approx([200 * f for f in (0.14, 0.5, 0.86)], abs=1)
+
+
+@pytest.mark.parametrize("name", ["order", "translation"])
+def test_unknown_words_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        StrongAugmentation(**{name: "other"})

@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,10 @@ from hypothesis import strategies as st
 
 from config import Config, parse, to_toml
 
-CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.toml"))
+CONFIG_FOLDER = Path(__file__).parents[2] / "examples" / "configs"
+# The others are laid over one of these.
+OVERLAYS = {"release", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
+CONFIGS = sorted(path for path in CONFIG_FOLDER.glob("*.toml") if path.stem not in OVERLAYS)
 MINIMAL = ["--output", "r", "--source.images", "a", "--target.images", "b"]
 
 
@@ -38,6 +42,47 @@ def test_what_is_written_is_read_again(
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     assert parse(Config, ["--config", str(path)]) == config
+
+
+@pytest.mark.parametrize("overlay", sorted(OVERLAYS))
+@pytest.mark.parametrize("recipe", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+def test_overlays_are_laid_over_recipes(recipe: str, overlay: str) -> None:
+    files = [str(CONFIG_FOLDER / f"{name}.toml") for name in (recipe, overlay)]
+    config = parse(Config, ["--config", files[0], "--config", files[1]])
+    assert config != parse(Config, ["--config", files[0]])
+
+
+def test_what_a_later_file_says_wins(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(
+        'output = "x"\n[source]\nimages="a"\n[target]\nimages="b"\n[warmup]\niterations = 1'
+    )
+    second.write_text("[warmup]\niterations = 2\nbatch_size = 8")
+    both = ["--config", str(first), "--config", str(second)]
+    config = parse(Config, both)
+    assert (config.warmup.iterations, config.warmup.batch_size) == (2, 8)
+    assert parse(Config, [*both, "--warmup.iterations", "3"]).warmup.iterations == 3
+    assert parse(Config, both[2:] + both[:2]).warmup.iterations == 1
+
+
+def keys(table: dict, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in table.items():
+        found += keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return found
+
+
+def test_the_release_is_a_file_in_which_each_setting_departs_from_the_paper() -> None:
+    recipe, release = CONFIG_FOLDER / "gta5_to_cityscapes.toml", CONFIG_FOLDER / "release.toml"
+    paper = parse(Config, ["--config", str(recipe)])
+    both = parse(Config, ["--config", str(recipe), "--config", str(release)])
+    page = (CONFIG_FOLDER.parents[1] / "docs" / "fidelity.md").read_text()
+    for key in keys(tomllib.loads(release.read_text())):
+        here, there = paper, both
+        for part in key.split("."):
+            here, there = getattr(here, part), getattr(there, part)
+        assert here != there or key == "distill.output_norm", key
+        assert key.split(".")[-1] in page, key
 
 
 def test_the_command_line_wins(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from config import Config, parse
 from cpsl.data import draw_street
 from cpsl.engine import load, read_scalars
+from cpsl.models import DeepLabV2, load_release_checkpoint
+from networks import save_model
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -112,6 +115,94 @@ def test_what_is_finished_is_skipped(demo: tuple[Path, Path]) -> None:
     assert again.stdout.count("finished before") == 6
 
 
+def program(name: str, config: Path, run: Path, *options: str) -> str:
+    words = [sys.executable, str(ROOT / "examples" / name), "--config", str(config)]
+    done = subprocess.run(
+        [*words, "--output", str(run), *options],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_each_stage_is_a_program_too(demo: tuple[Path, Path], tmp_path: Path) -> None:
+    config, undisturbed = demo
+    program("warmup.py", config, tmp_path, "--stage", "source_only")
+    program("warmup.py", config, tmp_path)
+    program("pseudo_labels.py", config, tmp_path)
+    program("self_label.py", config, tmp_path)
+    program("distill.py", config, tmp_path)
+    program("distill.py", config, tmp_path, "--stage", "distill_2")
+    for stage in STAGES:
+        ended, wanted = (
+            load(folder / stage / "model.pt")["model"] for folder in (tmp_path, undisturbed)
+        )
+        torch.testing.assert_close(ended, wanted, rtol=0, atol=0)
+
+
+def test_any_stage_starts_from_a_given_model(demo: tuple[Path, Path], tmp_path: Path) -> None:
+    config, undisturbed = demo
+    given = undisturbed / "self_label" / "model.pt"
+    done = adapt(config, tmp_path / "run", "--given.self-label", str(given))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(json.loads((tmp_path / "run" / "metrics.json").read_text())) == STAGES[2:]
+    assert f"self_label: the model is {given}" in done.stdout
+    ended, wanted = (
+        load(folder / "distill_1" / "model.pt")["model"]
+        for folder in (tmp_path / "run", undisturbed)
+    )
+    torch.testing.assert_close(ended, wanted, rtol=0, atol=0)
+    assert "Self-labeling" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_one_file_turns_the_release_on(demo: tuple[Path, Path], tmp_path: Path) -> None:
+    config, _ = demo
+    run, release = tmp_path / "run", ROOT / "examples" / "configs" / "release.toml"
+    # Last, so that it wins; but for the steps between evaluations, of which there are too few here.
+    done = adapt(config, run, "--config", str(release), "--evaluate-every", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(json.loads((run / "metrics.json").read_text())) == STAGES
+    for stage in STAGES:
+        curve = [row["miou"] for row in read_scalars(run / stage) if "miou" in row]
+        metrics = json.loads((run / stage / "metrics.json").read_text())
+        assert len(curve) == 2
+        assert metrics["miou"] == pytest.approx(max(curve))
+    # Ignored pixels of stored labels have the release's number.
+    labels = [Image.open(path) for path in (run / "distill_1" / "labels").rglob("*.png")]
+    assert {picture.getextrema()[1] for picture in labels} == {250}
+    assert "the best of its evaluations" in (run / "report.html").read_text()
+
+
+def test_a_model_goes_back_to_the_release(demo: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = demo
+    words = [
+        sys.executable,
+        str(ROOT / "examples" / "to_release.py"),
+        "--output",
+        "a.pkl",
+        "--weights",
+    ]
+    done = subprocess.run(
+        [*words, str(run / "distill_2" / "model.pt")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "ResNet-101" in done.stderr
+    assert "Traceback" not in done.stderr
+    config = parse(Config, ["--output", "r", "--source.images", "a", "--target.images", "b"])
+    model = DeepLabV2(19, "resnet101", 8)
+    save_model(tmp_path / "model.pt", model, config)
+    subprocess.run([*words, str(tmp_path / "model.pt")], check=True, cwd=tmp_path)
+    again = load_release_checkpoint(tmp_path / "a.pkl").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+
+
 def test_other_settings_in_the_same_folder_are_refused(demo: tuple[Path, Path]) -> None:
     config, run = demo
     other = adapt(config, run, "--self-label.iterations", "5")
@@ -186,6 +277,58 @@ def test_problems_are_all_listed_before_a_run(tmp_path: Path) -> None:
     for text in ("2.png", "ü1.png", "99", "nowhere.pth", "3 problem"):
         assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_check_says_what_a_run_would_take(demo: tuple[Path, Path], tmp_path: Path) -> None:
+    config, _ = demo
+    done = adapt(config, tmp_path / "run", "--check", "True")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no problems" in done.stdout
+    rows = {line.split("  ")[0]: line.split() for line in done.stdout.splitlines()}
+    for stage in STAGES:
+        seconds, times, _, memory = rows[stage][1:5]
+        assert float(seconds) > 0
+        assert int(times) == (4 if stage == "self_label" else 3)
+        assert 0.1 < float(memory) < 4
+    assert "GB are free" in done.stdout
+    # It leaves nothing behind but the log.
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hand-on", "best"], "evaluate_every above 0"),
+        (["--given.warmup", "no.pkl"], "given.warmup: there is no file no.pkl"),
+        (
+            ["--self-label.repeat-backbone-steps", "True", "--self-label.optimizer", "adamw"],
+            'self_label.repeat_backbone_steps needs the optimizer "sgd"',
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(
+    demo: tuple[Path, Path], tmp_path: Path, options: list[str], message: str
+) -> None:
+    config, _ = demo
+    done = adapt(config, tmp_path / "run", *options)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "begins" not in done.stdout
+
+
+def test_weights_that_do_not_fit_are_found_by_the_check(
+    demo: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, _ = demo
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "simclr.pth")
+    torch.save({"model": {}}, tmp_path / "broken.pkl")
+    options = ["--distill.student", str(tmp_path / "simclr.pth"), "--check", "True"]
+    done = adapt(config, tmp_path / "run", *options, "--given.warmup", str(tmp_path / "broken.pkl"))
+    assert done.returncode != 0
+    assert "distill.student" in done.stdout
+    assert "does not fit this backbone" in done.stdout
+    assert "given.warmup" in done.stdout
+    assert "2 problem(s)" in done.stderr
 
 
 def test_what_would_stop_a_later_stage_stops_the_run_at_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from config import Config, parse
 from cpsl.engine import Process
-from stage import begin_run, friendly_errors, run_stage
+from stage import STAGES, begin_run, friendly_errors, run_stage, stages_of
 
 HERE = Process(torch.device("cpu"))
 
@@ -84,3 +84,10 @@ def test_random_starts_are_those_of_seed_and_stage(tmp_path: Path) -> None:
     assert torch.equal(draw(settings(tmp_path), "warmup"), first)
     assert not torch.equal(draw(settings(tmp_path), "distill_1"), first)
     assert not torch.equal(draw(settings(tmp_path, "--seed", "1"), "warmup"), first)
+
+
+def test_stages_before_a_given_model_are_left_out(tmp_path: Path) -> None:
+    assert stages_of(settings(tmp_path)) == STAGES
+    assert stages_of(settings(tmp_path, "--given.warmup", "a.pkl")) == STAGES[1:]
+    both = settings(tmp_path, "--given.warmup", "a.pkl", "--given.distill-1", "b.pt")
+    assert stages_of(both) == ("distill_1", "distill_2")

@@ -189,6 +189,14 @@ def test_the_teacher_stays_in_evaluation_and_follows_only_its_student() -> None:
         teacher.update(nn.Sequential(nn.Linear(3, 2)))
 
 
+def test_a_teacher_in_training_mode_stays_in_it() -> None:
+    teacher = ExponentialMovingAverage(nn.Sequential(nn.Dropout()), mode="training").eval()
+    assert teacher.module.training
+    assert teacher.module[0].training
+    with pytest.raises(ValueError, match='mode must be "evaluation" or "training"'):
+        ExponentialMovingAverage(nn.Identity(), mode="train")
+
+
 def test_the_teacher_survives_its_state_dictionary() -> None:
     teacher, other = (ExponentialMovingAverage(nn.BatchNorm2d(2)) for _ in range(2))
     with torch.no_grad():

@@ -141,11 +141,17 @@ def test_reads_a_bare_state_of_a_parallel_network(tmp_path: Path, model: DeepLab
 
 def test_reads_what_it_wrote_itself(tmp_path: Path, model: DeepLabV2) -> None:
     path = tmp_path / "own.pkl"
-    save_release_checkpoint(path, model, iteration=3)
+    save_release_checkpoint(path, model, iteration=3, prototypes_ema=torch.ones(16, 8))
     assert_same(load_release_checkpoint(path, num_classes=16), model)
-    assert read_release_checkpoint(path).iter == 3
+    read = read_release_checkpoint(path)
+    assert read.iter == 3
+    assert read.prototypes_ema is not None
+    assert torch.equal(read.prototypes_ema, torch.ones(16, 8))
+    assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="mean must be 0"):
         to_release(DeepLabV2(2, "resnet_tiny", 8, mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(ValueError, match=r"is a ResNet-101; .* such as in conv1\.weight"):
+        save_release_checkpoint(path, DeepLabV2(2, "resnet_tiny", 8))
 
 
 def test_another_network_is_named(tmp_path: Path, model: DeepLabV2) -> None:

@@ -18,15 +18,13 @@ VERSION = 1
 
 # Cityscapes' label id of each train id; 0 is "unlabeled".
 _LABEL_IDS = np.zeros(256, np.uint8)
-for _id, _name in CITYSCAPES_IDS.items():
-    if _name in CITYSCAPES_19.names:
-        _LABEL_IDS[CITYSCAPES_19.names.index(_name)] = _id
+_LABEL_IDS[:19] = CITYSCAPES_19.stored_ids(CITYSCAPES_IDS)
 _COLORS = np.zeros((256, 3), np.uint8)
 _COLORS[_LABEL_IDS[:19]] = CITYSCAPES_19.palette
 
 
 def write_streets(
-    root: Path,
+    root: str | Path,
     *,
     layout: Literal["gta5", "cityscapes"],
     style: Style,
@@ -63,6 +61,7 @@ def write_streets(
         "size": list(size),
         "seed": seed,
     }
+    root = Path(root)
     check_street(style, size)
     if layout == "gta5":
         _claim(root / "streets.json", settings, root / "images")

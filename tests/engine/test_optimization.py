@@ -1,0 +1,48 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from cpsl.engine import Optimization, RepeatedSGD
+
+
+@given(
+    steps=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    momentum=st.floats(0, 0.99),
+    decay=st.floats(0, 0.1),
+    seed=st.integers(0, 1000),
+)
+def test_each_group_takes_its_number_of_steps(
+    steps: list[int], momentum: float, decay: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    weights = [nn.Parameter(torch.randn(3)) for _ in steps]
+    alone = copy.deepcopy(weights)
+    groups = [{"params": [w], "steps": n} for w, n in zip(weights, steps, strict=True)]
+    together = RepeatedSGD(groups, 0.1, momentum, decay)
+    apart = [torch.optim.SGD([w], 0.1, momentum, weight_decay=decay) for w in alone]
+    for _ in range(3):
+        for mine, theirs in zip(weights, alone, strict=True):
+            mine.grad = torch.randn(3)
+            theirs.grad = mine.grad.clone()
+        together.step()
+        for optimizer, count in zip(apart, steps, strict=True):
+            for _ in range(count):
+                optimizer.step()
+    torch.testing.assert_close(weights, alone, rtol=0, atol=0)
+    assert [group["steps"] for group in together.param_groups] == steps
+
+
+def test_without_steps_it_is_sgd_and_its_state_is_restored() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimization = Optimization(RepeatedSGD([weight], 0.1, 0.9), iterations=4)
+    optimization.backward(weight.sum())
+    optimization.step()
+    torch.testing.assert_close(weight.detach(), torch.full((2,), 0.9))
+    again = Optimization(RepeatedSGD([nn.Parameter(torch.ones(2))], 0.1, 0.9), iterations=4)
+    again.load_state_dict(optimization.state_dict())
+    assert again.state_dict().keys() == optimization.state_dict().keys()
+    assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.75**0.9)
