@@ -53,14 +53,14 @@ class ConfusionMatrix(nn.Module):
                 f"prediction and target must have one shape, got {tuple(prediction.shape)} and "
                 f"{tuple(target.shape)}"
             )
-        prediction, target = prediction.flatten().long(), target.flatten().long()
-        valid = target != self.ignore_index
+        prediction, target = prediction.flatten(), target.flatten()
+        ignored = target == self.ignore_index
         if target.device.type == "cpu":
-            self._check("target", target[valid])
-            self._check("prediction", prediction[valid])
+            self._check("target", target.masked_fill(ignored, 0))
+            self._check("prediction", prediction.masked_fill(ignored, 0))
         bins = self.num_classes**2
         # Ignored pixels fall into one more bin than the matrix has.
-        cell = (target * self.num_classes + prediction).masked_fill(~valid, bins)
+        cell = (target.long() * self.num_classes).add_(prediction).masked_fill_(ignored, bins)
         counts = torch.zeros(bins + 1, dtype=torch.int64, device=cell.device)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
         self.matrix += counts[:bins].reshape_as(self.matrix).to(self.matrix.device)

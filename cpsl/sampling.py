@@ -71,8 +71,7 @@ def draw_class_proportional(labels: Tensor, class_distribution: Tensor, total: i
     quotas = class_quotas(counts > 0, class_distribution, total)
 
     # Sorted by class and shuffled within: the first pixels of each class are a draw without replacement.
-    noise = torch.rand(labels.shape, device=labels.device, dtype=torch.float64)
-    shuffled = (labels + noise).argsort()
+    shuffled = _shuffled_within(labels)
     draw = torch.arange(total, device=labels.device)
     last = quotas.cumsum(0)
     drawn_class = torch.searchsorted(last, draw, right=True).clamp_max(num_classes - 1)
@@ -98,10 +97,12 @@ def draw_uniform(num_images: int, pixels_per_image: int, per_image: int, like: T
         tensor([[0, 1, 2, 3],
                 [4, 5, 6, 7]])
     """
-    order = torch.rand(num_images, pixels_per_image, device=like.device).argsort(dim=1)
+    image = torch.arange(num_images, device=like.device).repeat_interleave(
+        pixels_per_image, output_size=num_images * pixels_per_image
+    )
+    shuffled = _shuffled_within(image).reshape(num_images, pixels_per_image)
     draw = torch.arange(per_image, device=like.device) % pixels_per_image
-    first = torch.arange(num_images, device=like.device)[:, None] * pixels_per_image
-    return first + order[:, draw]
+    return shuffled[:, draw]
 
 
 def labels_of_crop(crop_labels: Tensor, size: tuple[int, int], per_image: int) -> Tensor:
@@ -126,6 +127,12 @@ def labels_of_crop(crop_labels: Tensor, size: tuple[int, int], per_image: int) -
     stretched = F.interpolate(crop_labels[:, None].float(), size).flatten(1)
     first = torch.arange(per_image, device=crop_labels.device) % stretched.shape[1]
     return stretched[:, first].to(crop_labels.dtype)
+
+
+def _shuffled_within(group: Tensor) -> Tensor:
+    """Returns the positions of (P,) groups, sorted by group and in random order within each."""
+    # Integers are sorted by their digits, several times faster than floating-point numbers.
+    return (group * 2**31 + torch.randint(2**31, group.shape, device=group.device)).argsort()
 
 
 def _rank_of_largest(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import tyro
@@ -74,13 +74,12 @@ def evaluate(
     for index in progress(mine, "evaluation", process, total=len(mine)):
         sample = _at_evaluation_size(dataset[index], config)
         size = sample.image.shape[1:] if sample.label is None else sample.label.shape
-        scores = predict(model, sample.image, size, config, process, scales, flip)
-        confidence, prediction = scores.max(dim=1)
-        prediction = prediction[0]
+        scores, confidence = predict(model, sample.image, size, config, process, scales, flip)
+        prediction = scores.argmax(dim=1)[0]
         if sample.label is not None:
             confusion.update(prediction, sample.label.to(process.device))
         counts += class_counts(prediction, len(names))
-        sums[0] += confidence.double().mean()
+        sums[0] += confidence
         sums[1] += 1
         if before is not None and sample.name in before:
             changed = before.read(sample.name).to(process.device) != prediction
@@ -108,6 +107,19 @@ def evaluate(
     return metrics
 
 
+class Scores(NamedTuple):
+    """What a model says of an image.
+
+    Attributes:
+        scores: (1, K, H, W) float32, of which the largest is the prediction: the upsampled logits of an image
+            seen once, or the mean of the upsampled probabilities of several views.
+        confidence: Scalar, the mean over the network's own grid of the largest probability, 0...1.
+    """
+
+    scores: Tensor
+    confidence: Tensor
+
+
 def predict(
     model: DeepLabV2,
     image: Tensor,
@@ -116,10 +128,8 @@ def predict(
     process: Process,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-) -> Tensor:
-    """Returns the class probabilities of one image.
-
-    Seen once, the softmax of the upsampled logits; seen several times, the mean of the upsampled softmax.
+) -> Scores:
+    """Returns the scores of the classes in one image.
 
     Args:
         model: On the device of the process.
@@ -130,23 +140,29 @@ def predict(
         scales: Sizes at which the image is seen, as multiples of the full size.
         flip: Whether its mirror image is seen as well.
 
-    Returns:
-        (1, K, H', W') float32.
+    Raises:
+        ValueError: There is no scale, or one is not positive.
     """
     if not scales or not all(scale > 0 for scale in scales):
         raise ValueError(f"scales must be positive numbers, got {tuple(scales)}")
-    several = flip or len(scales) > 1
-    total = torch.zeros((), device=process.device)
+    views = len(scales) * (1 + flip)
+    total: Tensor | None = None
+    confidence = torch.zeros((), device=process.device)
     for scale in scales:
         height, width = (max(round(scale * extent), 1) for extent in config.views.full_size)
         whole = to_unit(whole_image(image, (height, width))[None].to(process.device))
         for mirrored in (False, True) if flip else (False,):
             with autocast(process.device, config.precision):
                 logits = model(whole.flip(-1) if mirrored else whole).logits
-            scores = logits.float().softmax(dim=1) if several else logits
-            scores = resize(scores, size)
-            total = total + (scores.flip(-1) if mirrored else scores)
-    return total / (len(scales) * (1 + flip)) if several else total.softmax(dim=1)
+            probabilities = logits.float().softmax(dim=1)
+            confidence = confidence + probabilities.amax(dim=1).mean() / views
+            scores = logits if views == 1 else probabilities / views
+            # With the classes innermost a CPU upsamples and compares them several times faster.
+            scores = resize(scores.contiguous(memory_format=torch.channels_last), size)
+            scores = scores.flip(-1) if mirrored else scores
+            total = scores if total is None else total + scores
+    assert total is not None
+    return Scores(total, confidence)
 
 
 @contextmanager

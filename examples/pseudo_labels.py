@@ -75,7 +75,8 @@ def label_target(
         name = dataset.names[index]
         if name in missing:
             image = dataset.image(index)
-            confidence, label = predict(model, image, size, config, process, flip=True).max(dim=1)
+            probabilities = predict(model, image, size, config, process, flip=True).scores
+            confidence, label = probabilities.max(dim=1)
             label = label.masked_fill(~(confidence > threshold), 255)
             store.write(name, label[0].to(torch.uint8))
     process.barrier()

@@ -52,3 +52,17 @@ def test_what_is_predicted_on_ignored_pixels_does_not_matter() -> None:
 def test_wrong_labels_are_named(prediction, target, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConfusionMatrix(2).update(torch.tensor(prediction), torch.tensor(target))
+
+
+def test_what_is_counted_stays_as_it_was() -> None:
+    for dtype in (torch.uint8, torch.int64):
+        prediction, target = (
+            torch.tensor([[0, 1, 2]], dtype=dtype),
+            torch.tensor([[1, 1, 255]], dtype=dtype),
+        )
+        before = prediction.clone(), target.clone()
+        confusion = ConfusionMatrix(2)
+        confusion.update(prediction, target)
+        assert torch.equal(prediction, before[0])
+        assert torch.equal(target, before[1])
+        assert confusion.matrix.tolist() == [[0, 0], [1, 1]]
