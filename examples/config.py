@@ -69,6 +69,8 @@ class Views:
     drawn twice only the last: the release."""
     strong_translation: Literal["exact", "stretched"] = "exact"
     """How far labels follow a horizontal move: as far as the image, or W/H times as far: the release."""
+    on_device: bool = False
+    """Whether the device, not the loader's workers, computes strong views and the colour transfer."""
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ def source_batches(
         source_dataset(config),
         _weak_view(config, config.views.source_size),
         style_from=target_dataset(config) if config.views.color_transfer else None,
+        on_device=config.views.on_device,
     )
     return _batches(config, views, f"{stage} source", process, batch_size, start)
 
@@ -133,7 +134,13 @@ def target_batches(
     strong = StrongAugmentation(
         order=config.views.strong_order, translation=config.views.strong_translation
     )
-    views = TargetViews(target_dataset(config), _weak_view(config), strong, read)
+    views = TargetViews(
+        target_dataset(config),
+        _weak_view(config),
+        strong,
+        read,
+        on_device=config.views.on_device,
+    )
     return _batches(config, views, f"{stage} target", process, batch_size, start)
 
 
@@ -176,7 +183,7 @@ def _batches(
         generator=torch.Generator(),  # else a loader begins with a draw from the global random state
     )
     for batch in loader:
-        yield batch.to(process.device)
+        yield batch.to(process.device).finish()
 
 
 def training_picture(config: Config, image: Tensor, labels: Tensor, *others: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Data sets for domain adaptation, the views they are trained on and their pseudo labels."""
 
+from cpsl.data.batched import render_strong_batch
+from cpsl.data.changes import ColorOperation, StrongChanges
 from cpsl.data.check import DatasetCheck, check_dataset
 from cpsl.data.cityscapes import Cityscapes
-from cpsl.data.color import LabStatistics, lab_statistics, transfer_color
+from cpsl.data.color import LabStatistics, lab_statistics, transfer_color, transfer_color_batch
 from cpsl.data.folder import SegmentationFolder
 from cpsl.data.gta5 import GTA5
 from cpsl.data.labels import (
@@ -28,7 +30,7 @@ from cpsl.data.training import (
     collate,
     whole_image,
 )
-from cpsl.data.views import StrongAugmentation, WeakView, render, render_label
+from cpsl.data.views import StrongAugmentation, WeakView, render, render_label, render_strong
 
 __all__ = [
     "CITYSCAPES_13",
@@ -37,6 +39,7 @@ __all__ = [
     "GTA5",
     "IGNORE_INDEX",
     "Cityscapes",
+    "ColorOperation",
     "ColorStore",
     "DatasetCheck",
     "Draw",
@@ -52,6 +55,7 @@ __all__ = [
     "SourceBatch",
     "SourceViews",
     "StrongAugmentation",
+    "StrongChanges",
     "Subset",
     "Synthia",
     "TargetBatch",
@@ -64,7 +68,10 @@ __all__ = [
     "lab_statistics",
     "render",
     "render_label",
+    "render_strong",
+    "render_strong_batch",
     "transfer_color",
+    "transfer_color_batch",
     "whole_image",
     "write_streets",
 ]

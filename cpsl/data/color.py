@@ -16,6 +16,9 @@ _FROM_XYZ = _TO_XYZ.inverse()
 _TO_LAB = torch.tensor([[0.0, 116, 0], [500, -500, 0], [0, 200, -200]])
 _FROM_LAB = _TO_LAB.inverse()
 _OFFSET = torch.tensor([[-16.0], [0], [0]])
+# As numbers, for a batch on some device.
+_TO_XYZ_ROWS: list[list[float]] = _TO_XYZ.tolist()
+_FROM_XYZ_ROWS: list[list[float]] = _FROM_XYZ.tolist()
 
 
 def _linear(value: Tensor) -> Tensor:
@@ -117,3 +120,56 @@ def transfer_color(
     gain = (target.deviation / source.deviation.clamp_min(1e-3))[:, None, None]
     shift = target.mean[:, None, None] - source.mean[:, None, None] * gain
     return lab_to_rgb(rgb_to_lab(image) * gain + shift)
+
+
+def transfer_color_batch(images: Tensor, target: LabStatistics, source: LabStatistics) -> Tensor:
+    """Does `transfer_color` for each image of a batch, on whatever device it lies, without waiting for it.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        target: Statistics (B, 3) of the other images, on the same device.
+        source: Statistics (B, 3) of the images that these were cropped from, on the same device.
+
+    Returns:
+        (B, 3, H, W) uint8, within one grey level of `transfer_color`, which looks powers up in tables.
+
+    Raises:
+        ValueError: The images have another shape or dtype, or the statistics are not one an image.
+
+    Example:
+        >>> grey = torch.full((1, 3, 4, 4), 128, dtype=torch.uint8)
+        >>> of_grey = LabStatistics(torch.tensor([[53.6, 0, 0]]), torch.ones(1, 3))
+        >>> darker = LabStatistics(torch.tensor([[27.1, 0, 0]]), torch.ones(1, 3))
+        >>> bool((transfer_color_batch(grey, darker, of_grey) == 64).all())
+        True
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"images must be uint8 (B, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    for part in (*target, *source):
+        if part.shape != (len(images), 3):
+            raise ValueError(
+                f"statistics of {len(images)} images must be ({len(images)}, 3), "
+                f"got shape {tuple(part.shape)}"
+            )
+    gain = (target.deviation / source.deviation.clamp_min(1e-3))[:, :, None, None]
+    shift = target.mean[:, :, None, None] - source.mean[:, :, None, None] * gain
+    xyz = _mixed(_TO_XYZ_ROWS, _linear(images.float() / 255))
+    f = torch.where(xyz > 216 / 24389, xyz ** (1 / 3), (24389 / 27 * xyz + 16) / 116)
+    x, y, z = f.unbind(1)
+    lab = torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+    lightness, a, b = (lab * gain + shift).unbind(1)
+    y = (lightness + 16) / 116
+    f = torch.stack([y + a / 500, y, y - b / 200], dim=1)
+    xyz = torch.where(f > 6 / 29, f * f * f, (116 * f - 16) * (27 / 24389))
+    linear = _mixed(_FROM_XYZ_ROWS, xyz).clamp(0, 1)
+    return (255 * _encoded(linear)).round().to(torch.uint8)
+
+
+def _mixed(matrix: list[list[float]], images: Tensor) -> Tensor:
+    """Returns (B, 3, H, W) images with their channels mixed by a matrix (3, 3)."""
+    # Numbers travel with the instructions: a tensor on the host would be copied, and waited for. Not a
+    # product of matrices, which autocast would round.
+    red, green, blue = images.unbind(1)
+    return torch.stack([a * red + b * green + c * blue for a, b, c in matrix], dim=1)

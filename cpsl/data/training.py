@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cpsl.data.color import lab_statistics, transfer_color
+from cpsl.data.batched import render_strong_batch
+from cpsl.data.changes import StrongChanges
+from cpsl.data.color import LabStatistics, lab_statistics, transfer_color, transfer_color_batch
 from cpsl.data.sample import Sample, SegmentationDataset
 from cpsl.data.views import StrongAugmentation, WeakView, render, render_label
 from cpsl.geometry import View
@@ -32,11 +34,23 @@ class SourceBatch:
         image: (B, 3, h, w) uint8.
         label: (B, h, w) uint8, 255 where ignored.
         names: Key of each image.
+        style_colors: Statistics (B, 3) of the colours that `finish` gives the images; None where that is
+            done, or not wanted.
+        own_colors: Statistics (B, 3) of the whole images in their own colours; None with `style_colors`.
     """
 
     image: Tensor
     label: Tensor
     names: list[str]
+    style_colors: LabStatistics | None = None
+    own_colors: LabStatistics | None = None
+
+    def finish(self) -> "SourceBatch":
+        """Does, where the batch lies, what `SourceViews` left to the device; without waiting for it."""
+        if self.style_colors is None or self.own_colors is None:
+            return self
+        image = transfer_color_batch(self.image, self.style_colors, self.own_colors)
+        return replace(self, image=image, style_colors=None, own_colors=None)
 
     def to(self, device: torch.device | str) -> "SourceBatch":
         """Moves the batch to a device."""
@@ -54,12 +68,14 @@ class TargetBatch:
     Attributes:
         weak: (B, 3, h, w) uint8, a crop.
         weak_view: Geometry of `weak`.
-        strong: (B, 3, h, w) uint8, the crop in other colours and another geometry.
+        strong: (B, 3, h, w) uint8, the crop in other colours and another geometry; (B, 0) until `finish`
+            draws it.
         strong_view: Geometry of `strong`.
         whole: (B, 3, H, W) uint8, the whole image.
         whole_view: Geometry of `whole`.
         pseudo_labels: (B, ...) what is stored for the whole image; (B, 0) if nothing is.
         names: Key of each image.
+        changes: What `finish` makes `strong` of `weak` by; None where that is done.
     """
 
     weak: Tensor
@@ -70,6 +86,14 @@ class TargetBatch:
     whole_view: View
     pseudo_labels: Tensor
     names: list[str]
+    changes: StrongChanges | None = None
+
+    def finish(self) -> "TargetBatch":
+        """Does, where the batch lies, what `TargetViews` left to the device; without waiting for it."""
+        if self.changes is None:
+            return self
+        strong = render_strong_batch(self.weak, self.changes)
+        return replace(self, strong=strong, changes=None)
 
     def to(self, device: torch.device | str) -> "TargetBatch":
         """Moves the batch to a device."""
@@ -90,6 +114,7 @@ class SourceViews(Dataset[SourceBatch]):
         weak: How views are drawn.
         style_from: Each image takes the LAB mean and deviation of a random image of this data set; none
             if None.
+        on_device: Only measures these and leaves the rest to `SourceBatch.finish`.
     """
 
     def __init__(
@@ -97,10 +122,13 @@ class SourceViews(Dataset[SourceBatch]):
         dataset: SegmentationDataset,
         weak: WeakView,
         style_from: SegmentationDataset | None = None,
+        *,
+        on_device: bool = False,
     ) -> None:
         self.dataset = dataset
         self.weak = weak
         self.style_from = style_from
+        self.on_device = on_device
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -114,10 +142,17 @@ class SourceViews(Dataset[SourceBatch]):
             raise ValueError("a source image needs a label, this one has none")
         view = self.weak.draw(_size(sample.image), random)
         image = render(sample.image, view)
-        if self.style_from is not None:
-            style = self.style_from.image(int(random.integers(len(self.style_from))))
-            image = transfer_color(image, lab_statistics(style), lab_statistics(sample.image))
         label = _label_in_view(sample.label, _size(sample.image), view)
+        if self.style_from is None:
+            return SourceBatch(image[None], label[None], [sample.name])
+        style = self.style_from.image(int(random.integers(len(self.style_from))))
+        style_colors, own_colors = lab_statistics(style), lab_statistics(sample.image)
+        if self.on_device:
+            colors = [
+                LabStatistics(c.mean[None], c.deviation[None]) for c in (style_colors, own_colors)
+            ]
+            return SourceBatch(image[None], label[None], [sample.name], *colors)
+        image = transfer_color(image, style_colors, own_colors)
         return SourceBatch(image[None], label[None], [sample.name])
 
 
@@ -132,6 +167,7 @@ class TargetViews(Dataset[TargetBatch]):
         strong: How strong views are drawn from weak ones.
         read: Reads the pseudo labels of the whole image by its name, such as `SoftLabelStore.read`; all
             must have one shape.
+        on_device: Only draws what to change in strong views, and leaves the rest to `TargetBatch.finish`.
     """
 
     def __init__(
@@ -140,11 +176,14 @@ class TargetViews(Dataset[TargetBatch]):
         weak: WeakView,
         strong: StrongAugmentation,
         read: Callable[[str], Tensor] | None = None,
+        *,
+        on_device: bool = False,
     ) -> None:
         self.dataset = dataset
         self.weak = weak
         self.strong = strong
         self.read = read
+        self.on_device = on_device
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -159,7 +198,12 @@ class TargetViews(Dataset[TargetBatch]):
     def _views(self, image: Tensor, name: str, random: np.random.Generator) -> TargetBatch:
         weak_view = self.weak.draw(_size(image), random)
         weak = render(image, weak_view)
-        strong, strong_view = self.strong.draw(weak, weak_view, random)
+        changes: StrongChanges | None = None
+        if self.on_device:
+            strong = torch.empty(0, dtype=torch.uint8)
+            changes, strong_view = self.strong.draw_changes(weak_view, random)
+        else:
+            strong, strong_view = self.strong.draw(weak, weak_view, random)
         whole_view = View.whole(_size(image)).resized(self.weak.full_size)
         return TargetBatch(
             weak=weak[None],
@@ -170,6 +214,7 @@ class TargetViews(Dataset[TargetBatch]):
             whole_view=whole_view,
             pseudo_labels=torch.empty(1, 0) if self.read is None else self.read(name)[None],
             names=[name],
+            changes=changes,
         )
 
 
@@ -183,8 +228,10 @@ def collate(items: Sequence[Batch]) -> Batch:
         parts = [getattr(item, field.name) for item in items]
         if isinstance(parts[0], Tensor):
             joined[field.name] = torch.cat(parts)
-        elif isinstance(parts[0], View):
-            joined[field.name] = View.stack(parts)
+        elif isinstance(parts[0], View | StrongChanges):
+            joined[field.name] = type(parts[0]).stack(parts)
+        elif isinstance(parts[0], LabStatistics):
+            joined[field.name] = LabStatistics(*map(torch.cat, zip(*parts, strict=True)))
         elif isinstance(parts[0], list):
             joined[field.name] = [name for names in parts for name in names]
     return type(items[0])(**joined)
@@ -224,8 +271,11 @@ def _errors_name(image: str) -> Iterator[None]:
 
 
 def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:
-    parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    moved: dict[str, Any] = {
-        name: function(part) for name, part in parts.items() if isinstance(part, Tensor | View)
-    }
+    moved: dict[str, Any] = {}
+    for field in fields(batch):
+        part = getattr(batch, field.name)
+        if isinstance(part, LabStatistics):
+            moved[field.name] = LabStatistics(*map(function, part))
+        elif isinstance(part, Tensor | View | StrongChanges):
+            moved[field.name] = function(part)
     return replace(batch, **moved)

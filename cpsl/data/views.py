@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
+from cpsl.data.changes import ColorOperation, StrongChanges
 from cpsl.data.labels import IGNORE_INDEX
 from cpsl.geometry import View
 
@@ -108,32 +108,50 @@ class StrongAugmentation:
         Returns:
             (3, h, w) uint8, and the view by which labels are carried, like `weak` of the original.
         """
+        changes, view = self.draw_changes(weak, random)
+        return render_strong(image, changes), view
+
+    def draw_changes(self, weak: View, random: np.random.Generator) -> tuple[StrongChanges, View]:
+        """Draws a strong view and leaves it to be rendered: by `render_strong` or `render_strong_batch`.
+
+        Args:
+            weak: View of the weak image.
+            random: Where the randomness comes from.
+
+        Returns:
+            What to change in the weak image, and the view by which labels are carried.
+        """
         height, width = weak.size
         moves: list[Move] = []
-        picture = _to_pillow(image)
+        colors = [(ColorOperation.IDENTITY, 0.0)] * 4
         if random.random() < 0.5:
             moves.append(("flip", 1.0))
+        blurred = random.random() < 0.5
         if random.random() < 0.5:
-            picture = picture.filter(ImageFilter.GaussianBlur(self.blur))
-        if random.random() < 0.5:
-            picture = self._jitter(picture, random)
+            colors = self._draw_jitter(random)
         for name in random.choice(len(_POOL), self.operations):
             magnitude = random.integers(1, 10) / 10
             sign = 1 if random.random() < 0.5 else -1
-            if random.random() < 0.5:
-                continue
-            change = _POOL[name]
-            if isinstance(change, str):
-                moves.append((change, sign * magnitude * _LARGEST[change]))
-            else:
-                picture = change(picture, magnitude)
+            operation, amount = ColorOperation.IDENTITY, 0.0
+            if random.random() >= 0.5:
+                change = _POOL[name]
+                if isinstance(change, str):
+                    moves.append((change, sign * magnitude * _LARGEST[change]))
+                else:
+                    operation, amount = change, _amount(change, magnitude)
+            colors.append((operation, amount))
         side = int(min(height, width) * self.cutout)
         y, x = random.integers(height - side + 1), random.integers(width - side + 1)
         box = torch.tensor([x, y, x + side, y + side], dtype=torch.float32)
 
-        drawn = render(_to_tensor(picture), move(View.whole((height, width)), moves))
-        drawn[:, y : y + side, x : x + side] = OUTSIDE
-        return drawn, self.label_view(weak, moves).with_cutout(box)
+        changes = StrongChanges(
+            blurred=torch.tensor([blurred]),
+            operations=torch.tensor([[operation for operation, _ in colors]]),
+            amounts=torch.tensor([[amount for _, amount in colors]], dtype=torch.float32),
+            view=move(View.whole((height, width)), moves).with_cutout(box),
+            blur=self.blur,
+        )
+        return changes, self.label_view(weak, moves).with_cutout(box)
 
     def label_view(self, weak: View, moves: Sequence[Move]) -> View:
         """Returns the view by which labels are carried where an image was moved.
@@ -150,45 +168,45 @@ class StrongAugmentation:
             moves = [(n, by * stretch if n == "translate_x" else by) for n, by in moves]
         return move(weak, moves)
 
-    def _jitter(self, picture: Image.Image, random: np.random.Generator) -> Image.Image:
-        factors = 1 + random.uniform(-self.jitter, self.jitter, 3)
-        hue = float(random.uniform(-self.jitter, self.jitter))
-        changes: list[Callable[[Image.Image], Image.Image]] = [
-            lambda p: ImageEnhance.Brightness(p).enhance(factors[0]),
-            lambda p: ImageEnhance.Contrast(p).enhance(factors[1]),
-            lambda p: ImageEnhance.Color(p).enhance(factors[2]),
-            lambda p: VF.adjust_hue(p, hue),
+    def _draw_jitter(self, random: np.random.Generator) -> list[tuple[ColorOperation, float]]:
+        brightness, contrast, color = 1 + random.uniform(-self.jitter, self.jitter, 3)
+        hue = random.uniform(-self.jitter, self.jitter)
+        changes = [
+            (ColorOperation.BRIGHTNESS, float(brightness)),
+            (ColorOperation.CONTRAST, float(contrast)),
+            (ColorOperation.COLOR, float(color)),
+            (ColorOperation.HUE, float(int(hue * 255))),
         ]
-        for index in random.permutation(len(changes)):
-            picture = changes[index](picture)
-        return picture
+        return [changes[index] for index in random.permutation(len(changes))]
 
 
-Change = Callable[[Image.Image, float], Image.Image]
-
-
-def _enhance(kind: Callable[[Image.Image], Any]) -> Change:
-    # FixMatch (Sohn et al., 2020, table 12) draws the factor from 0.05...0.95: 1 is the image as it is.
-    return lambda picture, magnitude: kind(picture).enhance(0.05 + 0.9 * magnitude)
-
-
-# Colour operations take (picture, magnitude 0.1...0.9); geometric ones are names, see `move`.
-_POOL: tuple[str | Change, ...] = (
-    lambda picture, magnitude: ImageOps.autocontrast(picture),
-    _enhance(ImageEnhance.Brightness),
-    _enhance(ImageEnhance.Color),
-    _enhance(ImageEnhance.Contrast),
-    lambda picture, magnitude: ImageOps.equalize(picture),
-    lambda picture, magnitude: picture,
-    lambda picture, magnitude: ImageOps.posterize(picture, 8 - math.ceil(4 * magnitude)),
+# Geometric operations are names, see `move`.
+_POOL: tuple[str | ColorOperation, ...] = (
+    ColorOperation.AUTOCONTRAST,
+    ColorOperation.BRIGHTNESS,
+    ColorOperation.COLOR,
+    ColorOperation.CONTRAST,
+    ColorOperation.EQUALIZE,
+    ColorOperation.IDENTITY,
+    ColorOperation.POSTERIZE,
     "rotate",
-    _enhance(ImageEnhance.Sharpness),
+    ColorOperation.SHARPNESS,
     "shear_x",
     "shear_y",
-    lambda picture, magnitude: ImageOps.solarize(picture, int(256 * (1 - magnitude))),
+    ColorOperation.SOLARIZE,
     "translate_x",
     "translate_y",
 )
+
+
+def _amount(operation: ColorOperation, magnitude: float) -> float:
+    """Returns the amount of a RandAugment operation of magnitude 0.1...0.9."""
+    if operation == ColorOperation.POSTERIZE:
+        return 8 - math.ceil(4 * magnitude)
+    if operation == ColorOperation.SOLARIZE:
+        return int(256 * (1 - magnitude))
+    # FixMatch (Sohn et al., 2020, table 12) draws the factor from 0.05...0.95: 1 is the image as it is.
+    return 0.05 + 0.9 * magnitude
 
 
 # In degrees, or as a part of the view's size.
@@ -242,11 +260,73 @@ def render(image: Tensor, view: View) -> Tensor:
         >>> render(image, View.whole((1, 4)).flipped())[0]
         tensor([[3, 2, 1, 0]], dtype=torch.uint8)
     """
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"an image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}"
-        )
+    _check_image(image)
     return _to_tensor(_draw(_to_pillow(image), view, Image.Resampling.BILINEAR, (OUTSIDE,) * 3))
+
+
+def render_strong(image: Tensor, changes: StrongChanges) -> Tensor:
+    """Draws the strong view of a weak one.
+
+    Args:
+        image: (3, h, w) uint8.
+        changes: Of one image of this size.
+
+    Returns:
+        (3, h, w) uint8; mid grey in the cutout and where the outside is shown.
+
+    Raises:
+        ValueError: The image has another shape or dtype, or there are several changes.
+
+    Example:
+        >>> image = torch.full((3, 9, 9), 200, dtype=torch.uint8)
+        >>> weak = View.whole((9, 9))
+        >>> changes, view = StrongAugmentation().draw_changes(weak, np.random.default_rng(0))
+        >>> x0, y0, x1, y1 = view.hidden[0].int().tolist()
+        >>> render_strong(image, changes)[:, y0:y1, x0:x1].unique()
+        tensor([127], dtype=torch.uint8)
+    """
+    _check_image(image)
+    if len(changes) != 1:
+        raise ValueError(f"one image is drawn with one view's changes, got {len(changes)}")
+    picture = _to_pillow(image)
+    if changes.blurred[0]:
+        picture = picture.filter(ImageFilter.GaussianBlur(changes.blur))
+    steps = zip(changes.operations[0].tolist(), changes.amounts[0].tolist(), strict=True)
+    for operation, amount in steps:
+        picture = _recolored(picture, ColorOperation(operation), amount)
+    drawn = render(_to_tensor(picture), changes.view)
+    if changes.view.hidden is not None:
+        left, top, right, bottom = changes.view.hidden[0].int().tolist()
+        drawn[:, top:bottom, left:right] = OUTSIDE
+    return drawn
+
+
+_ENHANCEMENTS: dict[ColorOperation, Callable[[Image.Image], Any]] = {
+    ColorOperation.BRIGHTNESS: ImageEnhance.Brightness,
+    ColorOperation.COLOR: ImageEnhance.Color,
+    ColorOperation.CONTRAST: ImageEnhance.Contrast,
+    ColorOperation.SHARPNESS: ImageEnhance.Sharpness,
+}
+
+
+def _recolored(picture: Image.Image, operation: ColorOperation, amount: float) -> Image.Image:
+    match operation:
+        case ColorOperation.AUTOCONTRAST:
+            return ImageOps.autocontrast(picture)
+        case ColorOperation.EQUALIZE:
+            return ImageOps.equalize(picture)
+        case ColorOperation.HUE:
+            hue, saturation, value = picture.convert("HSV").split()
+            hue = hue.point([(step + int(amount)) % 256 for step in range(256)])
+            return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+        case ColorOperation.IDENTITY:
+            return picture
+        case ColorOperation.POSTERIZE:
+            return ImageOps.posterize(picture, int(amount))
+        case ColorOperation.SOLARIZE:
+            return ImageOps.solarize(picture, int(amount))
+    enhanced: Image.Image = _ENHANCEMENTS[operation](picture).enhance(amount)
+    return enhanced
 
 
 def render_label(label: Tensor, view: View) -> Tensor:
@@ -295,6 +375,13 @@ def _draw(
         resample,
         fillcolor=outside,
     )
+
+
+def _check_image(image: Tensor) -> None:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"an image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}"
+        )
 
 
 def _to_pillow(image: Tensor) -> Image.Image:

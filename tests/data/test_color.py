@@ -3,8 +3,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cpsl.data.color import LabStatistics, lab_statistics, lab_to_rgb, rgb_to_lab, transfer_color
+from cpsl.data.color import (
+    LabStatistics,
+    lab_statistics,
+    lab_to_rgb,
+    rgb_to_lab,
+    transfer_color,
+    transfer_color_batch,
+)
 
 seeds = st.integers(0, 10_000)
 
@@ -91,3 +99,78 @@ def test_an_image_of_one_colour_takes_the_mean() -> None:
     target = LabStatistics(torch.tensor([50.0, 0, 0]), torch.tensor([20.0, 10, 10]))
     changed = transfer_color(torch.full((3, 8, 8), 200, dtype=torch.uint8), target)
     assert (changed.int() - 119).abs().max() <= 1
+
+
+def stacked(images: list[Tensor]) -> LabStatistics:
+    return LabStatistics(*map(torch.stack, zip(*map(lab_statistics, images), strict=True)))
+
+
+@given(seed=seeds)
+def test_a_batch_is_its_images_within_one_grey_level(seed: int) -> None:
+    images = [random_image(seed), random_image(seed, 0, 60), random_image(seed, 90, 200)]
+    styles = [random_image(seed + 1, 30, 120), random_image(seed + 1, 200), random_image(seed + 1)]
+    got = transfer_color_batch(torch.stack(images), stacked(styles), stacked(images))
+    assert got.dtype == torch.uint8
+    for image, style, colored in zip(images, styles, got, strict=True):
+        difference = (colored.int() - transfer_color(image, lab_statistics(style)).int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 0.1
+
+
+def test_a_batch_of_one_colour_takes_the_mean() -> None:
+    image, target = torch.full((3, 8, 8), 200, dtype=torch.uint8), torch.tensor([[50.0, 0, 0]])
+    got = transfer_color_batch(
+        image[None], LabStatistics(target, torch.full((1, 3), 20.0)), stacked([image])
+    )
+    assert (got.int() - 119).abs().max() <= 1
+
+
+def test_a_batch_keeps_its_precision_under_autocast() -> None:
+    images = torch.stack([random_image(seed) for seed in range(2)])
+    arguments = images, stacked([random_image(9, 30, 120)] * 2), stacked(list(images))
+    expected = transfer_color_batch(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(transfer_color_batch(*arguments), expected)
+
+
+def test_a_batch_compiles_to_one_graph() -> None:
+    images = torch.stack([random_image(seed) for seed in range(2)])
+    arguments = images, stacked([random_image(9, 30, 120)] * 2), stacked(list(images))
+    compiled = torch.compile(transfer_color_batch, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*arguments), transfer_color_batch(*arguments))
+
+
+def test_a_batch_asks_for_no_value() -> None:
+    # A fake tensor has no values, so that whatever waits for one fails.
+    with FakeTensorMode():
+        colors = LabStatistics(torch.zeros(2, 3), torch.ones(2, 3))
+        images = torch.zeros(2, 3, 8, 9, dtype=torch.uint8)
+        assert transfer_color_batch(images, colors, colors).shape == (2, 3, 8, 9)
+
+
+@pytest.mark.cuda
+def test_a_batch_does_not_wait_for_the_device() -> None:
+    images = torch.stack([random_image(seed) for seed in range(2)])
+    target, source = stacked([random_image(9, 30, 120)] * 2), stacked(list(images))
+    on_device = images.cuda(), *(LabStatistics(*(p.cuda() for p in s)) for s in (target, source))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = transfer_color_batch(*on_device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    difference = got.cpu().int() - transfer_color_batch(images, target, source).int()
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "statistics", "message"),
+    [
+        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 3), "uint8"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(1, 3), r"\(B, 3, H, W\)"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3), r"must be \(2, 3\)"),
+    ],
+)
+def test_mistakes_are_named(images: Tensor, statistics: Tensor, message: str) -> None:
+    colors = LabStatistics(statistics, statistics)
+    with pytest.raises(ValueError, match=message):
+        transfer_color_batch(images, colors, colors)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cpsl.data.color import lab_statistics
+from cpsl.data.changes import StrongChanges
+from cpsl.data.color import LabStatistics, lab_statistics
 from cpsl.data.labels import LabelSpace
 from cpsl.data.sample import Sample
 from cpsl.data.sampler import DrawSampler
@@ -71,11 +72,25 @@ def everything() -> TargetViews:
     return TargetViews(Images(), WEAK, StrongAugmentation(), soft_labels)
 
 
+def unfinished() -> tuple[SourceViews, TargetViews]:
+    return (
+        SourceViews(Images(), WEAK, Images(), on_device=True),
+        TargetViews(Images(), WEAK, StrongAugmentation(), soft_labels, on_device=True),
+    )
+
+
+ALL_VIEWS = [SourceViews(Images(), WEAK, Images()), everything(), *unfinished()]
+
+
 def equal(a: object, b: object) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
     if isinstance(a, View) and isinstance(b, View):
         return a.size == b.size and equal(a.matrix, b.matrix) and equal(a.hidden, b.hidden)
+    if isinstance(a, StrongChanges) and isinstance(b, StrongChanges):
+        return all(equal(part, vars(b)[name]) for name, part in vars(a).items())
+    if isinstance(a, LabStatistics) and isinstance(b, LabStatistics):
+        return equal(a.mean, b.mean) and equal(a.deviation, b.deviation)
     return a == b
 
 
@@ -83,7 +98,7 @@ def same(a: SourceBatch | TargetBatch, b: SourceBatch | TargetBatch) -> bool:
     return type(a) is type(b) and all(equal(part, vars(b)[name]) for name, part in vars(a).items())
 
 
-@pytest.mark.parametrize("views", [SourceViews(Images(), WEAK, Images()), everything()])
+@pytest.mark.parametrize("views", ALL_VIEWS)
 def test_an_item_is_a_function_of_its_draw(views: SourceViews | TargetViews) -> None:
     first = views[Draw(1, 7)]
     np.random.seed(3)
@@ -93,7 +108,7 @@ def test_an_item_is_a_function_of_its_draw(views: SourceViews | TargetViews) -> 
     assert not same(first, views[Draw(2, 7)])
 
 
-@pytest.mark.parametrize("views", [SourceViews(Images(), WEAK, Images()), everything()])
+@pytest.mark.parametrize("views", ALL_VIEWS)
 def test_a_batch_is_its_items_one_by_one(views: SourceViews | TargetViews) -> None:
     draws = [Draw(3, 1), Draw(0, 2), Draw(3, 3)]
     batch = collate([views[draw] for draw in draws])
@@ -107,6 +122,14 @@ def test_a_batch_is_its_items_one_by_one(views: SourceViews | TargetViews) -> No
                 assert torch.equal(joined.matrix[i], part.matrix[0])
                 if part.hidden is not None:
                     assert torch.equal(joined.hidden[i], part.hidden[0])
+            elif isinstance(part, LabStatistics):
+                assert torch.equal(joined.mean[i], part.mean[0])
+                assert torch.equal(joined.deviation[i], part.deviation[0])
+            elif isinstance(part, StrongChanges):
+                assert torch.equal(joined.operations[i], part.operations[0])
+                assert torch.equal(joined.view.matrix[i], part.view.matrix[0])
+            else:
+                assert isinstance(joined, list) or joined is part is None
 
 
 def test_workers_change_nothing() -> None:
@@ -120,7 +143,7 @@ def test_workers_change_nothing() -> None:
     assert all(same(a, b) for a, b in zip(batches(0), batches(1), strict=True))
 
 
-@pytest.mark.parametrize("views", [SourceViews(Images(), WEAK, Images()), everything()])
+@pytest.mark.parametrize("views", ALL_VIEWS)
 def test_workers_can_be_spawned(views: SourceViews | TargetViews) -> None:
     assert same(pickle.loads(pickle.dumps(views))[Draw(1, 2)], views[Draw(1, 2)])
 
@@ -182,6 +205,62 @@ def test_moving_a_batch_moves_all_its_parts() -> None:
     assert all(part.is_meta for part in parts)
     assert all(view.matrix.is_meta for view in views)
     assert batch.strong_view.hidden.is_meta
+
+
+def test_what_is_left_to_the_device_is_finished_as_the_loader_would() -> None:
+    draws = [Draw(i % 4, i) for i in range(12)]
+    for views, later in zip(
+        (SourceViews(Images(), WEAK, Images()), everything()), unfinished(), strict=True
+    ):
+        expected, batch = (collate([each[draw] for draw in draws]) for each in (views, later))
+        finished = batch.finish()
+        assert not same(batch, finished)
+        for name, part in vars(expected).items():
+            got = vars(finished)[name]
+            if name == "image" or name == "strong":
+                difference = (got.int() - part.int()).abs()
+                assert (difference > 1).float().mean() < 0.002
+                assert difference.float().mean() < 0.1
+            else:
+                assert equal(got, part)
+        assert finished.finish() is finished
+        assert expected.finish() is expected
+
+
+def test_strong_images_are_not_there_before_they_are_finished() -> None:
+    _, views = unfinished()
+    batch = collate([views[Draw(0, 0)], views[Draw(1, 1)]])
+    assert batch.strong.shape == (2, 0)
+    assert batch.finish().strong.shape == (2, 3, 32, 48)
+
+
+def test_without_a_style_there_is_nothing_to_finish() -> None:
+    batch = SourceViews(Images(), WEAK, on_device=True)[Draw(0, 0)]
+    assert same(batch, SourceViews(Images(), WEAK)[Draw(0, 0)])
+    assert batch.finish() is batch
+
+
+def test_moving_an_unfinished_batch_moves_what_is_left_to_do() -> None:
+    source, target = (views[Draw(0, 0)].to("meta") for views in unfinished())
+    for colors in (source.style_colors, source.own_colors):
+        assert colors.mean.is_meta
+        assert colors.deviation.is_meta
+    assert target.changes.operations.is_meta
+    assert target.changes.view.matrix.is_meta
+
+
+@pytest.mark.cuda
+def test_batches_are_finished_without_waiting_for_the_device() -> None:
+    for views in unfinished():
+        draws = [Draw(i, i) for i in range(4)]
+        loader = DataLoader(views, batch_size=4, sampler=draws, collate_fn=collate, pin_memory=True)
+        batch = next(iter(loader))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            finished = batch.to("cuda").finish()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert (finished.image if isinstance(finished, SourceBatch) else finished.strong).is_cuda
 
 
 @pytest.mark.cuda

@@ -4,13 +4,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
 
 from cpsl.data import views
-from cpsl.data.views import OUTSIDE, StrongAugmentation, WeakView, move, render, render_label
+from cpsl.data.changes import ColorOperation, StrongChanges
+from cpsl.data.views import (
+    OUTSIDE,
+    StrongAugmentation,
+    WeakView,
+    move,
+    render,
+    render_label,
+    render_strong,
+)
 from cpsl.geometry import View, carry
 
 SIZE = (90, 150)
@@ -121,6 +131,71 @@ def test_a_seed_draws_the_same_again(seed: int) -> None:
     assert torch.equal(view.hidden, view_again.hidden)
 
 
+def drawn_as_it_goes(image: Tensor, random: np.random.Generator) -> Tensor:
+    """Returns a strong image by the paper's words: each change is made as soon as it is drawn."""
+    height, width = image.shape[1:]
+    picture, moves = views._to_pillow(image), []
+    if random.random() < 0.5:
+        moves.append(("flip", 1.0))
+    if random.random() < 0.5:
+        picture = picture.filter(ImageFilter.GaussianBlur(1))
+    if random.random() < 0.5:
+        factors, hue = 1 + random.uniform(-0.4, 0.4, 3), random.uniform(-0.4, 0.4)
+        kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for index in random.permutation(4):
+            if index == 3:
+                picture = VF.adjust_hue(picture, hue)
+            else:
+                picture = kinds[index](picture).enhance(factors[index])
+    for index in random.choice(14, 2):
+        magnitude = random.integers(1, 10) / 10
+        sign = 1 if random.random() < 0.5 else -1
+        if random.random() < 0.5:
+            continue
+        change = (
+            ImageOps.autocontrast,
+            lambda p, m: ImageEnhance.Brightness(p).enhance(0.05 + 0.9 * m),
+            lambda p, m: ImageEnhance.Color(p).enhance(0.05 + 0.9 * m),
+            lambda p, m: ImageEnhance.Contrast(p).enhance(0.05 + 0.9 * m),
+            ImageOps.equalize,
+            lambda p, m: p,
+            lambda p, m: ImageOps.posterize(p, 8 - math.ceil(4 * m)),
+            ("rotate", 30),
+            lambda p, m: ImageEnhance.Sharpness(p).enhance(0.05 + 0.9 * m),
+            ("shear_x", 0.3),
+            ("shear_y", 0.3),
+            lambda p, m: ImageOps.solarize(p, int(256 * (1 - m))),
+            ("translate_x", 0.3),
+            ("translate_y", 0.3),
+        )[index]
+        if isinstance(change, tuple):
+            moves.append((change[0], sign * magnitude * change[1]))
+        elif change in (ImageOps.autocontrast, ImageOps.equalize):
+            picture = change(picture)
+        else:
+            picture = change(picture, magnitude)
+    side = min(height, width) // 3
+    y, x = random.integers(height - side + 1), random.integers(width - side + 1)
+    drawn = render(views._to_tensor(picture), move(View.whole((height, width)), moves))
+    drawn[:, y : y + side, x : x + side] = OUTSIDE
+    return drawn
+
+
+@settings(max_examples=100)
+@given(seed=seeds)
+def test_drawing_all_changes_first_makes_the_same_image(seed: int) -> None:
+    image = smooth_image(seed)
+    random, again, apart = (np.random.default_rng(seed) for _ in range(3))
+    drawn, view = StrongAugmentation().draw(image, View.whole(SIZE), random)
+    assert torch.equal(drawn, drawn_as_it_goes(image, again))
+    changes, same_view = StrongAugmentation().draw_changes(View.whole(SIZE), apart)
+    assert torch.equal(drawn, render_strong(image, changes))
+    assert torch.equal(view.matrix, same_view.matrix)
+    assert torch.equal(view.hidden, same_view.hidden)
+    # All three have drawn as many random numbers.
+    assert random.random() == again.random() == apart.random()
+
+
 @given(seed=seeds)
 def test_the_strong_image_shows_what_its_view_says(seed: int) -> None:
     # Without changes of colour the strong image is the original, seen through the strong view.
@@ -171,7 +246,7 @@ def test_every_operation_of_the_pool_works_at_every_magnitude(magnitude: float) 
             moved = move(View.whole(SIZE), [(change, magnitude * views._LARGEST[change])])
             assert not torch.equal(moved.matrix, View.whole(SIZE).matrix)
         else:
-            changed = change(picture, magnitude)
+            changed = views._recolored(picture, change, views._amount(change, magnitude))
             assert changed.size == picture.size
             unchanged += changed.tobytes() == picture.tobytes()
     assert unchanged == 1  # the identity
@@ -188,6 +263,12 @@ def test_moves_reach_what_is_written() -> None:
     assert math.degrees(math.asin(largest("rotate", 1)[1, 0])) == pytest.approx(30, abs=1e-3)
 
 
+def changes_of(images: int) -> StrongChanges:
+    random = np.random.default_rng(0)
+    draws = [StrongAugmentation().draw_changes(View.whole((9, 9)), random) for _ in range(images)]
+    return StrongChanges.stack([changes for changes, _ in draws])
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -198,6 +279,8 @@ def test_moves_reach_what_is_written() -> None:
             lambda: render(torch.zeros(3, 4, 4, dtype=torch.uint8), View.whole((4, 4), 2)),
             "one view, got 2",
         ),
+        (lambda: render_strong(torch.zeros(3, 9, 9), changes_of(1)), "uint8"),
+        (lambda: render_strong(torch.zeros(3, 9, 9, dtype=torch.uint8), changes_of(2)), "got 2"),
     ],
 )
 def test_mistakes_are_named(draw, message: str) -> None:
@@ -263,9 +346,9 @@ def test_the_image_is_the_same_whatever_labels_do(seed: int) -> None:
 
 def test_enhancements_are_fixmatch_s() -> None:
     picture = Image.new("RGB", (1, 1), (200, 200, 200))
-    brightness = views._POOL[1]
-    assert not isinstance(brightness, str)
-    got = [brightness(picture, magnitude).getpixel((0, 0))[0] for magnitude in (0.1, 0.5, 0.9)]
+    brightness = ColorOperation.BRIGHTNESS
+    amounts = [views._amount(brightness, magnitude) for magnitude in (0.1, 0.5, 0.9)]
+    got = [views._recolored(picture, brightness, amount).getpixel((0, 0))[0] for amount in amounts]
     assert got == pytest.approx([200 * f for f in (0.14, 0.5, 0.86)], abs=1)
 
 
