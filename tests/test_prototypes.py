@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -55,3 +56,17 @@ def test_a_class_that_is_never_predicted_has_no_prototype(seed: int) -> None:
     assert got.images_seen[1] == 0
     assert (got.prototypes[1] == 0).all()
     assert np.isfinite(got.prototypes.numpy()).all()
+
+
+@pytest.mark.parametrize("count", [8191, 8192, 8193, 16384])
+def test_many_pixels_have_the_cosines_of_few(count: int) -> None:
+    torch.manual_seed(0)
+    features, prototypes = torch.randn(count, 16), torch.randn(5, 16)
+    got = prototype_similarity(features, prototypes)
+    wanted = F.normalize(features, dim=1) @ F.normalize(prototypes, dim=1).t()
+    torch.testing.assert_close(got, wanted)
+    strided = torch.randn(16, count).t()
+    torch.testing.assert_close(
+        prototype_similarity(strided, prototypes),
+        prototype_similarity(strided.contiguous(), prototypes),
+    )
