@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test check docs paper-scale clean
+.PHONY: help demo miniature test check docs bench paper-scale clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -24,6 +24,11 @@ check: .venv/installed  ## format, lint, types
 
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
+
+bench: .venv/installed  ## how fast the pieces and a full step are, beside the authors' release; ten minutes on two cores
+	$(BIN)/python benchmarks/pieces.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/growth.py
 
 paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores
 	$(BIN)/python benchmarks/paper_scale.py

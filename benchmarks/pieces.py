@@ -23,6 +23,7 @@ from cpsl import (
     PseudoLabelRectifier,
     View,
     carry,
+    carry_enlarged,
     prototype_similarity,
 )
 from cpsl.data import (
@@ -102,10 +103,8 @@ def rectification(by: str) -> Callable[[], object]:
             cosines = prototype_similarity(features, prototypes)
             cosines, _ = carry(cosines, whole, weak, QUARTER, layout="corners")
         else:
-            enlarged = torch.nn.functional.interpolate(
-                features, (FULL[0] // 4, FULL[1] // 4), mode="bilinear", align_corners=True
-            )
-            carried, _ = carry(enlarged, whole, weak, QUARTER, layout="corners")
+            quarter = (FULL[0] // 4, FULL[1] // 4)
+            carried = carry_enlarged(features, whole, weak, QUARTER, quarter)
             cosines = prototype_similarity(carried, prototypes)
         return rectifier.rectify(soft, cosines)
 

@@ -3,7 +3,9 @@
     python benchmarks/step.py
 
 Each way runs in a process of its own, one after the other, so that its peak memory is its own. "The release's
-layout" is the same step with channels outermost. The networks' own passes are timed apart, on equal inputs.
+layout" is the same step with channels outermost. The networks' own passes and the optimiser are timed apart;
+"rest" is all else: losses, geometry, rectification, clustering. The bound is the time in which the machine
+does the networks' operations at the pace of its best convolution or matrix product.
 """
 
 import json
@@ -18,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -28,12 +31,11 @@ from config import Config, parse  # noqa: E402
 from cpsl.data import SourceBatch, TargetBatch  # noqa: E402
 from cpsl.engine import Precision, Process, autocast, save, start_process  # noqa: E402
 from cpsl.geometry import View  # noqa: E402
+from cpsl.models import DeepLabV2, ExponentialMovingAverage  # noqa: E402
 from machine import measure  # noqa: E402
-from networks import build_model, save_model, to_unit  # noqa: E402
+from networks import build_model, build_optimization, save_model, to_unit  # noqa: E402
 
 K, CROP, FULL = 19, (256, 448), (512, 1024)
-FLOP = 3.3e12
-"""Of a step, counted for the design of this project."""
 
 Layout = Literal["channels_last", "contiguous"]
 
@@ -67,7 +69,7 @@ def batches() -> tuple[SourceBatch, TargetBatch]:
 
 
 def run(arguments: Arguments) -> dict[str, float]:
-    """Trains some iterations and returns seconds a step, seconds of the networks alone, and peak bytes."""
+    """Trains some iterations; returns seconds of a step and its parts, bound, operations, peak bytes."""
     source, target = batches()
 
     def same(batch: Any) -> Any:
@@ -93,29 +95,73 @@ def run(arguments: Arguments) -> dict[str, float]:
         save(config.output / "pseudo_labels" / "start.pt", start)
         del model
         cost = self_label.self_label(config, process)
-        own = passes(config, process, source, target)
-    return {"step": cost.seconds_per_iteration, "networks": own, "peak": float(cost.peak_memory)}
+        split = parts(config, process, source, target)
+        pace = best_pace(arguments.precision, process.device)
+    operations = count_operations()
+    return {
+        "step": cost.seconds_per_iteration,
+        "peak": float(cost.peak_memory),
+        "operations": operations,
+        "bound": operations / pace,
+        **split,
+    }
 
 
-def passes(config: Config, process: Process, source: SourceBatch, target: TargetBatch) -> float:
-    """Returns the seconds of the networks' own passes: three of the student, one of the teacher."""
+def parts(
+    config: Config, process: Process, source: SourceBatch, target: TargetBatch
+) -> dict[str, float]:
+    """Returns the seconds of the parts of a step that can be run alone."""
     model = build_model(config, "random").to(process.device).train()
-    teacher = build_model(config, "random").to(process.device).eval().requires_grad_(False)
+    teacher = ExponentialMovingAverage(model)
+    optimization = build_optimization(config, config.self_label, model)
     source, target = source.to(process.device), target.to(process.device)
 
-    def student(image: torch.Tensor) -> None:
+    def learn() -> None:
         with autocast(process.device, config.precision):
-            output = model(to_unit(image))
+            output = model(to_unit(source.image))
         (output.logits.float().mean() + output.features.float().mean()).backward()
 
-    def work() -> None:
-        for image in (source.image, target.weak, target.strong):
-            student(image)
+    def teach() -> None:
         with torch.no_grad(), autocast(process.device, config.precision):
-            teacher(to_unit(target.whole))
-        model.zero_grad(set_to_none=True)
+            teacher.module(to_unit(target.whole))
 
-    return measure(work, repeats=3, warm_up=1).median
+    def move() -> None:
+        optimization.optimizer.step()
+        teacher.update(model)
+
+    one = measure(learn, repeats=3, warm_up=1).median
+    return {
+        "source": one,
+        "student": 2 * one,
+        "teacher": measure(teach, repeats=3, warm_up=1).median,
+        "optimiser": measure(move, repeats=3, warm_up=1).median,
+    }
+
+
+def count_operations() -> float:
+    """Returns a step's operations: three passes of the student, one of the teacher."""
+    with torch.device("meta"):
+        model = DeepLabV2(K)
+        crop, full = torch.zeros(1, 3, *CROP), torch.zeros(1, 3, *FULL)
+        with FlopCounterMode(display=False) as student:
+            output = model(crop)
+            (output.logits.mean() + output.features.mean()).backward()
+        with FlopCounterMode(display=False) as teacher, torch.no_grad():
+            model(full)
+    return float(3 * student.get_total_flops() + teacher.get_total_flops())
+
+
+def best_pace(precision: Precision, device: torch.device) -> float:
+    """Returns operations a second of the machine's best convolution or matrix product."""
+    dtype = getattr(torch, precision)
+    a = torch.rand(2048, 2048, device=device, dtype=dtype)
+    image = torch.rand(1, 256, 33, 57, device=device, dtype=dtype)
+    image = image.to(memory_format=torch.channels_last)
+    weight = torch.rand(256, 256, 3, 3, device=device, dtype=dtype)
+    weight = weight.to(memory_format=torch.channels_last)
+    product = 2 * 2048**3 / measure(lambda: a @ a).low
+    convolve = measure(lambda: torch.conv2d(image, weight, padding=2, dilation=2)).low
+    return max(product, 2 * 256 * 256 * 9 * 33 * 57 / convolve)
 
 
 def main(arguments: Arguments) -> None:
@@ -128,12 +174,9 @@ def main(arguments: Arguments) -> None:
         ("channels last, float32", "channels_last", "float32"),
         ("channels last, bfloat16", "channels_last", "bfloat16"),
     )
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {FLOP / 1e12} TFLOP a step"
-    )
-    print(
-        f"{'':32}{'s/step':>9}{'ratio':>8}{'networks s':>12}{'rest':>8}{'TFLOP/s':>9}{'peak GB':>9}"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    names = ("s/step", "ratio", "bound s", "source", "teacher", "student", "optimiser", "rest")
+    print(f"{'':30}" + "".join(f"{name:>10}" for name in (*names, "TFLOP/s", "peak GB")))
     first = None
     for name, layout, precision in ways:
         words = ["--layout", layout, "--precision", precision]
@@ -142,13 +185,13 @@ def main(arguments: Arguments) -> None:
             [sys.executable, __file__, *words], check=True, capture_output=True, text=True
         )
         result = json.loads(done.stdout.splitlines()[-1])
-        step, own = result["step"], result["networks"]
+        step = result["step"]
         first = first or step
-        print(
-            f"{name:32}{step:9.2f}{step / first:8.2f}{own:12.2f}{1 - own / step:8.1%}"
-            f"{FLOP / step / 1e12:9.2f}{result['peak'] / 1e9:9.2f}",
-            flush=True,
-        )
+        split = [result[part] for part in ("source", "teacher", "student", "optimiser")]
+        cells = [f"{step:10.2f}{step / first:10.2f}{result['bound']:10.2f}"]
+        cells += [f"{seconds / step:10.1%}" for seconds in (*split, step - sum(split))]
+        cells.append(f"{result['operations'] / step / 1e12:10.2f}{result['peak'] / 1e9:10.2f}")
+        print(f"{name:30}" + "".join(cells), flush=True)
 
 
 if __name__ == "__main__":

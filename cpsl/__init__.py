@@ -6,7 +6,7 @@ The pieces of the method, each of which works alone; networks are in `cpsl.model
 from cpsl import data, metrics, models
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
-from cpsl.geometry import Carried, View, carry
+from cpsl.geometry import Carried, View, carry, carry_enlarged
 from cpsl.losses import (
     cross_entropy,
     discriminator_loss,
@@ -41,6 +41,7 @@ __all__ = [
     "View",
     "__version__",
     "carry",
+    "carry_enlarged",
     "class_counts",
     "class_quotas",
     "cross_entropy",

@@ -241,6 +241,70 @@ def carry(
     return Carried(values[:, 0] if is_label else values, seen)
 
 
+def carry_enlarged(
+    maps: Tensor,
+    source: View,
+    target: View,
+    size: tuple[int, int] | torch.Size,
+    enlarged: tuple[int, int] | torch.Size,
+) -> Tensor:
+    """Enlarges a network's output and carries it into another view, without ever making the enlarged map.
+
+    The result is that of a bilinear resizing with aligned corners, followed by `carry`. Between views that
+    differ in scale, place and mirroring only, both are products with a matrix on either side of the map,
+
+        V = (S_y R_y) M (S_x R_x)ᵀ,   R, S = max(0, 1 - |place - node|)
+
+    of which the small ones are multiplied first.
+
+    Args:
+        maps: (B, C, h, w) floating, on nodes of which the outer ones are the centres of the corner pixels.
+        source: View that the map was made in.
+        target: View to carry it to; neither turned nor sheared against the source, which is not checked.
+        size: (h', w') of the result, on nodes like `maps`.
+        enlarged: (H, W) of the map in between.
+
+    Returns:
+        (B, C, h', w') float32; the outermost value where the target shows what the source does not.
+
+    Raises:
+        ValueError: The numbers of maps and views differ.
+
+    Example:
+        >>> maps, image = torch.rand(1, 8, 5, 9), View.whole((32, 64))
+        >>> view = image.resized((40, 80)).cropped(4, 8, (16, 32)).flipped()
+        >>> got = carry_enlarged(maps, image, view, (4, 8), enlarged=(8, 16))
+        >>> large = F.interpolate(maps, (8, 16), mode="bilinear", align_corners=True)
+        >>> wanted = carry(large, image, view, (4, 8), layout="corners").values
+        >>> torch.allclose(got, wanted, atol=1e-5)
+        True
+    """
+    if not len(maps) == len(source) == len(target):
+        raise ValueError(
+            f"{len(maps)} maps need as many views, got {len(source)} and {len(target)}"
+        )
+    matrix = _compose(_inverse(source.matrix), target.matrix)
+    with torch.autocast(maps.device.type, enabled=False):
+        sides = []
+        for axis in (0, 1):  # down, across
+            place = _places(target.size[axis], size[axis], "corners", maps.device)
+            row = matrix[:, 1 - axis]
+            place = row[:, 1 - axis, None] * place + row[:, 2, None]
+            node = (place - 0.5) * ((enlarged[axis] - 1) / max(source.size[axis] - 1, 1))
+            step = (maps.shape[2 + axis] - 1) / max(enlarged[axis] - 1, 1)
+            between = torch.arange(enlarged[axis], device=maps.device) * step
+            sample = _hats(node.clamp(0, enlarged[axis] - 1), enlarged[axis])
+            sides.append(sample @ _hats(between, maps.shape[2 + axis]))
+        down, across = sides
+        return down[:, None] @ (maps.float() @ across[:, None].mT)
+
+
+def _hats(places: Tensor, nodes: int) -> Tensor:
+    """Returns the weights (..., n, nodes) of bilinear interpolation at places (..., n) in 0...nodes - 1."""
+    node = torch.arange(nodes, device=places.device)
+    return (1 - (places[..., None] - node).abs()).clamp_min(0)
+
+
 # Maps are composed and applied by elementwise arithmetic: under autocast or with TF32 a matrix product would
 # round coordinates by pixels.
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class SelfLabel:
     """Mode of the teacher: with dropout and the statistics of each batch in training mode: the release."""
     rectify: Literal["similarity", "features"] = "similarity"
     """What is carried from the whole image into the crop before labels are rectified: similarities to the
-    prototypes, or features, which takes thirteen times the memory: the release."""
+    prototypes, or features, enlarged to a quarter of the whole image: the release."""
     confidence_threshold: float = 0.0
     """Rectified pseudo labels below this confidence are ignored."""
     cutmix_probability: float = 0.5
@@ -280,6 +280,8 @@ class Config:
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "float32"
     """Of the networks: float32, bfloat16 or float16 (mixed precision)."""
+    compile: bool = False
+    """Whether the networks are compiled (torch.compile): minutes at the start, faster afterwards on a GPU."""
     accumulate: int = 1
     """Split each batch into this many, one after the other: less memory, same result up to BatchNorm."""
     workers: int = 4

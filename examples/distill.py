@@ -16,7 +16,7 @@ from cpsl.data import HardLabelStore
 from cpsl.engine import Cost, Process, TrainingLoop, autocast, local_gradients
 from domains import source_batches, target_batches, training_picture
 from hand_on import HandOn
-from networks import build_model, build_optimization, resize, to_unit
+from networks import build_model, build_optimization, compile_networks, resize, to_unit
 from pseudo_labels import label_target
 from stage import begin_run, run_stage
 
@@ -55,6 +55,7 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> Cost
         state={"student": student, "optimization": optimization, "hand_on": hand_on},
         checkpoint_every=config.checkpoint_every,
     )
+    compile_networks(config, student, teacher)
     learn = process.parallel(student)
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
     targets = target_batches(

@@ -128,17 +128,28 @@ def build_optimization(
         *more,
     ]
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
+    # One kernel for all parameters instead of hundreds.
+    fused = model.mean.device.type == "cuda" and not settings.repeat_backbone_steps
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, rate, (momentum, 0.999), weight_decay=decay)
+        optimizer = torch.optim.AdamW(
+            groups, rate, (momentum, 0.999), weight_decay=decay, fused=fused
+        )
     else:
-        optimizer = RepeatedSGD(groups, rate, momentum, weight_decay=decay)
+        optimizer = RepeatedSGD(groups, rate, momentum, decay, fused)
     return Optimization(
         optimizer,
         settings.iterations,
         precision=config.precision,
         accumulate=config.accumulate,
     )
+
+
+def compile_networks(config: Config, *networks: nn.Module) -> None:
+    """Compiles networks in place, if the settings say so; they are then compiled at their first use."""
+    if config.compile:
+        for network in networks:
+            network.compile()
 
 
 def to_unit(image: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from cpsl import (
     ClassBalancedPrototypeClustering,
     PseudoLabelRectifier,
     carry,
+    carry_enlarged,
     cross_entropy,
     cutmix,
     labels_of_crop,
@@ -24,7 +25,14 @@ from cpsl.engine import Cost, Process, TrainingLoop, autocast, load, local_gradi
 from cpsl.models import ExponentialMovingAverage
 from domains import source_batches, target_batches, training_picture
 from hand_on import HandOn
-from networks import build_model, build_optimization, resize, save_model, to_unit
+from networks import (
+    build_model,
+    build_optimization,
+    compile_networks,
+    resize,
+    save_model,
+    to_unit,
+)
 from stage import main
 
 
@@ -71,6 +79,7 @@ def self_label(config: Config, process: Process) -> Cost:
         state_of_rank={"clustering": clustering},
         checkpoint_every=config.checkpoint_every,
     )
+    compile_networks(config, student, teacher.module)
     learn, cluster = process.parallel(student), process.parallel(clustering)
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
     soft_labels = SoftLabelStore(config.output / "pseudo_labels" / "soft")
@@ -103,8 +112,7 @@ def self_label(config: Config, process: Process) -> Cost:
                 views = (target.whole_view, target.weak_view)
                 soft_in_crop, _ = carry(soft, *views, quarter, layout="corners")
                 if settings.rectify == "features":
-                    enlarged = resize(whole.features, whole_quarter)
-                    features, _ = carry(enlarged, *views, quarter, layout="corners")
+                    features = carry_enlarged(whole.features, *views, quarter, whole_quarter)
                     similarity_in_crop = prototype_similarity(features, clustering.ema_prototypes)
                 else:
                     similarity_in_crop, _ = carry(similarity, *views, quarter, layout="corners")

@@ -19,7 +19,7 @@ from cpsl.losses import cross_entropy, discriminator_loss, generator_loss
 from cpsl.models import Discriminator, freeze_batch_norm
 from domains import source_batches, target_batches, training_picture
 from hand_on import HandOn
-from networks import build_model, build_optimization, resize, to_unit
+from networks import build_model, build_optimization, compile_networks, resize, to_unit
 from stage import begin_run, run_stage
 
 
@@ -59,6 +59,7 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> Cost:
         },
         checkpoint_every=config.checkpoint_every,
     )
+    compile_networks(config, model, discriminator)
     segment, judge = process.parallel(model), process.parallel(discriminator)
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
     targets = target_batches(config, stage, process, settings.batch_size, loop.start)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cpsl.geometry import View, carry
+from cpsl.geometry import View, carry, carry_enlarged
+from cpsl.prototypes import prototype_similarity
 
 SIZE = (48, 80)
 LAYOUTS = ("pixels", "corners")
@@ -313,6 +314,48 @@ def test_weak_geometry_agrees_with_the_release(golden) -> None:
     assert (weights - expected).abs().max() / expected.max() <= 1e-4
     labels = (weights * torch.from_numpy(vectors["soft"])).argmax(dim=1)
     assert torch.equal(labels, torch.from_numpy(vectors["labels"]))
+
+
+@given(
+    grid=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    enlarged=st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    out=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    top=st.integers(-3, 20),
+    left=st.integers(-3, 20),
+    flip=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_enlarging_and_carrying_at_once_is_one_after_the_other(
+    grid, enlarged, out, top: int, left: int, flip: bool, seed: int
+) -> None:
+    maps = torch.randn(2, 3, *grid, generator=torch.Generator().manual_seed(seed))
+    whole = View.whole((32, 48), 2)
+    view = whole.resized((40, 56)).cropped(top, left, (20, 24)).flipped(flip)
+    got = carry_enlarged(maps, whole, view, out, enlarged)
+    large = F.interpolate(maps, enlarged, mode="bilinear", align_corners=True)
+    wanted, seen = carry(large, whole, view, out, layout="corners")
+    torch.testing.assert_close(
+        got.movedim(1, -1)[seen], wanted.movedim(1, -1)[seen], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_features_through_a_weak_view_agree_with_the_release(golden) -> None:
+    vectors = golden("rectify_geometry")
+    height, width = (int(n) // 4 for n in vectors["image_size"])
+    tall, wide = (int(n) // 4 for n in vectors["resized"])
+    top, left = (int(n) // 4 for n in vectors["crop_top_left"])
+    crop = tuple(int(n) // 4 for n in vectors["crop_size"])
+    down, across = (height - 1) / (tall - 1), (width - 1) / (wide - 1)
+    aligned = torch.tensor([[[across, 0, (1 - across) / 2], [0, down, (1 - down) / 2]]])
+    view = View(aligned.repeat(2, 1, 1), (tall, wide)).cropped(top, left, crop)
+    view = view.flipped(bool(vectors["hflip"]))
+    features = torch.from_numpy(vectors["features"])
+    whole = View.whole((height, width), 2)
+    carried = carry_enlarged(features, whole, view, crop, (height, width))
+    cosine = prototype_similarity(carried, torch.from_numpy(vectors["prototypes"]))
+    weights = (cosine / float(vectors["temperature"])).softmax(dim=1)
+    expected = torch.from_numpy(vectors["weights"])
+    assert (weights - expected).abs().max() / expected.max() <= 1e-4
 
 
 def test_compiles_to_one_graph() -> None:

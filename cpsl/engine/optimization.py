@@ -31,6 +31,11 @@ class RepeatedSGD(torch.optim.SGD):
         lr: Learning rate η.
         momentum: μ.
         weight_decay: λ.
+        fused: Whether the parameters are moved by one kernel, as in `torch.optim.SGD`; not with several
+            steps, for which a gradient that is scaled for float16 would be unscaled several times.
+
+    Raises:
+        ValueError: `fused` with several steps.
 
     Example:
         >>> weight = nn.Parameter(torch.zeros(1))
@@ -43,9 +48,16 @@ class RepeatedSGD(torch.optim.SGD):
     """
 
     def __init__(
-        self, params: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        fused: bool = False,
     ) -> None:
-        super().__init__(params, lr, momentum, weight_decay=weight_decay)
+        super().__init__(params, lr, momentum, weight_decay=weight_decay, fused=fused or None)
+        if fused and any(group.get("steps", 1) > 1 for group in self.param_groups):
+            raise ValueError("a fused optimiser takes one step an iteration")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
