@@ -6,7 +6,13 @@ import torch
 from config import Config, parse
 from cpsl.engine import RepeatedSGD
 from cpsl.models import IMAGENET_MEAN, DeepLabV2, save_release_checkpoint
-from networks import build_model, build_optimization, load_model, save_model
+from networks import (
+    build_model,
+    build_optimization,
+    compile_networks,
+    load_model,
+    save_model,
+)
 
 
 def settings(*options: str) -> Config:
@@ -76,3 +82,29 @@ def test_colors_of_imagenet_are_a_setting(tmp_path: Path, colors: bool) -> None:
     model = build_model(settings(*options, "--model.imagenet-colors", str(colors)), "imagenet")
     wanted = IMAGENET_MEAN if colors else (0.0, 0.0, 0.0)
     assert model.mean.flatten().tolist() == pytest.approx(wanted)
+
+
+def test_networks_are_compiled_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: whole(module, backend="eager"))
+    options = ["--model.backbone", "resnet_tiny", "--model.feature-dim", "8"]
+    image = torch.rand(1, 3, 32, 48)
+    for asked in (True, False):
+        config = settings(*options, "--compile", str(asked))
+        model = build_model(config, "random").eval()
+        wanted = model(image).logits
+        compile_networks(config, model)
+        assert (model._compiled_call_impl is not None) == asked
+        torch.testing.assert_close(model(image).logits, wanted)
+        # What is saved and copied knows nothing of it.
+        assert not any("_orig_mod" in key for key in model.state_dict())
+
+
+def test_a_fused_optimiser_takes_one_step() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="one step an iteration"):
+        RepeatedSGD([{"params": [weight], "steps": 2}], 0.1, fused=True)
+    optimizer = RepeatedSGD([weight], 0.1, 0.9, fused=True)
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    assert weight.item() == pytest.approx(0.9)
