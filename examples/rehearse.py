@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from config import Config, Distill, Given, SelfLabel, WarmUp
 from cpsl.data import HardLabelStore
-from cpsl.engine import Cost, Process, logger
+from cpsl.engine import Cost, Process, logger, text_table
 from distill import PREVIOUS, distill
 from domains import evaluation_dataset, target_dataset
 from evaluate import evaluate
@@ -135,13 +135,7 @@ def table(parts: list[Part]) -> str:
     memory = max(part.peak_memory for part in parts) / 1e9
     disk = sum(part.disk for part in parts) / 1e9
     rows.append(("together", "", "", f"{hours:.1f}", f"{memory:.1f}", f"{disk:.1f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    return "\n".join(
-        "   ".join(
-            [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]
-        ).rstrip()
-        for first, *others in rows
-    )
+    return text_table(rows)
 
 
 def _small(config: Config, folder: Path, iterations: int, parts: int) -> Config:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cpsl.engine import write_text
+from cpsl.engine import text_table, write_text
 from cpsl.visualize import colorize, heatmap
 
 TITLES = {
@@ -142,12 +142,7 @@ def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) 
         rows.append(("mIoU, 13 classes", *of_13))
     if any(values["seconds"] is not None for values in metrics.values()):
         rows.append(("seconds", *(f"{values['seconds']:.0f}" for values in metrics.values())))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for first, *others in rows:
-        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        lines.append("   ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
+    return text_table(rows)
 
 
 def _number(value: float | None) -> str:

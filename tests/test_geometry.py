@@ -291,18 +291,23 @@ def test_horizontal_translation_is_the_true_one_and_not_the_release_s(golden) ->
     assert (moved(40 * 160 / 96) == release).float().mean() >= 0.99
 
 
-def test_weak_geometry_agrees_with_the_release(golden) -> None:
-    vectors = golden("rectify_geometry")
-    features = torch.from_numpy(vectors["features"])
+def weak_view_of_the_release(vectors) -> tuple[tuple[int, int], View]:
+    """Returns the size of the quarter-resolution map, and the view that the release takes of it."""
     height, width = (int(n) // 4 for n in vectors["image_size"])
     tall, wide = (int(n) // 4 for n in vectors["resized"])
     top, left = (int(n) // 4 for n in vectors["crop_top_left"])
-    crop = tuple(int(n) // 4 for n in vectors["crop_size"])
+    crop_height, crop_width = (int(n) // 4 for n in vectors["crop_size"])
     # The release's resizing with aligned corners keeps the centres of the corner pixels in place.
     down, across = (height - 1) / (tall - 1), (width - 1) / (wide - 1)
     aligned = torch.tensor([[[across, 0, (1 - across) / 2], [0, down, (1 - down) / 2]]])
-    view = View(aligned.repeat(2, 1, 1), (tall, wide)).cropped(top, left, crop)
-    view = view.flipped(bool(vectors["hflip"]))
+    view = View(aligned.repeat(2, 1, 1), (tall, wide)).cropped(top, left, (crop_height, crop_width))
+    return (height, width), view.flipped(bool(vectors["hflip"]))
+
+
+def test_weak_geometry_agrees_with_the_release(golden) -> None:
+    vectors = golden("rectify_geometry")
+    features = torch.from_numpy(vectors["features"])
+    (height, width), view = weak_view_of_the_release(vectors)
     quarter = F.interpolate(features, (height, width), mode="bilinear", align_corners=True)
     in_view, seen = carry(quarter, View.whole((height, width), 2), view)
     assert seen.all()
@@ -341,17 +346,9 @@ def test_enlarging_and_carrying_at_once_is_one_after_the_other(
 
 def test_features_through_a_weak_view_agree_with_the_release(golden) -> None:
     vectors = golden("rectify_geometry")
-    height, width = (int(n) // 4 for n in vectors["image_size"])
-    tall, wide = (int(n) // 4 for n in vectors["resized"])
-    top, left = (int(n) // 4 for n in vectors["crop_top_left"])
-    crop = tuple(int(n) // 4 for n in vectors["crop_size"])
-    down, across = (height - 1) / (tall - 1), (width - 1) / (wide - 1)
-    aligned = torch.tensor([[[across, 0, (1 - across) / 2], [0, down, (1 - down) / 2]]])
-    view = View(aligned.repeat(2, 1, 1), (tall, wide)).cropped(top, left, crop)
-    view = view.flipped(bool(vectors["hflip"]))
     features = torch.from_numpy(vectors["features"])
-    whole = View.whole((height, width), 2)
-    carried = carry_enlarged(features, whole, view, crop, (height, width))
+    quarter, view = weak_view_of_the_release(vectors)
+    carried = carry_enlarged(features, View.whole(quarter, 2), view, view.size, quarter)
     cosine = prototype_similarity(carried, torch.from_numpy(vectors["prototypes"]))
     weights = (cosine / float(vectors["temperature"])).softmax(dim=1)
     expected = torch.from_numpy(vectors["weights"])

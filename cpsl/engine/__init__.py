@@ -5,7 +5,14 @@ Needs the extra `cpsl[examples]`. Knows neither CPSL nor any data set.
 
 from cpsl.engine.cost import Cost, peak_memory, reset_peak_memory
 from cpsl.engine.files import load, save, write_text
-from cpsl.engine.log import ScalarLog, logger, progress, read_scalars, start_logging
+from cpsl.engine.log import (
+    ScalarLog,
+    logger,
+    progress,
+    read_scalars,
+    start_logging,
+    text_table,
+)
 from cpsl.engine.loop import TrainingLoop
 from cpsl.engine.optimization import (
     Optimization,
@@ -35,6 +42,7 @@ __all__ = [
     "save",
     "start_logging",
     "start_process",
+    "text_table",
     "trainable",
     "unwrap",
     "write_text",

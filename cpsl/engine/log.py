@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +50,23 @@ def progress(items: Iterable[T], title: str, process: Process, **options: int) -
     silent = not (process.is_main and sys.stderr.isatty())
     with logging_redirect_tqdm([logger]):
         yield from tqdm(items, title, disable=silent, leave=False, dynamic_ncols=True, **options)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as lines of text, the first column to the left, the others to the right.
+
+    Example:
+        >>> print(text_table([("", "mIoU"), ("warm-up", "41.4")]))
+                  mIoU
+        warm-up   41.4
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "   ".join(
+            [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]
+        ).rstrip()
+        for first, *others in rows
+    )
 
 
 class ScalarLog:
