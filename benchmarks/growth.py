@@ -49,6 +49,7 @@ def rectification(
     whole, rectifier = View.whole(full, IMAGES), PseudoLabelRectifier()
     weak = whole.cropped(8, 8, crop)
     features, prototypes = torch.randn(IMAGES, D, *grid), torch.randn(classes, D)
+    features = features.to(memory_format=torch.channels_last)  # as the networks give them
     soft = torch.rand(IMAGES, classes, *view).softmax(dim=1)
 
     def work() -> object:

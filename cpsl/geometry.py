@@ -296,7 +296,10 @@ def carry_enlarged(
             sample = _hats(node.clamp(0, enlarged[axis] - 1), enlarged[axis])
             sides.append(sample @ _hats(between, maps.shape[2 + axis]))
         down, across = sides
-        return down[:, None] @ (maps.float() @ across[:, None].mT)
+        # Channels innermost, as networks give them: then neither product has to copy the map.
+        wide: Tensor = across[:, None] @ maps.float().movedim(1, 3)
+        values: Tensor = (down @ wide.flatten(2)).unflatten(2, wide.shape[2:])
+        return values.movedim(3, 1)
 
 
 def _hats(places: Tensor, nodes: int) -> Tensor:
