@@ -8,6 +8,7 @@ draw a strong view agree.
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -83,13 +84,7 @@ def _gaussian_blur(images: Tensor, radius: float) -> Tensor:
     """Blurs by three box filters along each axis (Gwosdek et al., 2011), in 24 bits of fixed point."""
     if radius == 0:
         return images
-    # Equations 7, 11 and 14 there: a box reaches so many pixels whole, and a part of the next ones.
-    variance = radius * radius / 3
-    reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
-    part = (2 * reach + 1) * (reach * (reach + 1) - 3 * variance)
-    part /= 6 * (variance - (reach + 1) ** 2)
-    # Pillow divides in float32, which for small radii has no digits left behind the point.
-    inner = round(2**24 / (2 * (reach + part) + 1))
+    reach, inner = _box(radius)
     outer = (2**24 - (2 * reach + 1) * inner) // 2
     values = images.long()
     for axis in (3, 3, 3, 2, 2, 2):
@@ -101,6 +96,20 @@ def _gaussian_blur(images: Tensor, radius: float) -> Tensor:
         ends = padded.narrow(axis, 0, extent) + padded.narrow(axis, 2 * reach + 2, extent)
         values = (whole * inner + ends * outer + 2**23) >> 24
     return values.to(torch.uint8)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _box(radius: float) -> tuple[int, int]:
+    """Returns how many pixels the box reaches whole to each side, and their weight in 24 bits.
+
+    Equations 7, 11 and 14 of Gwosdek et al. In float32 like Pillow, since another digit is another weight.
+    """
+    exact = np.float32
+    variance = exact(radius) * exact(radius) / exact(3)
+    reach = math.floor((exact(math.sqrt(12 * float(variance) + 1)) - 1) / 2)
+    part = exact(2 * reach + 1) * (exact(reach * (reach + 1)) - exact(3) * variance)
+    part /= exact(6) * (variance - exact((reach + 1) ** 2))
+    return reach, int(exact(2**24) / ((exact(reach) + part) * exact(2) + exact(1)))
 
 
 def _blend(without: Tensor, images: Tensor, amount: Tensor) -> Tensor:
