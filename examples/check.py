@@ -119,7 +119,8 @@ def _weights(config: Config) -> list[str]:
             build_model(config, start)
             logger.info(f"{option}: {start} loads")
         except (OSError, ValueError) as error:
-            problems.append(f"{option}: {error}")
+            hint = " (model.imagenet_file)" if start == "imagenet" else ""
+            problems.append(f"{option}: {error}{hint}")
     for stage in stages_of(config):
         given = getattr(config.given, stage)
         if given and given.exists():

@@ -73,7 +73,8 @@ def rehearse(
         for stage in ("warmup", "self_label", "distill_1"):
             save_model(small.output / stage / "model.pt", model, small)
 
-        def train(stage: str, run: Callable[[], Cost]) -> None:
+        def train(stage: str, run: Callable[[], Cost]) -> int:
+            """Adds a stage, and returns how often it is evaluated on the way."""
             cost = run()
             files = list((small.output / stage).glob("*.pt"))
             # The checkpoint before the last is kept as well.
@@ -82,6 +83,7 @@ def rehearse(
             settings = getattr(config, "distill" if stage in PREVIOUS else stage)
             seconds = cost.seconds_per_iteration * (1 if whole else config.accumulate)
             parts.append(Part(stage, seconds, settings.iterations, cost.peak_memory, disk))
+            return settings.iterations // config.evaluate_every if config.evaluate_every else 0
 
         def label(name: str, images: int, disk: int, run: Callable[[], object]) -> None:
             begun = time.perf_counter()
@@ -89,6 +91,7 @@ def rehearse(
             parts.append(Part(name, (time.perf_counter() - begun) / IMAGES, images, 0, disk))
 
         stages = stages_of(config)
+        evaluations = len(stages)
         for stage in stages:
             if getattr(config.given, stage):
                 continue
@@ -96,17 +99,19 @@ def rehearse(
                 store = HardLabelStore(small.output / stage / "labels")
                 run = partial(label_target, model, store, 0.5, small, process)
                 label(f"labels for {stage}", targets, targets * label_map, run)
-                train(stage, partial(distill, small, process, stage, PREVIOUS[stage]))
+                evaluations += train(
+                    stage, partial(distill, small, process, stage, PREVIOUS[stage])
+                )
             elif stage == "self_label":
                 # At most a byte for each class and place; flat areas compress to a third of it and less.
                 grid = -(-config.views.full_size[0] // 8) * -(-config.views.full_size[1] // 8)
                 soft = targets * grid * model.num_classes
                 label("pseudo labels", targets, soft, partial(describe_target, small, process))
-                train(stage, partial(self_label, small, process))
+                evaluations += train(stage, partial(self_label, small, process))
             else:
-                train(stage, partial(warm_up, small, process, stage))
+                evaluations += train(stage, partial(warm_up, small, process, stage))
         evaluation = partial(evaluate, model, small, process)
-        label("evaluation", evaluated * len(stages), 0, evaluation)
+        label("evaluation", evaluated * evaluations, 0, evaluation)
     return parts
 
 

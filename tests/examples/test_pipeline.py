@@ -281,7 +281,7 @@ def test_problems_are_all_listed_before_a_run(tmp_path: Path) -> None:
 
 def test_a_check_says_what_a_run_would_take(demo: tuple[Path, Path], tmp_path: Path) -> None:
     config, _ = demo
-    done = adapt(config, tmp_path / "run", "--check", "True")
+    done = adapt(config, tmp_path / "run", "--check", "True", "--evaluate-every", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no problems" in done.stdout
     rows = {line.split("  ")[0]: line.split() for line in done.stdout.splitlines()}
@@ -290,6 +290,8 @@ def test_a_check_says_what_a_run_would_take(demo: tuple[Path, Path], tmp_path: P
         assert float(seconds) > 0
         assert int(times) == (4 if stage == "self_label" else 3)
         assert 0.1 < float(memory) < 4
+    # Four images after each of five stages, and two or one evaluations on the way.
+    assert int(rows["evaluation"][2]) == 4 * (5 + 1 + 1 + 2 + 1 + 1)
     assert "GB are free" in done.stdout
     # It leaves nothing behind but the log.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.txt"]
