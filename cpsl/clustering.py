@@ -1,5 +1,6 @@
 """Online clustering of target pixels around one prototype a class: CPSL's self-labeling."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -286,6 +287,30 @@ class ClassBalancedPrototypeClustering(nn.Module):
             ignore_index=self.ignore_index,
         )
         return loss * self.bank.valid.all()
+
+    def load_shards(self, shards: Sequence[Mapping[str, Tensor]]) -> None:
+        """Restores what another number of ranks had: each held its share of the bank, all else is equal.
+
+        Args:
+            shards: State dictionary of each of these ranks.
+
+        Raises:
+            ValueError: They are of another clustering.
+        """
+        rank, ranks = rank_and_size(self.group)
+        own = self.state_dict()
+        for name, bank in (("bank.", self.bank), ("logit_bank.", self.logit_bank)):
+            if bank is not None:
+                parts = [
+                    {key.removeprefix(name): v for key, v in shard.items() if key.startswith(name)}
+                    for shard in shards
+                ]
+                bank.load_shards(parts, rank, ranks)
+        equal = {
+            key: own[key] if key.startswith(("bank.", "logit_bank.")) else value
+            for key, value in shards[0].items()
+        }
+        self.load_state_dict(equal)
 
     def _draw(self, labels: Tensor, batch: int, pixels: int) -> Tensor:
         if self.sampling == "uniform":

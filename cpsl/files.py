@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+PARTIAL_SUFFIX = ".partial"
+"""End of the names of files that are being written; those of a killed process stay behind."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Writes a file beside its place and moves it there once it is complete.
@@ -22,12 +25,25 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
         'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         write(partial)
         if durable:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         partial.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems cannot
+        return
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,7 @@
 """A memory of pixel features from past iterations."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +89,51 @@ class PixelMemoryBank(nn.Module):
         self.labels.index_copy_(0, rows, labels.to(self.labels))
         self.valid.index_copy_(0, rows, finite)
         self.cursor.copy_((self.cursor + len(features)) % self.capacity)
+
+    @torch.no_grad()
+    def load_shards(
+        self, shards: Sequence[Mapping[str, Tensor]], rank: int = 0, ranks: int = 1
+    ) -> None:
+        """Takes this rank's share of banks that another number of ranks had.
+
+        Their pixels are dealt out in turn, from the oldest to the newest, and each rank keeps its newest.
+
+        Args:
+            shards: State dictionary of each of these banks.
+            rank: Rank of this bank.
+            ranks: Number of ranks now.
+
+        Raises:
+            ValueError: The banks have other features than this one.
+
+        Example:
+            >>> halves = [PixelMemoryBank(2, 1), PixelMemoryBank(2, 1)]
+            >>> halves[0].push(torch.tensor([[0.0], [2.0]])); halves[1].push(torch.tensor([[1.0], [3.0]]))
+            >>> whole = PixelMemoryBank(4, 1)
+            >>> whole.load_shards([half.state_dict() for half in halves])
+            >>> whole.features.flatten()
+            tensor([0., 1., 2., 3.])
+        """
+        of_age = [
+            {
+                name: shard[name].roll(-int(shard["cursor"]), dims=0).to(self.cursor.device)
+                for name in ("features", "labels", "valid")
+            }
+            for shard in shards
+        ]
+        joined = {
+            name: torch.stack([shard[name] for shard in of_age], dim=1).flatten(0, 1)
+            for name in ("features", "labels", "valid")
+        }
+        if joined["features"].shape[1:] != (self.feature_dim,):
+            raise ValueError(
+                f"the banks hold features of {joined['features'].shape[1]} channels, this one has "
+                f"{self.feature_dim}"
+            )
+        known = joined["valid"].nonzero().flatten()[rank::ranks]
+        self.valid.fill_(False)
+        self.cursor.zero_()
+        self.push(joined["features"][known], joined["labels"][known])
 
     def next_rows(self, count: int, after: int = 0) -> Tensor:
         """Returns the rows that will be written next.

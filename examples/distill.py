@@ -57,9 +57,9 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> Cost
     )
     compile_networks(config, student, teacher)
     learn = process.parallel(student)
-    sources = source_batches(config, stage, process, settings.batch_size, loop.start)
-    targets = target_batches(
-        config, stage, process, settings.batch_size, loop.start, hard_labels.read
+    sources = loop.batches(source_batches(config, stage, process, settings.batch_size, loop.start))
+    targets = loop.batches(
+        target_batches(config, stage, process, settings.batch_size, loop.start, hard_labels.read)
     )
 
     quarter = (config.views.crop[0] // 4, config.views.crop[1] // 4)

@@ -30,7 +30,7 @@ class HandOn:
     def look(self, loop: TrainingLoop, iteration: int) -> None:
         """Evaluates the student, if it is time; on every rank, after the optimiser's step."""
         every, done = self._config.evaluate_every, iteration + 1
-        if every < 1 or (done % every and done < loop.iterations):
+        if loop.examining or every < 1 or (done % every and done < loop.iterations):
             return
         with evaluating(self._model):
             miou = evaluate(self._model, self._config, self._process)["miou"]

@@ -142,6 +142,7 @@ def build_optimization(
         settings.iterations,
         precision=config.precision,
         accumulate=config.accumulate,
+        module=model,
     )
 
 

@@ -81,10 +81,10 @@ def self_label(config: Config, process: Process) -> Cost:
     )
     compile_networks(config, student, teacher.module)
     learn, cluster = process.parallel(student), process.parallel(clustering)
-    sources = source_batches(config, stage, process, settings.batch_size, loop.start)
+    sources = loop.batches(source_batches(config, stage, process, settings.batch_size, loop.start))
     soft_labels = SoftLabelStore(config.output / "pseudo_labels" / "soft")
-    targets = target_batches(
-        config, stage, process, settings.batch_size, loop.start, soft_labels.read
+    targets = loop.batches(
+        target_batches(config, stage, process, settings.batch_size, loop.start, soft_labels.read)
     )
     quarter = (config.views.crop[0] // 4, config.views.crop[1] // 4)
     whole_quarter = (config.views.full_size[0] // 4, config.views.full_size[1] // 4)

@@ -3,14 +3,24 @@
 import json
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from config import Config, parse, to_toml
 from cpsl.data import HardLabelStore
-from cpsl.engine import Cost, Process, logger, start_logging, start_process, write_text
+from cpsl.engine import (
+    Cost,
+    Process,
+    exit_when_stopped,
+    logger,
+    only_run_in,
+    remove_partial_files,
+    start_logging,
+    start_process,
+    write_text,
+)
 from cpsl.randomness import derive_seed
 from domains import draw_streets, label_space
 from evaluate import evaluate
@@ -84,9 +94,15 @@ def begin_run(config: Config) -> Iterator[Process]:
     Raises:
         SystemExit: Something is wrong, for example the folder holds a run with other settings.
     """
-    with friendly_errors(config.debug), start_process(config.device) as process:
+    with (
+        friendly_errors(config.debug),
+        exit_when_stopped(),
+        start_process(config.device) as process,
+        only_run_in(config.output) if process.is_main else nullcontext(),
+    ):
         start_logging(config.output, process)
         if process.is_main:
+            remove_partial_files(config.output)
             _note_settings(config)
             draw_streets(config)
         process.barrier()

@@ -61,8 +61,8 @@ def warm_up(config: Config, process: Process, stage: str = "warmup") -> Cost:
     )
     compile_networks(config, model, discriminator)
     segment, judge = process.parallel(model), process.parallel(discriminator)
-    sources = source_batches(config, stage, process, settings.batch_size, loop.start)
-    targets = target_batches(config, stage, process, settings.batch_size, loop.start)
+    sources = loop.batches(source_batches(config, stage, process, settings.batch_size, loop.start))
+    targets = loop.batches(target_batches(config, stage, process, settings.batch_size, loop.start))
 
     for iteration in loop:
         for part in range(config.accumulate):

@@ -306,3 +306,15 @@ def test_what_a_switch_needs_is_asked_for() -> None:
         release()(features, labels, logits=torch.rand(2, 4, 6, 6))
     with pytest.raises(ValueError, match=r"bank_labels must be \(2, 20\)"):
         build()(features, labels, bank_labels=torch.zeros(2, 6, 6))
+
+
+def test_another_number_of_ranks_is_no_obstacle() -> None:
+    shards = [ClassBalancedPrototypeClustering(3, 4, bank_size=8) for _ in range(2)]
+    shards[1].load_state_dict(shards[0].state_dict())
+    for number, shard in enumerate(shards):
+        shard.bank.push(torch.full((6, 4), float(number)), torch.full((6,), number))
+    whole = ClassBalancedPrototypeClustering(3, 4, bank_size=16)
+    whole.load_shards([shard.state_dict() for shard in shards])
+    assert sorted(whole.bank.labels[whole.bank.valid].tolist()) == [0] * 6 + [1] * 6
+    assert torch.equal(whole.prototypes, shards[0].prototypes)
+    assert torch.equal(whole.aligner.distribution, shards[0].aligner.distribution)

@@ -57,3 +57,38 @@ def test_keeps_no_graph_of_what_is_pushed() -> None:
 def test_wrong_shapes_are_named(features, labels) -> None:
     with pytest.raises(ValueError, match="must be"):
         PixelMemoryBank(3, 2).push(features, labels)
+
+
+@given(
+    old=st.integers(1, 4),
+    new=st.integers(1, 4),
+    capacity=st.integers(1, 12),
+    pushes=st.lists(st.integers(1, 5), max_size=8),
+)
+def test_shares_are_dealt_out_anew(old: int, new: int, capacity: int, pushes: list[int]) -> None:
+    banks = [PixelMemoryBank(capacity, 1) for _ in range(old)]
+    next_pixel = 0
+    for count in pushes:
+        for bank in banks:
+            pixels = torch.arange(next_pixel, next_pixel + count)
+            bank.push(pixels[:, None].float(), pixels)
+            next_pixel += count
+    shards = [bank.state_dict() for bank in banks]
+    known = sorted(p for bank in banks for p in bank.labels[bank.valid].tolist())
+    now = [PixelMemoryBank(-(-capacity * old // new), 1) for _ in range(new)]
+    for rank, bank in enumerate(now):
+        bank.load_shards(shards, rank, new)
+        assert torch.equal(bank.features[:, 0][bank.valid], bank.labels[bank.valid].float())
+    # Nothing is lost or doubled where there is room, and the shares are even.
+    assert sorted(p for bank in now for p in bank.labels[bank.valid].tolist()) == known
+    sizes = [int(bank.valid.sum()) for bank in now]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_smaller_shares_keep_the_newest() -> None:
+    bank, small = PixelMemoryBank(4, 1), PixelMemoryBank(2, 1)
+    bank.push(torch.arange(6.0)[:, None])
+    small.load_shards([bank.state_dict()])
+    assert sorted(small.features.flatten().tolist()) == [4, 5]
+    with pytest.raises(ValueError, match="1 channels, this one has 3"):
+        PixelMemoryBank(2, 3).load_shards([bank.state_dict()])

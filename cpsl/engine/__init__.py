@@ -4,7 +4,7 @@ Needs the extra `cpsl[examples]`. Knows neither CPSL nor any data set.
 """
 
 from cpsl.engine.cost import Cost, peak_memory, reset_peak_memory
-from cpsl.engine.files import load, save, write_text
+from cpsl.engine.files import load, only_run_in, remove_partial_files, save, write_text
 from cpsl.engine.log import (
     ScalarLog,
     logger,
@@ -22,8 +22,10 @@ from cpsl.engine.optimization import (
     trainable,
 )
 from cpsl.engine.process import Process, local_gradients, start_process, unwrap
+from cpsl.engine.stopping import STOPPED_EXIT_CODE, exit_when_stopped
 
 __all__ = [
+    "STOPPED_EXIT_CODE",
     "Cost",
     "Optimization",
     "Precision",
@@ -32,12 +34,15 @@ __all__ = [
     "ScalarLog",
     "TrainingLoop",
     "autocast",
+    "exit_when_stopped",
     "load",
     "local_gradients",
     "logger",
+    "only_run_in",
     "peak_memory",
     "progress",
     "read_scalars",
+    "remove_partial_files",
     "reset_peak_memory",
     "save",
     "start_logging",

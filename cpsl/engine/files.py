@@ -1,12 +1,16 @@
 """Text, tensors and checkpoints as files that are either whole or not there."""
 
+import fcntl
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpsl.files import write_atomically
+from cpsl.files import PARTIAL_SUFFIX, write_atomically
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,6 +67,34 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         except ValueError as error:
             warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=2)
     return None
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes what processes left that were killed while they wrote; nobody may be writing there."""
+    for partial in folder.rglob(f".*{PARTIAL_SUFFIX}"):
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder for a while; a process that dies lets them in.
+
+    Raises:
+        BlockingIOError: Another process is at work in this folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            # Unlike flock's, this lock is not shared with the workers of a data loader, which outlive a
+            # killed process by some seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise BlockingIOError(
+                f"another process is at work in {folder}: wait for it, or choose another --output"
+            ) from None
+        except OSError:  # some network file systems have no locks
+            logging.getLogger("cpsl").debug("no locks in %s", folder)
+        yield
 
 
 def _previous(path: Path) -> Path:

@@ -1,25 +1,30 @@
 """The loop of iterations that every trainer shares: it seeds, logs, checkpoints and resumes."""
 
-import math
-import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from cpsl.engine.cost import Cost, peak_memory, reset_peak_memory
 from cpsl.engine.files import load_checkpoint, save_checkpoint
+from cpsl.engine.finite import LAG, FlagReader, all_finite, trace_not_finite
 from cpsl.engine.log import ScalarLog, logger, progress
-from cpsl.engine.process import Process, mean_over_ranks
+from cpsl.engine.optimization import Optimization
+from cpsl.engine.process import Process, sum_over_ranks
+from cpsl.engine.replay import BatchMemory
+from cpsl.engine.stopping import STOPPED_EXIT_CODE, StopSignals
 from cpsl.randomness import derive_seed
 
-STOPPED_EXIT_CODE = 75  # "temporary failure" of sysexits.h: run the same command again
+B = TypeVar("B")
+
+MAX_LEFT_OUT, WINDOW = 10, 100
+"""A stage is stopped when more than so many of the last so many steps had numbers that are not finite."""
 
 
 class Stateful(Protocol):
@@ -34,12 +39,26 @@ class Stateful(Protocol):
         ...
 
 
+@runtime_checkable
+class Shardable(Stateful, Protocol):
+    """A part of which each rank holds a share, and that can be shared out among another number of ranks."""
+
+    def load_shards(self, shards: Sequence[dict[str, Any]]) -> None:
+        """Restores this rank's share from what `state_dict` returned on each rank of another run."""
+        ...
+
+
 class TrainingLoop:
     """Iterates from where the stage was stopped to its end.
 
     Before each iteration the global random state is seeded from (seed, stage, iteration, rank): dropout
-    and sampling need no state of their own in a checkpoint. SIGTERM and SIGINT in a run of one process
-    write a checkpoint and leave with exit code 75.
+    and sampling need no state of their own in a checkpoint. SIGTERM and SIGINT, to any of the ranks, write
+    a checkpoint after the iteration and leave with exit code 75.
+
+    An iteration is left out if a recorded scalar or a gradient of an `Optimization` in `state` is not finite.
+    It is then repeated once under observation, from copies of all state, to find the module that made the
+    numbers, and reported with the images of its batches. On a CUDA device that is noticed two iterations
+    later, so that nothing waits for it.
 
     Args:
         folder: Folder of the stage.
@@ -48,14 +67,22 @@ class TrainingLoop:
         seed: Seed of the run.
         process: This process.
         state: What a checkpoint holds once: equal on every rank.
-        state_of_rank: What a checkpoint holds for each rank: the memory bank.
+        state_of_rank: What a checkpoint holds for each rank: the memory bank. A part that has `load_shards`
+            can be resumed by another number of ranks.
         checkpoint_every: Iterations between checkpoints.
         log_every: Iterations between points of the curves.
         picture_every: Iterations between sample pictures.
 
+    Attributes:
+        start: Iterations that were done before.
+        examining: Whether the current iteration is repeated to be examined: then nothing is to be written.
+        log: Curves and pictures.
+
     Raises:
-        ValueError: The checkpoint was written by another number of ranks while it holds state of ranks.
-        FloatingPointError: While iterating: a recorded scalar is not finite.
+        ValueError: The checkpoint was written by another number of ranks, and a part cannot be shared out
+            anew.
+        FloatingPointError: While iterating: more than 10 of the last 100 iterations had to be left out, or
+            weights are not finite.
     """
 
     def __init__(
@@ -83,11 +110,15 @@ class TrainingLoop:
         self._state = state
         self._state_of_rank = state_of_rank or {}
         self._checkpoint_every = checkpoint_every
+        self.examining = False
         self._seconds = 0.0
-        self._stop = False
         self._peak_memory = 0
         self._durations: deque[float] = deque(maxlen=1000)
         self._values: dict[str, list[Tensor]] = {}
+        self._recorded: dict[str, list[Tensor]] = {}
+        self._memory = BatchMemory(depth=LAG)
+        self._flags = FlagReader(process.device)
+        self._left_out: deque[int] = deque()
         self._resume()
         self.log = ScalarLog(folder, process, self.start)
 
@@ -101,126 +132,203 @@ class TrainingLoop:
         )
 
     def __iter__(self) -> Iterator[int]:
-        """Yields the iterations that are left."""
+        """Yields the iterations that are left; one that is examined a second time."""
         begun = time.perf_counter() - self._seconds
-        handlers = self._listen()
         reset_peak_memory(self.process.device)
+        left = range(self.start, self.iterations)
+        bar = progress(left, self.stage, self.process, total=self.iterations, initial=self.start)
         try:
-            left = range(self.start, self.iterations)
-            bar = progress(
-                left, self.stage, self.process, total=self.iterations, initial=self.start
-            )
-            for iteration in bar:
-                torch.manual_seed(derive_seed(self.seed, self.stage, iteration, self.process.rank))
-                yield iteration
-                before, self._seconds = self._seconds, time.perf_counter() - begun
-                self._durations.append(self._seconds - before)
-                done = iteration + 1
-                if done % self.log_every == 0 or done == self.iterations:
-                    self._write_scalars(iteration)
-                if done % self._checkpoint_every == 0 or done == self.iterations or self._stop:
-                    self._save(done)
-                if self._stop and done < self.iterations:
-                    logger.info(
-                        f"{self.stage}: stopped after {done} of {self.iterations} iterations; "
-                        "the same command goes on from here"
-                    )
-                    raise SystemExit(STOPPED_EXIT_CODE)
+            with StopSignals() as stopped:
+                for iteration in bar:
+                    yield self._begin(iteration)
+                    before, self._seconds = self._seconds, time.perf_counter() - begun
+                    self._durations.append(self._seconds - before)
+                    done = iteration + 1
+                    bad = self._not_finite(iteration, last=done == self.iterations)
+                    stop, examine = self.process.any_rank(bool(stopped), bool(bad))
+                    if examine:
+                        yield from self._examine(bad)
+                    if done % self.log_every == 0 or done == self.iterations:
+                        self._write_scalars(done)
+                    if done % self._checkpoint_every == 0 or done == self.iterations or stop:
+                        self._save(done)
+                    if stop and done < self.iterations:
+                        logger.info(
+                            f"{self.stage}: stopped after {done} of {self.iterations} iterations; "
+                            "the same command goes on from here"
+                        )
+                        raise SystemExit(STOPPED_EXIT_CODE)
         finally:
             self._peak_memory = peak_memory(self.process.device)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             self.log.close()
+
+    def batches(self, source: Iterator[B]) -> Iterator[B]:
+        """Passes batches on, and remembers them for a while in case their iteration has to be examined.
+
+        Args:
+            source: Endless; batches that have `names` tell which images they are made of.
+        """
+        return self._memory.watch(source)
 
     def record(self, **values: Tensor) -> None:
         """Remembers scalars of this iteration; they are read, averaged, when the log is written."""
         for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach())
+            self._recorded.setdefault(name, []).append(value.detach())
 
     def shows(self, iteration: int) -> bool:
         """Returns whether this iteration is to be shown in a picture."""
-        return self.process.is_main and iteration % self.picture_every == 0
+        return self.process.is_main and not self.examining and iteration % self.picture_every == 0
 
     def picture(self, iteration: int, name: str, image: Tensor) -> None:
         """Shows a sample picture, (3, H, W) uint8, in TensorBoard."""
         self.log.picture(iteration, name, image)
 
-    def _write_scalars(self, iteration: int) -> None:
-        values = self._means(iteration + 1)
+    def _begin(self, iteration: int) -> int:
+        self._recorded = {}
+        self._memory.begin(iteration, again=self.examining)
+        torch.manual_seed(derive_seed(self.seed, self.stage, iteration, self.process.rank))
+        return iteration
+
+    def _not_finite(self, iteration: int, last: bool) -> list[int]:
+        """Returns the iterations of which it is known by now that their numbers are not finite."""
+        for name, values in self._recorded.items():
+            self._values.setdefault(name, []).extend(values)
+        recorded = [value for values in self._recorded.values() for value in values]
+        flags = [all_finite(recorded)] if recorded else []
+        steps = [part.finite for part in self._state.values() if isinstance(part, Optimization)]
+        self._flags.put(iteration, flags + [finite for finite in steps if finite is not None])
+        return [number for number, finite in self._flags.take(iteration, last) if not finite]
+
+    def _examine(self, bad: list[int]) -> Iterator[int]:
+        """Repeats iterations that were left out, to find out why; nothing of the repetition remains."""
+        for iteration in sorted(
+            {number for numbers in self.process.gather(bad) for number in numbers}
+        ):
+            parts = {**self._state, **self._state_of_rank}
+            before = {name: _copy(part.state_dict()) for name, part in parts.items()}
+            self.examining = True
+            with trace_not_finite(parts) as found:
+                yield self._begin(iteration)
+            self.examining = False
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
+            self._report(iteration, found[:1])
+
+    def _report(self, iteration: int, found: list[str]) -> None:
+        """Says what was left out and why; raises if that happens too often."""
+        wrong = [name for name, values in self._recorded.items() if not all_finite(values)]
+        findings = [f"{name} is not finite" for name in wrong or ["a gradient"][: len(found)]]
+        findings += [f"it began with {first}" for first in found]
+        mine = ", ".join(findings), ", ".join(self._memory.names(iteration))
+        told = [
+            f"{self.stage}: step {iteration + 1} was left out: {what}; images: {images or 'unknown'}"
+            for what, images in self.process.gather(mine)
+            if what
+        ]
+        again = (
+            f"{self.stage}: step {iteration + 1} was left out; repeated, all its numbers are finite"
+        )
+        message = "\n".join(told or [again])
+        logger.warning(message)
+        self._left_out.append(iteration)
+        while self._left_out[0] <= iteration - WINDOW:
+            self._left_out.popleft()
+        if len(self._left_out) > MAX_LEFT_OUT:
+            raise FloatingPointError(
+                f"{message}\n{self.stage}: stopped, since {len(self._left_out)} of {WINDOW} steps had "
+                f"numbers that are not finite. The last checkpoint in {self._path.parent} is from before. "
+                "If it is always the same images, look at these; else a smaller learning rate or float32 "
+                "precision may help."
+            )
+
+    def _write_scalars(self, done: int) -> None:
+        values = self._means()
+        self._values.clear()
         if not values:
             return
-        self._values.clear()
-        self.log.scalars(iteration + 1, values)
+        self.log.scalars(done, values)
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        pace = self._seconds / (iteration + 1)
-        logger.debug(f"{self.stage} {iteration + 1}/{self.iterations}  {text}  {pace:.2f} s/it")
+        pace = self._seconds / done
+        logger.debug(f"{self.stage} {done}/{self.iterations}  {text}  {pace:.2f} s/it")
 
-    def _means(self, done: int) -> dict[str, float]:
-        """Averages what was recorded since the last point of the curves; raises if it is not finite."""
+    def _means(self) -> dict[str, float]:
+        """Averages the finite ones of what was recorded since the last point of the curves."""
         names = sorted(self._values)
         if not names:
             return {}
-        means = torch.stack([torch.stack(self._values[name]).float().mean() for name in names])
-        values = dict(zip(names, mean_over_ranks(means).tolist(), strict=True))
-        wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        if wrong:
-            raise FloatingPointError(
-                f"{self.stage}: {', '.join(wrong)} not finite shortly before iteration {done}. "
-                f"The last checkpoint in {self._path.parent} is from before; "
-                "a smaller learning rate or float32 precision may help."
-            )
-        return values
+        recorded = [torch.stack(self._values[name]).double() for name in names]
+        sums = torch.stack([values.nan_to_num(0, 0, 0).sum() for values in recorded])
+        counts = torch.stack([values.isfinite().sum() for values in recorded])
+        means = sum_over_ranks(sums) / sum_over_ranks(counts)
+        return {
+            name: value for name, value in zip(names, means.tolist(), strict=True) if value == value
+        }
 
     def _save(self, iteration: int) -> None:
-        self._means(iteration)  # nobody could go on from a checkpoint with broken weights
         mine = {name: _on_cpu(part.state_dict()) for name, part in self._state_of_rank.items()}
         of_ranks = self.process.gather(mine)
         if self.process.is_main:
             shared = {name: part.state_dict() for name, part in self._state.items()}
+            self._check_weights(iteration, shared)
             save_checkpoint(
                 self._path,
                 {
                     "iteration": iteration,
                     "seconds": self._seconds,
                     "unlogged": {name: torch.stack(v) for name, v in self._values.items()},
+                    "left_out": list(self._left_out),
                     "state": shared,
                     "state_of_ranks": of_ranks,
                 },
             )
         self.process.barrier()
 
+    def _check_weights(self, iteration: int, state: dict[str, dict[str, Any]]) -> None:
+        # Nobody could go on from such a checkpoint.
+        for name, part in state.items():
+            for key, value in part.items():
+                if isinstance(value, Tensor) and not all_finite([value]):
+                    raise FloatingPointError(
+                        f"{self.stage}: {key} of the {name} is not finite after iteration {iteration}. "
+                        f"The last checkpoint in {self._path.parent} is from before; "
+                        "a smaller learning rate or float32 precision may help."
+                    )
+
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self._path, self.process.device)
         if checkpoint is None:
             return
         of_ranks = checkpoint["state_of_ranks"]
-        if self._state_of_rank and len(of_ranks) != self.process.world_size:
-            raise ValueError(
-                f"{self._path} was written by {len(of_ranks)} process(es), this run has "
-                f"{self.process.world_size}: start as many, or delete the file to begin the stage anew"
-            )
         for name, part in self._state.items():
             part.load_state_dict(checkpoint["state"][name])
         for name, part in self._state_of_rank.items():
-            part.load_state_dict(of_ranks[self.process.rank][name])
+            shards = [states[name] for states in of_ranks]
+            if len(shards) == self.process.world_size:
+                part.load_state_dict(shards[self.process.rank])
+            elif isinstance(part, Shardable):
+                part.load_shards(shards)
+            else:
+                raise ValueError(
+                    f"{self._path} was written by {len(of_ranks)} process(es), this run has "
+                    f"{self.process.world_size}: start as many, or delete the file to begin the stage anew"
+                )
         self.start = checkpoint["iteration"]
         self._seconds = checkpoint["seconds"]
         self._values = {name: list(v.unbind()) for name, v in checkpoint["unlogged"].items()}
+        self._left_out = deque(checkpoint.get("left_out", []))
         if 0 < self.start < self.iterations:
             logger.info(f"{self.stage}: goes on after iteration {self.start}")
-
-    def _listen(self) -> dict[int, Any]:
-        # Several ranks would stop at different iterations and wait for each other forever.
-        if self.process.world_size > 1:
-            return {}
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._stop = True
-
-        return {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()
     }
+
+
+def _copy(state: dict[str, Any]) -> Any:
+    """Copies a state to the main memory, of which there is more."""
+    return tree_map(
+        lambda value: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value,
+        state,
+    )

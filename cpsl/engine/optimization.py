@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
 
+from cpsl.engine.finite import all_finite
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -75,8 +77,10 @@ class RepeatedSGD(torch.optim.SGD):
 class Optimization:
     """An optimiser that decays its learning rates polynomially to zero.
 
-    Gradients of several backward passes add up until `step`. In float16 they are scaled, and a step with
-    an overflow is skipped.
+    Gradients of several backward passes add up until `step`. A gradient that is not finite moves nothing:
+    the step is taken with a gradient of zero, and what the forward passes told BatchNorm is forgotten, so
+    that a bad batch leaves no trace; the device decides that, nothing waits. In float16 gradients are scaled,
+    and a step with an overflow is skipped by the scaler.
 
     Args:
         optimizer: With the base learning rates.
@@ -84,6 +88,11 @@ class Optimization:
         power: lr = base · (1 - step / iterations)^power.
         precision: Of the forward passes.
         accumulate: Micro-batches whose gradients are averaged in one step.
+        module: Whose BatchNorm statistics are guarded; none if left out.
+
+    Attributes:
+        finite: Scalar bool tensor, whether all gradients of the last step were finite. None before the first
+            step, and in float16, where overflows belong to the scaler's search for a scale.
     """
 
     def __init__(
@@ -94,11 +103,16 @@ class Optimization:
         power: float = 0.9,
         precision: Precision = "float32",
         accumulate: int = 1,
+        module: nn.Module | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.schedule = PolynomialLR(optimizer, max(iterations, 1), power)
         self.scaler = torch.amp.GradScaler(enabled=precision == "float16")
         self.accumulate = accumulate
+        self.finite: Tensor | None = None
+        modules = [] if module is None else list(module.modules())
+        self._norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._remember_statistics()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss of one micro-batch."""
@@ -108,10 +122,29 @@ class Optimization:
 
     def step(self) -> None:
         """Moves the parameters and forgets the gradients."""
+        if not self.scaler.is_enabled():
+            self._leave_out_what_is_not_finite()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
+
+    @torch.no_grad()
+    def _leave_out_what_is_not_finite(self) -> None:
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        self.finite = finite = all_finite(gradients)
+        for gradient in gradients:
+            gradient.masked_fill_(~finite, 0)
+        for statistic, before in self._statistics:
+            statistic.copy_(torch.where(finite, statistic, before))
+            before.copy_(statistic)
+
+    def _remember_statistics(self) -> None:
+        parts = ((norm.running_mean, norm.running_var) for norm in self._norms)
+        self._statistics = [(s, s.clone()) for part in parts for s in part if s is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of optimiser, schedule and scaler."""
@@ -122,10 +155,11 @@ class Optimization:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores what `state_dict` returned; after the module's own state, whose statistics it guards."""
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.schedule.load_state_dict(state_dict["schedule"])
         self.scaler.load_state_dict(state_dict["scaler"])
+        self._remember_statistics()
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -22,11 +22,13 @@ class Process:
         device: Where this process computes.
         rank: 0...world_size - 1; rank 0 writes files and talks to the user.
         world_size: Number of processes.
+        hosts: Group of all ranks whose messages need no device; None where the default group is one.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    hosts: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -61,6 +63,14 @@ class Process:
         dist.all_gather_object(values, value)
         return values
 
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """Returns of each flag whether it is set on any rank; the hosts talk, no device is waited for."""
+        if self.world_size == 1:
+            return flags
+        values = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.hosts)
+        return tuple(values.bool().tolist())
+
 
 @contextmanager
 def start_process(device: str = "auto") -> Iterator[Process]:
@@ -85,7 +95,8 @@ def start_process(device: str = "auto") -> Iterator[Process]:
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Process(chosen, dist.get_rank(), dist.get_world_size())
+        hosts: Any = dist.new_group(backend="gloo") if chosen.type == "cuda" else None
+        yield Process(chosen, dist.get_rank(), dist.get_world_size(), hosts)
     finally:
         dist.destroy_process_group()
 
@@ -128,9 +139,8 @@ def local_gradients(*modules: nn.Module, when: bool = True) -> Iterator[None]:
             yield
 
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Averages a tensor over all ranks, in place."""
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sums a tensor over all ranks, in place."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
-        values /= dist.get_world_size()
     return values

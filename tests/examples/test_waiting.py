@@ -19,6 +19,7 @@ import warmup
 from config import Config, parse
 from cpsl.data import SourceBatch, TargetBatch
 from cpsl.engine import Optimization, Process, TrainingLoop
+from cpsl.engine.finite import FlagReader
 from cpsl.geometry import View
 from cpsl.models import DeepLabV2
 
@@ -103,6 +104,8 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Yields a CUDA device whose tensors have no values: whatever asks for one fails."""
     monkeypatch.setattr(cpsl.engine.loop, "reset_peak_memory", lambda _: None)
     monkeypatch.setattr(cpsl.engine.loop, "peak_memory", lambda _: 0)
+    # Fetched without waiting, and read two iterations later.
+    monkeypatch.setattr(FlagReader, "put", lambda *_: None)
     # Autograd and optimisers ask for a real device: those are left to the test that has one.
     monkeypatch.setattr(Optimization, "backward", lambda *_: None)
     # A copy of a fake tensor would belong to a copy of its mode.
