@@ -12,7 +12,7 @@ from functools import partial
 
 from check import check, look_ahead
 from config import Config, parse
-from cpsl.engine import Process, logger, start_process, write_text
+from cpsl.engine import Process, exit_when_stopped, logger, start_process, write_text
 from distill import PREVIOUS, distill
 from domains import label_space
 from pseudo_labels import describe_target
@@ -55,16 +55,20 @@ def conclude(config: Config, process: Process) -> None:
     )
 
 
-if __name__ == "__main__":
-    config = parse(Config)
+def main(config: Config) -> None:
+    """Runs, or checks, what the settings say."""
     if config.check:
         with friendly_errors(config.debug), start_process(config.device) as process:
             check(config, process)
-    else:
-        with begin_run(config) as process:
-            if problems := look_ahead(config, process):
-                raise SystemExit("\n".join(problems))
-            adapt(config, process)
-        if process.is_main:
-            with friendly_errors(config.debug):
-                conclude(config, process)
+        return
+    with begin_run(config) as process:
+        if problems := look_ahead(config, process):
+            raise SystemExit("\n".join(problems))
+        adapt(config, process)
+    if process.is_main:
+        with friendly_errors(config.debug), exit_when_stopped():
+            conclude(config, process)
+
+
+if __name__ == "__main__":
+    main(parse(Config))

@@ -3,20 +3,25 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+import self_label
 from config import Config, parse
+from cpsl import prototype_consistency
 from cpsl.data import draw_street
 from cpsl.engine import load, read_scalars
 from cpsl.models import DeepLabV2, load_release_checkpoint
 from networks import save_model
+from stage import begin_run
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -234,6 +239,33 @@ def test_a_killed_run_ends_with_the_same_weights(demo: tuple[Path, Path], tmp_pa
         assert read_scalars(run / stage) == read_scalars(undisturbed / stage)
 
 
+def test_a_loss_that_is_not_finite_is_told_and_left_out(
+    demo: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, undisturbed = demo
+    config = parse(Config, ["--config", str(file), "--output", str(tmp_path)])
+    for part in ("warmup", "pseudo_labels"):
+        shutil.copytree(undisturbed / part, tmp_path / part)
+    losses = []
+
+    def broken_in_step_2(*words: Any, **options: Any) -> torch.Tensor:
+        losses.append(prototype_consistency(*words, **options))
+        return losses[-1] / (len(losses) not in (2, 3))  # its repetition is the third call
+
+    monkeypatch.setattr(self_label, "prototype_consistency", broken_in_step_2)
+    with begin_run(config) as process:
+        self_label.self_label(config, process)
+    # The repetition sees the same views and random numbers; momentum has moved the weights a little.
+    torch.testing.assert_close(losses[1], losses[2], rtol=0.01, atol=0)
+    told = (tmp_path / "log.txt").read_text()
+    assert "self_label: step 2 was left out: loss_consistency is not finite" in told
+    assert "the gradient that reaches student" in told
+    assert "images: 0000" in told
+    assert "streets/streets_0000" in told
+    model = load(tmp_path / "self_label" / "model.pt")["model"]
+    assert all(value.isfinite().all() for value in model.values())
+
+
 def own_folders(folder: Path) -> str:
     """Writes two folders as a practitioner has them: nested, JPEG, ids of their own, no target labels."""
     for index in range(4):
@@ -381,3 +413,33 @@ def test_two_processes_share_the_work(tmp_path: Path, demo: tuple[Path, Path]) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(json.loads((tmp_path / "run" / "metrics.json").read_text())) == STAGES
+
+
+def test_a_stopped_run_of_two_processes_goes_on_with_one(
+    demo: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, given = demo
+    run = tmp_path / "run"
+    options = ["--given.warmup", str(given / "warmup" / "model.pt"), "--device", "cpu"]
+    options += ["--self-label.iterations", "200", "--checkpoint-every", "1000"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = subprocess.Popen(
+        launch + command(config, run, *options)[1:],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not read_scalars(run / "self_label"):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.terminate()
+    told, _ = process.communicate(timeout=60)
+    assert "the same command goes on from here" in told, told
+    stopped = load(run / "self_label" / "checkpoint.pt")
+    assert stopped["iteration"] < 200
+    assert len(stopped["state_of_ranks"]) == 2
+    done = adapt(config, run, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"goes on after iteration {stopped['iteration']}" in done.stdout
+    assert "distill_2" in json.loads((run / "metrics.json").read_text())
