@@ -25,10 +25,8 @@ check: .venv/installed  ## format, lint, types
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: .venv/installed  ## how fast the pieces and a full step are, beside the authors' release; ten minutes on two cores
-	$(BIN)/python benchmarks/pieces.py
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/growth.py
+bench: .venv/installed  ## how fast the pieces and a full step are, beside the authors' release; a quarter of an hour on two cores
+	$(BIN)/python benchmarks/bench.py
 
 paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores
 	$(BIN)/python benchmarks/paper_scale.py

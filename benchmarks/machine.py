@@ -51,6 +51,13 @@ class Machine(NamedTuple):
     bytes_per_second: float
     operations_per_second: float
 
+    def __str__(self) -> str:
+        return (
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads, copies "
+            f"{self.bytes_per_second / 1e9:.1f} GB/s, float32 products "
+            f"{self.operations_per_second / 1e9:.0f} GFLOP/s"
+        )
+
     def bound(self, moved: float, operations: float) -> float:
         """Returns the seconds below which no program can come.
 

@@ -1,4 +1,4 @@
-"""The rows of `make bench`: each a piece of the method at the paper's sizes, beside the authors' release.
+"""Pieces of the method at the paper's sizes, beside the authors' release.
 
     python benchmarks/pieces.py
 
@@ -37,29 +37,11 @@ from cpsl.data import (
     WeakView,
     write_streets,
 )
-from machine import Machine, Timing, measure, survey
+from machine import Machine, measure, survey
+from table import HEAD, Row, line
 
 K, D, IMAGES, BANK = 19, 256, 4, 65_536
 GRID, QUARTER, CROP, FULL = (129, 257), (128, 224), (512, 896), (1024, 2048)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A piece of work.
-
-    Attributes:
-        name: What it is.
-        timing: How long it took.
-        release: Milliseconds of the authors' release; None where it has no such piece.
-        reach: Milliseconds that this project set out to reach.
-        bound: Seconds below which the machine cannot come; None where bytes and operations are not the limit.
-    """
-
-    name: str
-    timing: Timing
-    release: float | None
-    reach: float
-    bound: float | None
 
 
 def self_labeling(both: bool) -> Callable[[], object]:
@@ -169,14 +151,14 @@ def rows(machine: Machine, data: Path) -> Iterator[Row]:
     yield Row(
         "self-labeling loss, one assignment",
         measure(self_labeling(False)),
-        None,
+        "",
         30,
         machine.bound(bank + transport, matrix),
     )
     yield Row(
         "self-labeling loss, both assignments",
         measure(self_labeling(True)),
-        195,
+        "195",
         50,
         machine.bound(bank + 2 * transport, matrix),
     )
@@ -184,21 +166,21 @@ def rows(machine: Machine, data: Path) -> Iterator[Row]:
     yield Row(
         "rectification by similarity",
         measure(rectification("similarity")),
-        None,
+        "",
         60,
         machine.bound(4.0 * (places * D + 4 * quarter * K), 2.0 * places * D * K),
     )
     yield Row(
         "rectification in the release's order",
         measure(rectification("features"), repeats=5),
-        934,
+        "934",
         300,
         machine.bound(4.0 * (places * D + 2 * quarter * D), 2.0 * quarter * D * (K + 8)),
     )
     yield Row(
         "carry 19 channels through a strong view",
         measure(carrying()),
-        23,
+        "23",
         15,
         machine.bound(4.0 * 2 * quarter * K, 2.0 * 8 * quarter * K),
     )
@@ -207,49 +189,47 @@ def rows(machine: Machine, data: Path) -> Iterator[Row]:
     with threads(1), tempfile.TemporaryDirectory() as folder:
         seeds = iter(range(10**9))
         views = SourceViews(source, weak, style_from=target)
+        decoding = measure(lambda: (source[next(seeds) % len(source)], target.image(0)), repeats=8)
         yield Row(
             "a GTA5 training sample, 1 thread",
             measure(lambda: views[Draw((s := next(seeds)) % len(source), s)], repeats=16),
-            821,
+            "821",
             120,
-            None,
+            decoding.low,
         )
         store = SoftLabelStore(folder)
         for name in target.names:
             store.write(name, torch.rand(K, *GRID).softmax(dim=0))
         of_target = TargetViews(target, weak, strong, store.read)
+        decoding = measure(lambda: target.image(next(seeds) % len(target)), repeats=8)
         yield Row(
             "a Cityscapes training sample, 1 thread",
             measure(lambda: of_target[Draw((s := next(seeds)) % len(target), s)], repeats=16),
-            520,
+            "520",
             120,
-            None,
+            decoding.low,
         )
         yield Row(
             "evaluation beside the network, 1 thread",
             measure(evaluating(data)),
-            None,
+            "",
             333,
             None,
         )
         yield Row(
-            "soft labels, write and read, 1 thread", measure(storing(Path(folder))), None, 20, None
+            "soft labels, write and read, 1 thread",
+            measure(storing(Path(folder))),
+            "",
+            20,
+            None,
         )
-        size = (Path(folder) / "image.png").stat().st_size
-        print(f"soft labels on disk: {size / 1e6:.2f} MB (release: 2.5 MB)")
 
 
-def line(row: Row) -> str:
-    """Returns a row as text."""
-    timing = row.timing
-    release = "" if row.release is None else f"{row.release:.0f}"
-    faster = "" if row.release is None else f"{row.release / 1e3 / timing.median:.1f}x"
-    bound = "" if row.bound is None else f"{1e3 * row.bound:.1f}"
-    mark = "" if 1e3 * timing.median <= row.reach else "  missed"
-    return (
-        f"{row.name:40}{1e3 * timing.median:9.1f}{1e3 * timing.low:9.1f}{1e3 * timing.high:9.1f}"
-        f"{timing.repeats:5}{release:>9}{faster:>8}{row.reach:9.0f}{bound:>9}{mark}"
-    )
+def soft_label_size() -> float:
+    """Returns the megabytes that the soft labels of one image take on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        storing(Path(folder))()
+        return (Path(folder) / "image.png").stat().st_size / 1e6
 
 
 @dataclass(frozen=True)
@@ -260,26 +240,25 @@ class Arguments:
     """Where generated images of the data sets' sizes are drawn, unless they are there."""
 
 
-def main(arguments: Arguments) -> None:
-    """Measures all rows and prints the table."""
-    data = arguments.data
+def draw(data: Path) -> None:
+    """Draws images of the data sets' sizes, unless they are there."""
     write_streets(data / "gta5", layout="gta5", style="game", count=4, size=(1052, 1914))
     for split in ("train", "val"):
         write_streets(
             data / "cityscapes", layout="cityscapes", style="real", count=4, split=split, size=FULL
         )
+
+
+def main(arguments: Arguments) -> None:
+    """Measures all rows and prints the table."""
+    draw(arguments.data)
     machine = survey(torch.device("cpu"))
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, copies "
-        f"{machine.bytes_per_second / 1e9:.1f} GB/s, float32 products "
-        f"{machine.operations_per_second / 1e9:.0f} GFLOP/s"
-    )
-    print(
-        f"{'milliseconds':40}{'median':>9}{'min':>9}{'max':>9}{'n':>5}{'release':>9}{'faster':>8}"
-        f"{'reach':>9}{'bound':>9}"
-    )
-    for row in rows(machine, data):
+    print(f"{machine}\n\n{HEAD}")
+    for row in rows(machine, arguments.data):
         print(line(row), flush=True)
+    print(
+        f"soft labels of an image on disk: {soft_label_size():.2f} MB (release: 2.5 MB, aim: 0.5)"
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python faults/kills.py --seconds 300
 
-Each trial is a small run of the whole pipeline that is stopped at random places until it gets to its end: by
-SIGKILL or SIGTERM at a random moment, by SIGKILL in the middle of writing a file (with half of it on the disk),
-or between a file's completion and its move into place. It is lost if it ends with other weights, metrics or
-labels than the undisturbed run, in any bit, leaves a partial file, or does not end at all.
+Each trial is a small run of the whole pipeline that is stopped until it gets to its end: by SIGKILL or
+SIGTERM at a random moment, by SIGKILL while it writes a file (half of it is on the disk), or by SIGKILL just
+before a complete file moves into place. It is lost if it ends with other weights, metrics or labels than the
+undisturbed run, in any bit, leaves a partial file, or does not end at all.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ class Trial:
 
 
 def run(config: Path, kill: Kill | None) -> None:
-    """Runs the whole pipeline in this process, as `adapt.py` does; dies while a file is written if asked to."""
+    """Runs the whole pipeline in this process, as `adapt.py` does; dies while it writes if asked to."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     import adapt
