@@ -64,16 +64,16 @@ def segmentation_batch(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SegmentationBatch:
-    """Draws a batch: normal logits and features, and labels that hold every class equally often.
+    """Draws a batch: normal logits and features, and labels in which all classes are equally frequent.
 
-    The numbers depend on the seed and the sizes alone, not on device or dtype (but for its rounding).
+    The numbers depend on the seed and the sizes alone, not on the device, nor on the dtype but for rounding.
 
     Args:
         images: B.
         num_classes: K.
         feature_dim: D, at least K.
         size: (h, w).
-        ignored: Share of ignored pixels, 0...1; the rest are the classes in turn, all in random places.
+        ignored: Share of ignored pixels, 0...1; the others hold the classes in turn, in random places.
         ignore_index: Label of pixels that do not count.
         seed: Of the generator that draws.
         device: Where the tensors lie.
@@ -103,8 +103,7 @@ def segmentation_batch(
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return drawn.to(device, dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     pixels = images * size[0] * size[1]
     labels = torch.arange(pixels) % num_classes
@@ -112,14 +111,14 @@ def segmentation_batch(
     labels = labels[torch.randperm(pixels, generator=generator)].reshape(images, *size)
     logits, teacher_logits = (2 * normal(images, num_classes, *size) for _ in range(2))
     features, teacher_features = (normal(images, feature_dim, *size) for _ in range(2))
-    basis = torch.linalg.qr(normal(feature_dim, num_classes).double()).Q
+    prototypes = torch.linalg.qr(normal(feature_dim, num_classes)).Q.t().contiguous()
     return SegmentationBatch(
-        logits,
-        features,
+        logits.to(device, dtype),
+        features.to(device, dtype),
         labels.to(device),
-        teacher_logits,
-        teacher_features,
-        basis.t().contiguous().to(device, dtype),
+        teacher_logits.to(device, dtype),
+        teacher_features.to(device, dtype),
+        prototypes.to(device, dtype),
         ignore_index,
     )
 

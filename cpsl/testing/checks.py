@@ -190,7 +190,7 @@ def check_all_ignored_is_zero(loss: Loss, batch: SegmentationBatch) -> None:
 
 
 def check_edge_cases_are_finite(loss: Loss, batch: SegmentationBatch) -> None:
-    """Value and gradients are finite for each of `EDGE_CASES`.
+    """Value and gradients are finite for each of `EDGE_CASES`; `all_ignored` has a check of its own.
 
     Raises:
         AssertionError: One is not.
@@ -201,11 +201,13 @@ def check_edge_cases_are_finite(loss: Loss, batch: SegmentationBatch) -> None:
         >>> check_edge_cases_are_finite(loss, segmentation_batch())
     """
     for case in EDGE_CASES:
-        require_finite(
-            evaluate(loss, case(batch)),
-            f"for the case {case.__name__}",
-            "0/0 where a class or a pixel is alone, a deviation of one pixel, or the root or norm of 0.",
-        )
+        if case is not all_ignored:
+            require_finite(
+                evaluate(loss, case(batch)),
+                f"for the case {case.__name__}",
+                "division by the size of a class that is absent, a deviation of one pixel, log 0, or the "
+                "root or norm of 0.",
+            )
 
 
 def check_extreme_inputs_are_finite(loss: Loss, batch: SegmentationBatch) -> None:
@@ -246,8 +248,9 @@ def check_extreme_inputs_are_finite(loss: Loss, batch: SegmentationBatch) -> Non
 def check_autocast_changes_little(loss: Loss, batch: SegmentationBatch) -> None:
     """Under bfloat16 autocast the loss is float32, and near the one without.
 
-    Both with float32 inputs and with bfloat16 inputs, as a network gives them there; near means within 3 %
-    of the largest entry. The inputs' own rounding is not counted.
+    Both with float32 inputs and with bfloat16 inputs, as a network gives them there; near means within 1 %
+    of the largest entry, which leaves room for a lone product in bfloat16, but not for one that is divided
+    by a small temperature. The inputs' own rounding is not counted.
 
     Raises:
         AssertionError: It is not.
@@ -273,8 +276,7 @@ def check_autocast_changes_little(loss: Loss, batch: SegmentationBatch) -> None:
             f"under autocast, {name} inputs give a loss of {got.value.dtype}, not torch.float32",
             cause,
         )
-        tolerance = 4 * torch.finfo(torch.bfloat16).eps
-        require_same(got, exact, f"autocast is on, with {name} inputs", cause, tolerance)
+        require_same(got, exact, f"autocast is on, with {name} inputs", cause, tolerance=0.01)
 
 
 def check_order_of_pixels_does_not_matter(loss: Loss, batch: SegmentationBatch) -> None:
@@ -428,7 +430,7 @@ def check_gradient_matches_finite_differences(loss: Loss, batch: SegmentationBat
         above, below = (
             call(loss, batch._replace(**{name: at + sign * step * direction})) for sign in (1, -1)
         )
-        numeric = float(above.double() - below.double()) / (2 * step)
+        numeric = float(above.detach().double() - below.detach().double()) / (2 * step)
         gradient = outcome.gradients[name]
         exact = float((gradient * direction).sum())
         rounding = resolution * float(outcome.value.abs()) / step
