@@ -144,3 +144,10 @@ def test_each_loss_keeps_the_contract(loss: Loss, check: LossCheck, seed: int) -
 def test_each_exception_is_still_needed(loss: Loss, check: LossCheck, reason: str) -> None:
     with pytest.raises(AssertionError):
         check(loss, segmentation_batch())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_float64_stays_float64_but_for_cosines(loss: Loss) -> None:
+    value = loss(segmentation_batch(dtype=torch.float64))
+    lowered = loss in (consistency_of_features, clustering)
+    assert value.dtype == (torch.float32 if lowered else torch.float64)

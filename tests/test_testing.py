@@ -418,22 +418,42 @@ def test_all_checks_and_cases_are_public() -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [check_ignored_pixels_have_no_influence, check_order_of_pixels_does_not_matter]
+    ("check", "options", "message"),
+    [
+        (check_ignored_pixels_have_no_influence, {"ignored": 0.0}, "valid and ignored pixels"),
+        (check_ignored_pixels_have_no_influence, {"ignored": 1.0}, "valid and ignored pixels"),
+        (check_ignored_pixels_are_not_counted, {"ignored": 1.0}, "valid pixels"),
+        (check_order_of_pixels_does_not_matter, {"size": (1, 1)}, "several pixels"),
+        (check_order_of_images_does_not_matter, {"images": 1}, "several images"),
+        (check_equal_shares_average_to_the_whole, {"images": 1}, "several images"),
+        (check_equal_shares_average_to_the_whole, {"ignored": 1.0}, "valid pixels"),
+    ],
 )
-@pytest.mark.parametrize("ignored", [0.0, 1.0])
 def test_a_batch_on_which_a_check_would_always_pass_is_refused(
-    check: LossCheck, ignored: float
+    check: LossCheck, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match="valid and ignored pixels"):
-        check(sound, segmentation_batch(ignored=ignored))
+    with pytest.raises(ValueError, match=f"the check needs a batch with .*{message}"):
+        check(sound, segmentation_batch(**options))
 
 
-@pytest.mark.parametrize(
-    "check", [check_order_of_images_does_not_matter, check_equal_shares_average_to_the_whole]
-)
-def test_a_single_image_is_refused_where_images_are_compared(check: LossCheck) -> None:
-    with pytest.raises(ValueError, match="two images"):
-        check(sound, segmentation_batch(images=1))
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_computes_partly_in_float32_has_its_gradient(seed: int) -> None:
+    def loss(batch: SegmentationBatch) -> Tensor:
+        return masked_mean(
+            batch.logits.float().logsumexp(dim=1) + batch.features.square().sum(dim=1), batch
+        )
+
+    batch = segmentation_batch(seed=seed)
+    check_gradient_matches_finite_differences(loss, batch)
+    check_gradient_matches_finite_differences(lambda batch: sound(batch).float(), batch)
+
+
+def test_a_module_can_be_under_test() -> None:
+    head = torch.nn.Conv2d(8, 4, 1)
+    loss = torch.nn.Sequential(head, torch.nn.Dropout(), torch.nn.Flatten(0))
+    for check in (check_nothing_waits_for_the_device, check_edge_cases_are_finite):
+        check(lambda batch: loss(batch.features).square().mean(), segmentation_batch())
+    assert head.weight.grad is None
 
 
 def test_a_module_that_takes_no_float64_is_differentiated_in_float32() -> None:
