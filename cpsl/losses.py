@@ -1,6 +1,7 @@
 """The losses of the method: tensors in, one scalar out.
 
-All are means over the valid pixels, computed in float32, and zero with zero gradient where no pixel is valid.
+All are means over the valid pixels, computed in float32 (or in float64 where it is given), and zero with zero
+gradient where no pixel is valid.
 """
 
 import math
@@ -31,7 +32,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Te
     """
     _check_labels(logits, labels)
     labels = labels.long()
-    total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+    total = F.cross_entropy(
+        _at_least_float32(logits), labels, ignore_index=ignore_index, reduction="sum"
+    )
     return total / (labels != ignore_index).sum().clamp_min(1)
 
 
@@ -72,7 +75,7 @@ def symmetric_cross_entropy(
     _check_labels(logits, labels)
     valid = labels != ignore_index
     classes = labels.long().masked_fill(~valid, 0)
-    p = logits.float().softmax(dim=1).clamp_min(1e-7)
+    p = _at_least_float32(logits).softmax(dim=1).clamp_min(1e-7)
     # log max(y_k, 1e-4) is 0 for the labelled class and log 1e-4 for all others.
     others = p.sum(dim=1) - p.gather(1, classes[:, None])[:, 0]
     reverse = -math.log(1e-4) * others.masked_fill(~valid, 0).sum() / valid.sum().clamp_min(1)
@@ -108,7 +111,10 @@ def prototype_consistency(
         >>> prototype_consistency(cosines, cosines).item()
         0.0
     """
-    return distillation(student_similarity / temperature, teacher_similarity / temperature, valid)
+    # Cosines of half precision would lose what a division by a few hundredths makes large.
+    student = _at_least_float32(student_similarity) / temperature
+    teacher = _at_least_float32(teacher_similarity) / temperature
+    return distillation(student, teacher, valid)
 
 
 def distillation(
@@ -148,10 +154,10 @@ def distillation(
         raise ValueError(
             f'student_term must be "log_probabilities" or "probabilities", got {student_term!r}'
         )
-    student = student_logits.float().log_softmax(dim=1)
+    student = _at_least_float32(student_logits).log_softmax(dim=1)
     if student_term == "probabilities":
         student = student.exp()
-    teacher = teacher_logits.detach().float().log_softmax(dim=1)
+    teacher = _at_least_float32(teacher_logits.detach()).log_softmax(dim=1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
     if valid is None:
         return divergence.mean() / student.shape[1]
@@ -215,8 +221,8 @@ def pixel_contrast(
     if bank_valid is not None:
         usable = usable & bank_valid
     with torch.autocast(features.device.type, enabled=False):
-        x = F.normalize(features.float(), dim=1)
-        scores = x @ F.normalize(bank.detach().float(), dim=1).t() / temperature
+        x = F.normalize(_at_least_float32(features), dim=1)
+        scores = x @ F.normalize(_at_least_float32(bank.detach()), dim=1).t() / temperature
     same = labels[:, None] == bank_labels[None]
     positive = same & usable
     # A finite floor, since the gradient of logsumexp over nothing but -inf is NaN.
@@ -243,7 +249,7 @@ def generator_loss(decision: Tensor) -> Tensor:
         >>> generator_loss(torch.zeros(1, 1, 2, 2))
         tensor(1.)
     """
-    return (decision.float() - 1).square().mean()
+    return (_at_least_float32(decision) - 1).square().mean()
 
 
 def discriminator_loss(decision_source: Tensor, decision_target: Tensor) -> Tensor:
@@ -262,7 +268,11 @@ def discriminator_loss(decision_source: Tensor, decision_target: Tensor) -> Tens
         >>> discriminator_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
         tensor(0.)
     """
-    return generator_loss(decision_source) + decision_target.float().square().mean()
+    return generator_loss(decision_source) + _at_least_float32(decision_target).square().mean()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:

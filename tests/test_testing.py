@@ -1,0 +1,590 @@
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import cpsl.testing
+from cpsl.testing import (
+    EDGE_CASES,
+    LOSS_CHECKS,
+    Loss,
+    LossCheck,
+    SegmentationBatch,
+    absent_class,
+    all_ignored,
+    check_all_ignored_is_zero,
+    check_autocast_changes_little,
+    check_edge_cases_are_finite,
+    check_equal_shares_average_to_the_whole,
+    check_extreme_inputs_are_finite,
+    check_gradient_matches_finite_differences,
+    check_ignored_pixels_are_not_counted,
+    check_ignored_pixels_have_no_influence,
+    check_inputs_stay_as_they_are,
+    check_nothing_waits_for_the_device,
+    check_order_of_images_does_not_matter,
+    check_order_of_pixels_does_not_matter,
+    check_scalar_with_gradient,
+    check_teacher_gets_no_gradient,
+    one_image,
+    one_pixel,
+    perfect_prediction,
+    segmentation_batch,
+    uniform_prediction,
+)
+
+PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
+
+batches = st.builds(
+    segmentation_batch,
+    images=st.integers(2, 4),
+    num_classes=st.integers(2, 6),
+    feature_dim=st.integers(6, 9),
+    size=st.tuples(st.integers(2, 5), st.integers(2, 5)),
+    ignored=st.floats(0.2, 0.6),
+    ignore_index=st.sampled_from([255, -1, -100, 6]),
+    seed=st.integers(0, 10_000),
+)
+
+
+def masked_mean(each: Tensor, batch: SegmentationBatch) -> Tensor:
+    return each.masked_fill(~batch.valid, 0).sum() / batch.valid.sum().clamp_min(1)
+
+
+def cross_entropies(batch: SegmentationBatch, **options: Any) -> Tensor:
+    return F.cross_entropy(
+        batch.logits, batch.labels, ignore_index=batch.ignore_index, reduction="none", **options
+    )
+
+
+def cosines(features: Tensor, prototypes: Tensor) -> Tensor:
+    unit = F.normalize(prototypes, dim=1)
+    return torch.einsum("bdhw,kd->bkhw", F.normalize(features, dim=1), unit)
+
+
+def sound(batch: SegmentationBatch) -> Tensor:
+    """Cross-entropy, distillation and consistency in one."""
+    with torch.autocast(batch.logits.device.type, enabled=False):
+        wide = torch.promote_types(batch.logits.dtype, torch.float32)
+        batch = batch._replace(
+            logits=batch.logits.to(wide),
+            features=batch.features.to(wide),
+            teacher_logits=batch.teacher_logits.detach().to(wide),
+            teacher_features=batch.teacher_features.detach().to(wide),
+            prototypes=batch.prototypes.to(wide),
+        )
+        divergence = F.kl_div(
+            batch.logits.log_softmax(dim=1),
+            batch.teacher_logits.log_softmax(dim=1),
+            reduction="none",
+            log_target=True,
+        )
+        similarity = cosines(batch.features, batch.prototypes)
+        nearness = (similarity - batch.teacher_features[:, : similarity.shape[1]]).square()
+        each = cross_entropies(batch) + (divergence + nearness).sum(dim=1)
+        return masked_mean(each, batch)
+
+
+@settings(max_examples=10)
+@given(batch=batches)
+@pytest.mark.parametrize("check", LOSS_CHECKS)
+def test_a_sound_loss_keeps_every_clause(check: LossCheck, batch: SegmentationBatch) -> None:
+    check(sound, batch)
+
+
+@pytest.mark.parametrize("check", LOSS_CHECKS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_sound_loss_keeps_every_clause_in_other_dtypes(
+    check: LossCheck, dtype: torch.dtype
+) -> None:
+    check(sound, segmentation_batch(dtype=dtype))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("check", LOSS_CHECKS)
+def test_a_sound_loss_keeps_every_clause_on_a_gpu(check: LossCheck) -> None:
+    check(sound, segmentation_batch(device="cuda"))
+
+
+def cross_entropy_of_pytorch(batch: SegmentationBatch) -> Tensor:
+    return F.cross_entropy(batch.logits, batch.labels, ignore_index=batch.ignore_index)
+
+
+@pytest.mark.parametrize("check", LOSS_CHECKS)
+def test_cross_entropy_of_pytorch_lacks_one_clause(check: LossCheck) -> None:
+    if check is check_all_ignored_is_zero:
+        with pytest.raises(AssertionError, match="without valid pixels is nan, not 0"):
+            check(cross_entropy_of_pytorch, segmentation_batch())
+    else:
+        check(cross_entropy_of_pytorch, segmentation_batch())
+
+
+class Doubled(torch.autograd.Function):
+    """The identity with twice its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+class Peeking(torch.autograd.Function):
+    """The identity whose backward looks at a value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient if gradient.max() < 1 else gradient / gradient.norm()
+
+
+def relabels(batch: SegmentationBatch) -> Tensor:
+    value = sound(batch)
+    batch.labels[batch.labels == 255] = 0
+    return value
+
+
+def scales_in_place(batch: SegmentationBatch) -> Tensor:
+    return sound(batch._replace(logits=batch.logits.div_(2)))
+
+
+def takes_ignored_pixels_for_class_0(batch: SegmentationBatch) -> Tensor:
+    return F.cross_entropy(batch.logits, batch.labels.masked_fill(~batch.valid, 0))
+
+
+def adds_the_mean_of_all_logits(batch: SegmentationBatch) -> Tensor:
+    return sound(batch) + batch.logits.detach().mean()
+
+
+def weighs_classes_by_all_predictions(batch: SegmentationBatch) -> Tensor:
+    weight = batch.logits.detach().softmax(dim=1).mean(dim=(0, 2, 3))
+    shares = weight * len(weight)
+    return masked_mean(
+        batch.logits.softmax(dim=1).square().mul(shares[:, None, None]).sum(1), batch
+    )
+
+
+def divides_by_all_pixels(batch: SegmentationBatch) -> Tensor:
+    return cross_entropies(batch).mean()
+
+
+def returns_early(batch: SegmentationBatch) -> Tensor:
+    return sound(batch) if batch.valid.any() else torch.zeros(())
+
+
+def forgets_the_features(batch: SegmentationBatch) -> Tensor:
+    return sound(batch) if batch.valid.any() else 0 * batch.logits.sum()
+
+
+def regularises_empty_batches(batch: SegmentationBatch) -> Tensor:
+    return sound(batch) + (batch.logits - batch.logits.detach()).mean()
+
+
+def weighs_by_inverse_frequency(batch: SegmentationBatch) -> Tensor:
+    labels = batch.labels.masked_fill(~batch.valid, 0)
+    mine = F.one_hot(labels, batch.logits.shape[1]).movedim(-1, 1) * batch.valid[:, None]
+    sums = (mine * batch.logits.logsumexp(dim=1, keepdim=True)).sum(dim=(0, 2, 3))
+    return (sums / mine.sum(dim=(0, 2, 3))).mean()
+
+
+def standardises_each_image(batch: SegmentationBatch) -> Tensor:
+    pixels = batch.features.flatten(2)
+    centred = pixels - pixels.mean(dim=2, keepdim=True)
+    variance = centred.square().sum(dim=2, keepdim=True) / (pixels.shape[2] - 1)
+    return (pixels / (variance + 1e-5).sqrt()).mean()
+
+
+def takes_the_log_of_the_softmax(batch: SegmentationBatch) -> Tensor:
+    return -(batch.logits.softmax(dim=1).log() * batch.teacher_logits.softmax(dim=1)).mean()
+
+
+def divides_by_the_norm(batch: SegmentationBatch) -> Tensor:
+    return (batch.features / batch.features.norm(dim=1, keepdim=True)).mean()
+
+
+def takes_the_root_of_squares(batch: SegmentationBatch) -> Tensor:
+    return batch.features.square().sum(dim=1).sqrt().mean()
+
+
+def stays_in_half_precision(batch: SegmentationBatch) -> Tensor:
+    return batch.logits.square().mean()
+
+
+def lets_products_be_lowered(batch: SegmentationBatch) -> Tensor:
+    pixels = batch.features.movedim(1, -1).flatten(0, 2)
+    scores = (pixels @ batch.prototypes.t()).float() / 0.02
+    return F.cross_entropy(scores, batch.labels.flatten(), ignore_index=batch.ignore_index)
+
+
+def confuses_axes(batch: SegmentationBatch) -> Tensor:
+    logits = batch.logits.contiguous().view(-1, batch.logits.shape[1])
+    return F.cross_entropy(logits, batch.labels.flatten(), ignore_index=batch.ignore_index)
+
+
+def takes_the_labels_of_the_first_image(batch: SegmentationBatch) -> Tensor:
+    return sound(batch._replace(labels=batch.labels[:1].expand_as(batch.labels)))
+
+
+def sums(batch: SegmentationBatch) -> Tensor:
+    return cross_entropies(batch).sum()
+
+
+def dice(batch: SegmentationBatch) -> Tensor:
+    p = batch.logits.softmax(dim=1).masked_fill(~batch.valid[:, None], 0)
+    labels = batch.labels.masked_fill(~batch.valid, 0)
+    target = F.one_hot(labels, p.shape[1]).movedim(-1, 1) * batch.valid[:, None]
+    overlap = (p * target).sum(dim=(0, 2, 3))
+    return 1 - (2 * overlap / (p + target).sum(dim=(0, 2, 3)).clamp_min(1)).mean()
+
+
+def teaches_the_teacher(batch: SegmentationBatch) -> Tensor:
+    return sound(batch) + (batch.logits - batch.teacher_logits).square().mean()
+
+
+def doubles_the_gradient(batch: SegmentationBatch) -> Tensor:
+    return sound(batch._replace(logits=Doubled.apply(batch.logits)))
+
+
+def doubles_the_gradient_in_float32(batch: SegmentationBatch) -> Tensor:
+    return sound(batch._replace(logits=Doubled.apply(batch.logits.float()))).float()
+
+
+def weighs_by_its_own_confidence(batch: SegmentationBatch) -> Tensor:
+    confidence = batch.logits.detach().softmax(dim=1).amax(dim=1)
+    return masked_mean(confidence * cross_entropies(batch), batch)
+
+
+def selects_by_a_mask(batch: SegmentationBatch) -> Tensor:
+    return batch.logits.movedim(1, -1)[batch.valid].logsumexp(dim=1).mean()
+
+
+def converts_to_numpy(batch: SegmentationBatch) -> Tensor:
+    return sound(batch) * int(batch.labels.numpy().size)
+
+
+def peeks_in_backward(batch: SegmentationBatch) -> Tensor:
+    return sound(batch._replace(logits=Peeking.apply(batch.logits)))
+
+
+BROKEN: list[tuple[LossCheck, Loss, str]] = [
+    (
+        check_scalar_with_gradient,
+        cross_entropies,
+        r"no scalar tensor of a floating dtype but torch.float32 \(2, 6, 7\).*Usual cause: reduction",
+    ),
+    (check_scalar_with_gradient, lambda batch: sound(batch).item(), r"but \d+\.\d+"),
+    (check_scalar_with_gradient, lambda batch: sound(batch).detach(), "no graph to logits"),
+    (check_scalar_with_gradient, lambda batch: sound(batch) * math.nan, "the loss is nan"),
+    (check_inputs_stay_as_they_are, relabels, "21 of 84 entries of `labels`.*in place"),
+    (check_inputs_stay_as_they_are, scales_in_place, "420 of 420 entries of `logits`"),
+    (
+        check_ignored_pixels_have_no_influence,
+        takes_ignored_pixels_for_class_0,
+        r"ignored pixels get a gradient: up to 0\.0\d+ in `logits`.*without the mask",
+    ),
+    (
+        check_ignored_pixels_have_no_influence,
+        adds_the_mean_of_all_logits,
+        r"the loss changes from \S+ to \S+ when what is predicted at ignored pixels.*by \S+, allowed",
+    ),
+    (
+        check_ignored_pixels_have_no_influence,
+        weighs_classes_by_all_predictions,
+        "changes.* when what is predicted at ignored pixels",
+    ),
+    (
+        check_ignored_pixels_are_not_counted,
+        divides_by_all_pixels,
+        "the loss changes from .* when 84 ignored pixels are added: by .*divide the sum by",
+    ),
+    (check_all_ignored_is_zero, returns_early, "no graph .*a constant that is returned"),
+    (check_all_ignored_is_zero, forgets_the_features, "not connected to features, prototypes any"),
+    (check_all_ignored_is_zero, lambda batch: 1 + sound(batch), "valid pixels is 1, not 0"),
+    (
+        check_all_ignored_is_zero,
+        regularises_empty_batches,
+        r"gives `logits` a gradient of up to 0\.00238",
+    ),
+    (
+        check_edge_cases_are_finite,
+        weighs_by_inverse_frequency,
+        "the loss is nan for the case absent_class.*a class that is absent",
+    ),
+    (
+        check_edge_cases_are_finite,
+        standardises_each_image,
+        "the loss is nan for the case one_pixel.*a deviation of one pixel",
+    ),
+    (
+        check_extreme_inputs_are_finite,
+        takes_the_log_of_the_softmax,
+        r"the loss is (nan|inf) for logits of ±1e4.*log_softmax",
+    ),
+    (check_extreme_inputs_are_finite, divides_by_the_norm, "the loss is nan for features of 0"),
+    (
+        check_extreme_inputs_are_finite,
+        takes_the_root_of_squares,
+        "672 of 672 gradients of `features` are NaN or infinite for features of 0",
+    ),
+    (
+        check_autocast_changes_little,
+        stays_in_half_precision,
+        r"bfloat16 inputs give a loss of torch.bfloat16, not torch.float32.*logits.float\(\)",
+    ),
+    (
+        check_autocast_changes_little,
+        lets_products_be_lowered,
+        "changes.* when autocast is on, with float32 inputs",
+    ),
+    (
+        check_order_of_pixels_does_not_matter,
+        confuses_axes,
+        "the loss changes from .* when the pixels are permuted.*flattened differently",
+    ),
+    (
+        check_order_of_images_does_not_matter,
+        takes_the_labels_of_the_first_image,
+        "the loss changes from .* when the images are in reverse order",
+    ),
+    (
+        check_equal_shares_average_to_the_whole,
+        sums,
+        "the loss changes from .* when 2 equal shares are averaged.*a sum where a mean belongs",
+    ),
+    (
+        check_equal_shares_average_to_the_whole,
+        dice,
+        "when 2 equal shares are averaged.*joins pixels of several images",
+    ),
+    (
+        check_teacher_gets_no_gradient,
+        teaches_the_teacher,
+        r"the teacher learns: a gradient of up to \S+ in `teacher_logits`.*missing detach",
+    ),
+    (
+        check_gradient_matches_finite_differences,
+        doubles_the_gradient,
+        r"a random direction of `logits` the loss changes by \S+, its gradient says \S+ \(tolerance",
+    ),
+    (
+        check_gradient_matches_finite_differences,
+        doubles_the_gradient_in_float32,
+        "a random direction of `logits`",
+    ),
+    (
+        check_gradient_matches_finite_differences,
+        weighs_by_its_own_confidence,
+        r"a random direction of `logits`.*detach\(\)",
+    ),
+    (
+        check_nothing_waits_for_the_device,
+        returns_early,
+        r"in line \d+ of test_testing.py, `return sound\(batch\) if batch.valid.any\(\) else",
+    ),
+    (check_nothing_waits_for_the_device, selects_by_a_mask, "nonzero.*boolean indexing"),
+    (check_nothing_waits_for_the_device, converts_to_numpy, r"`.*batch.labels.numpy\(\)"),
+    (check_nothing_waits_for_the_device, peeks_in_backward, "test_testing.py, `return gradient if"),
+]
+
+
+@pytest.mark.parametrize(("check", "loss", "message"), BROKEN)
+def test_a_broken_loss_is_told_what_it_breaks(check: LossCheck, loss: Loss, message: str) -> None:
+    with pytest.raises(AssertionError) as failure:
+        check(loss, segmentation_batch())
+    assert re.search(message, str(failure.value), re.S)
+    assert "Usual cause: " in str(failure.value)
+
+
+def test_each_check_can_fail() -> None:
+    assert {check for check, _, _ in BROKEN} == set(LOSS_CHECKS)
+
+
+def test_all_checks_and_cases_are_public() -> None:
+    for function in (*LOSS_CHECKS, *EDGE_CASES):
+        assert getattr(cpsl.testing, function.__name__) is function
+    assert all(hasattr(cpsl.testing, name) for name in cpsl.testing.__all__)
+
+
+@pytest.mark.parametrize(
+    ("check", "options", "message"),
+    [
+        (check_ignored_pixels_have_no_influence, {"ignored": 0.0}, "valid and ignored pixels"),
+        (check_ignored_pixels_have_no_influence, {"ignored": 1.0}, "valid and ignored pixels"),
+        (check_ignored_pixels_are_not_counted, {"ignored": 1.0}, "valid pixels"),
+        (check_order_of_pixels_does_not_matter, {"size": (1, 1)}, "several pixels"),
+        (check_order_of_images_does_not_matter, {"images": 1}, "several images"),
+        (check_equal_shares_average_to_the_whole, {"images": 1}, "several images"),
+        (check_equal_shares_average_to_the_whole, {"ignored": 1.0}, "valid pixels"),
+    ],
+)
+def test_a_batch_on_which_a_check_would_always_pass_is_refused(
+    check: LossCheck, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"the check needs a batch with .*{message}"):
+        check(sound, segmentation_batch(**options))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_computes_partly_in_float32_has_its_gradient(seed: int) -> None:
+    def loss(batch: SegmentationBatch) -> Tensor:
+        return masked_mean(
+            batch.logits.float().logsumexp(dim=1) + batch.features.square().sum(dim=1), batch
+        )
+
+    batch = segmentation_batch(seed=seed)
+    check_gradient_matches_finite_differences(loss, batch)
+    check_gradient_matches_finite_differences(lambda batch: sound(batch).float(), batch)
+
+
+def test_a_module_can_be_under_test() -> None:
+    head = torch.nn.Conv2d(8, 4, 1)
+    loss = torch.nn.Sequential(head, torch.nn.Dropout(), torch.nn.Flatten(0))
+    for check in (check_nothing_waits_for_the_device, check_edge_cases_are_finite):
+        check(lambda batch: loss(batch.features).square().mean(), segmentation_batch())
+    assert head.weight.grad is None
+
+
+def test_a_module_that_takes_no_float64_is_differentiated_in_float32() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Conv2d(8, 4, 1)
+
+    def loss(batch: SegmentationBatch) -> Tensor:
+        return head(batch.features).square().mean()
+
+    check_gradient_matches_finite_differences(loss, segmentation_batch())
+    with pytest.raises(AssertionError, match="random direction of `features`"):
+        check_gradient_matches_finite_differences(
+            lambda batch: head(Doubled.apply(batch.features)).square().mean(), segmentation_batch()
+        )
+
+
+def test_a_loss_that_draws_draws_the_same_each_time_and_leaves_the_state_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+
+    def loss(batch: SegmentationBatch) -> Tensor:
+        return masked_mean(F.dropout(batch.logits, 0.5).square().mean(dim=1), batch)
+
+    check_ignored_pixels_have_no_influence(loss, segmentation_batch())
+    check_gradient_matches_finite_differences(loss, segmentation_batch())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(batch=batches)
+def test_a_batch_is_what_it_says(batch: SegmentationBatch) -> None:
+    (classes, dim), (images, *size) = batch.prototypes.shape, batch.labels.shape
+    assert batch.logits.shape == batch.teacher_logits.shape == (images, classes, *size)
+    assert batch.features.shape == batch.teacher_features.shape == (images, dim, *size)
+    torch.testing.assert_close(batch.prototypes @ batch.prototypes.t(), torch.eye(classes))
+    counts = torch.bincount(batch.labels[batch.valid], minlength=classes)
+    assert len(counts) == classes
+    assert counts.max() - counts.min() <= 1
+    assert torch.equal(batch.valid, batch.labels != batch.ignore_index)
+
+
+def test_a_seed_gives_the_same_numbers_in_each_dtype() -> None:
+    one, other, double = (
+        segmentation_batch(seed=3),
+        segmentation_batch(seed=4),
+        segmentation_batch(seed=3, dtype=torch.float64),
+    )
+    assert torch.equal(one.logits, double.logits.float())
+    assert torch.equal(one.prototypes, double.prototypes.float())
+    assert torch.equal(one.labels, double.labels)
+    assert not torch.equal(one.logits, other.logits)
+
+
+@given(batch=batches)
+def test_the_answers_to_a_perfect_prediction_are_known(batch: SegmentationBatch) -> None:
+    perfect = perfect_prediction(batch)
+    assert (cross_entropies(perfect) == 0).all()
+    assert torch.equal(perfect.logits, perfect.teacher_logits)
+    similarity = cosines(perfect.features, perfect.prototypes).movedim(1, -1)[batch.valid]
+    one_hot = F.one_hot(batch.labels[batch.valid], similarity.shape[1]).float()
+    torch.testing.assert_close(similarity, one_hot, atol=1e-6, rtol=0)
+    confusion = cpsl.ConfusionMatrix(similarity.shape[1], ignore_index=255)
+    confusion.update(perfect.logits.argmax(dim=1), perfect.labels.masked_fill(~perfect.valid, 255))
+    assert confusion.miou == 1
+
+
+@given(batch=batches)
+def test_the_answers_to_a_uniform_prediction_are_known(batch: SegmentationBatch) -> None:
+    uniform = uniform_prediction(batch)
+    classes = batch.logits.shape[1]
+    each = cross_entropies(uniform)[uniform.valid]
+    torch.testing.assert_close(each, torch.full_like(each, math.log(classes)))
+    similarity = cosines(uniform.features, uniform.prototypes)
+    torch.testing.assert_close(similarity, torch.full_like(similarity, classes**-0.5))
+
+
+@given(batch=batches)
+def test_the_other_cases_are_what_they_say(batch: SegmentationBatch) -> None:
+    assert not all_ignored(batch).valid.any()
+    last = batch.logits.shape[1] - 1
+    assert not (absent_class(batch).labels == last).any()
+    assert torch.equal(absent_class(batch).valid, batch.valid)
+    assert one_pixel(batch).features.shape == (*batch.features.shape[:2], 1, 1)
+    assert one_pixel(batch).valid.all()
+    assert torch.equal(one_image(batch).teacher_logits, batch.teacher_logits[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 9}, "9 classes need as many feature channels, got feature_dim=8"),
+        ({"ignored": 1.5}, "0...1, got 1.5"),
+        ({"ignore_index": 4}, "ignore_index 4 is one of the 5 classes"),
+    ],
+)
+def test_wrong_sizes_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        segmentation_batch(**options)
+
+
+class Outcomes:
+    """A plugin of pytest that remembers how tests end."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.of[report.nodeid.partition("::")[2]] = report.outcome
+
+
+def test_the_test_file_of_the_documentation_passes(tmp_path: Path) -> None:
+    block = re.search(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    assert block
+    file = tmp_path / "test_my_loss.py"
+    file.write_text(block[1])
+    outcomes = Outcomes()
+    options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", f"--rootdir={tmp_path}"]
+    assert pytest.main([*options, str(file)], plugins=[outcomes]) == 0
+    assert len(outcomes.of) == 3 * (len(LOSS_CHECKS) - 1) + 3
+    assert "test_my_loss_keeps_the_contract[0-check_all_ignored_is_zero]" in outcomes.of
+
+
+def test_the_documentation_leaves_out_what_its_loss_breaks_and_quotes_a_real_message() -> None:
+    page = PAGE.read_text()
+    block = re.search(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert block
+    names: dict[str, Any] = {}
+    exec(compile(block[1], "docs", "exec"), names)
+    with pytest.raises(AssertionError, match="2 equal shares"):
+        check_equal_shares_average_to_the_whole(names["loss"], segmentation_batch())
+    with pytest.raises(AssertionError) as failure:
+        check_all_ignored_is_zero(cross_entropy_of_pytorch, segmentation_batch())
+    assert f"AssertionError: {failure.value}\n" in page
+    assert all(f"`{check.__name__}`" in page for check in LOSS_CHECKS)
