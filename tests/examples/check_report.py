@@ -1,4 +1,4 @@
-"""Opens a report in Chromium and lists what is wrong with it: python tests/examples/check_report.py REPORT."""
+"""Lists what is wrong with a report in Chromium: python tests/examples/check_report.py REPORT [FOLDER]."""
 
 import base64
 import json
