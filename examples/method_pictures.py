@@ -184,7 +184,7 @@ def draw_maps(config: Config, seen: Pixels, assignments: dict[str, Tensor]) -> N
     ]
     for way, assigned in assignments.items():
         pictures.append(titled(enlarged(assigned.argmax(dim=1).reshape(-1, *grid)), way))
-    save_picture(panel(pictures, columns=3, gap=8), "assignments")
+    save_picture(panel(pictures, columns=2, gap=8), "assignments")
 
 
 def draw_courses(config: Config, seen: Pixels) -> None:
@@ -261,18 +261,16 @@ def draw_views(config: Config, seen: Pixels) -> None:
         return drawn if known is None else torch.where(known[0], drawn, 225)
 
     on_whole, _ = carry(soft, whole, whole, layout="corners", output_layout="pixels")
-    pictures = [
-        titled(frames, "target image; weak view white, strong view yellow"),
-        titled(larger(weak, views.full_size), "weak view"),
-        titled(larger(strong, views.full_size), "strong view"),
-        titled(labels(on_whole), "pseudo labels of the whole image"),
-        titled(larger(labels(in_weak), views.full_size), "carried to the weak view"),
-        titled(
-            larger(labels(in_strong, known), views.full_size),
-            "carried on to the strong view; gray: not seen",
-        ),
-    ]
-    save_picture(panel(pictures, columns=3, gap=8), "views")
+    rows = (
+        (frames, "weak view white, strong view yellow", labels(on_whole), "pseudo labels"),
+        (weak, "weak view", labels(in_weak), "carried to the weak view"),
+        (strong, "strong view", labels(in_strong, known), "carried on; gray: not seen"),
+    )
+    pictures = []
+    for left, title, right, title_right in rows:
+        pictures.append(titled(larger(left, views.full_size), title))
+        pictures.append(titled(larger(right, views.full_size), title_right))
+    save_picture(panel(pictures, columns=2, gap=8), "views")
 
 
 def larger(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -204,6 +204,8 @@ def _curve(name: str, points: list[tuple[int, float]]) -> Curve:
         f"{100 * iteration / last:.1f},{38 - 36 * (value - low) / (high - low or 1):.1f}"
         for (iteration, _), value in zip(points, smooth, strict=True)
     ]
+    if len(drawn) == 1:  # a short run: a level line, since a point is not seen
+        drawn = ["0,20", "100,20"]
     title = name.replace("loss_", "loss: ").replace("_", " ")
     return Curve(title, " ".join(drawn), float(smooth[0]), float(smooth[-1]), last)
 
