@@ -44,6 +44,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 EVERY = 3  # of the target images is clustered
 SHOWN = 8  # of these is the one that is shown
 STEPS, PIXELS = 500, 4096  # of the clustering with a network that stands still
+LOOK, MEASURED = 25, 40000  # it is looked at every so many steps, by so many pixels
 VIEW_SEED = 195  # of a strong view that is mirrored and turned
 FOLLOWED = ("car", "truck", "person", "pole")
 NEAREST, UNIFORM, ALIGNED = "nearest prototype", "uniform", "aligned"
@@ -187,56 +188,70 @@ def draw_maps(config: Config, seen: Pixels, assignments: dict[str, Tensor]) -> N
     save_picture(panel(pictures, columns=2, gap=8), "assignments")
 
 
-def draw_courses(config: Config, seen: Pixels) -> None:
-    """Clusters on and on in three ways, with features that stand still: sizes of classes by iteration."""
-    names, num_classes = label_space(config).names, len(seen.delta)
+def cluster_on(config: Config, seen: Pixels, assign: Assign) -> tuple[Tensor, Tensor, Tensor]:
+    """Lets assignments move the prototypes, again and again, with features that stand still.
+
+    Args:
+        config: Settings.
+        seen: Pixels, of which some are drawn uniformly in each step.
+        assign: What makes targets of scores (N, K).
+
+    Returns:
+        (T, K) percent of the pixels that are nearest to each prototype, every `LOOK` steps; and of the
+        pixels by which this is measured the last nearest prototypes and the ground truth, (M,) each.
+    """
     features, labels = seen.flat()
-    truth = class_counts(labels, num_classes)
-    measured = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))[:40000]
-    looks = range(0, STEPS + 1, 25)
-    courses = {way: torch.zeros(len(looks), num_classes) for way in COLORS}
+    torch.manual_seed(config.seed)
+    measured = torch.randperm(len(labels))[:MEASURED]
+    prototypes = torch.nn.Parameter(seen.prototypes.clone())
+    optimizer = torch.optim.AdamW([prototypes], lr=5e-4, weight_decay=0.01)
+    course = []
+    for step in range(STEPS + 1):
+        if step % LOOK == 0:
+            with torch.no_grad():
+                nearest = prototype_similarity(features[measured], prototypes).argmax(dim=1)
+            course.append(100 * class_counts(nearest, len(prototypes)) / len(measured))
+        drawn = features[torch.randint(len(features), (PIXELS,))]
+        scores = prototype_similarity(drawn, prototypes)
+        log_p = (scores / config.self_label.temperature).log_softmax(dim=1)
+        loss = -(assign(scores.detach()) * log_p).sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return torch.stack(course), nearest, labels[measured]
+
+
+def draw_courses(config: Config, seen: Pixels) -> None:
+    """Draws and prints what becomes of some classes where clustering goes on, by each way to assign."""
+    names = label_space(config).names
+    followed = [names.index(name) for name in FOLLOWED]
+    truth = class_counts(seen.labels.flatten(), len(names))
+    sizes = {"δ": 100 * seen.delta, "ground truth": 100 * truth / truth.sum()}
+    courses = {}
     rows: list[tuple[str, ...]] = [("after the last step, percent", "right", "mIoU", *FOLLOWED)]
     for way, assign in ways(seen.delta).items():
-        torch.manual_seed(config.seed)
-        prototypes = torch.nn.Parameter(seen.prototypes.clone())
-        optimizer = torch.optim.AdamW([prototypes], lr=5e-4, weight_decay=0.01)
-        for step in range(STEPS + 1):
-            if step in looks:
-                with torch.no_grad():
-                    cosines = prototype_similarity(features[measured], prototypes)
-                nearest = cosines.argmax(dim=1)
-                counts = class_counts(nearest, num_classes)
-                courses[way][looks.index(step)] = 100 * counts / len(measured)
-            drawn = features[torch.randint(len(features), (PIXELS,))]
-            scores = prototype_similarity(drawn, prototypes)
-            log_p = (scores / config.self_label.temperature).log_softmax(dim=1)
-            loss = -(assign(scores.detach()) * log_p).sum(dim=1).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        last = (f"{float(courses[way][-1, names.index(name)]):.2f}" for name in FOLLOWED)
-        right, miou = quality(nearest, labels[measured], num_classes)
-        rows.append((way, f"{right:.1f}", f"{miou:.1f}", *last))
-    for title, sizes in (("δ", seen.delta), ("ground truth", truth / truth.sum())):
-        of_class = (f"{100 * float(sizes[names.index(name)]):.2f}" for name in FOLLOWED)
-        rows.append((title, "", "", *of_class))
+        courses[way], nearest, labels = cluster_on(config, seen, assign)
+        figures = quality(nearest, labels, len(names))
+        shares = (f"{share:.2f}" for share in courses[way][-1, followed].tolist())
+        rows.append((way, *(f"{figure:.1f}" for figure in figures), *shares))
+    for title, size in sizes.items():
+        rows.append((title, "", "", *(f"{share:.2f}" for share in size[followed].tolist())))
     print("\n" + text_table(rows))
 
-    figure, all_axes = plt.subplots(2, 2, figsize=(7.2, 4.8), layout="constrained", sharex=True)
-    for axes, name in zip(all_axes.flat, FOLLOWED, strict=True):
-        k = names.index(name)
+    figure, grid = plt.subplots(2, 2, figsize=(7.2, 4.8), layout="constrained", sharex=True)
+    for axes, k in zip(grid.flat, followed, strict=True):
         for way, course in courses.items():
-            axes.plot(looks, course[:, k].clamp_min(0.01), color=COLORS[way], label=way, lw=2)
-        axes.axhline(100 * float(seen.delta[k]), color="black", ls="--", lw=1, label="δ")
-        true = 100 * float(truth[k] / truth.sum())
-        axes.axhline(true, color="black", ls=":", lw=1.4, label="ground truth")
-        axes.set(yscale="log", ylim=(0.02, 12), title=name)
-        axes.set_yticks([0.1, 1, 10], labels=["0.1 %", "1 %", "10 %"])
+            share = course[:, k].clamp_min(0.01)
+            axes.plot(range(0, STEPS + 1, LOOK), share, color=COLORS[way], label=way, lw=2)
+        for (title, size), style in zip(sizes.items(), ("--", ":"), strict=True):
+            axes.axhline(float(size[k]), color="black", ls=style, lw=1.2, label=title)
+        axes.set(yscale="log", ylim=(0.009, 12), title=names[k])
+        axes.set_yticks([0.01, 0.1, 1, 10], labels=["0.01 %", "0.1 %", "1 %", "10 %"])
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in all_axes[1]:
+    for axes in grid[1]:
         axes.set_xlabel("step")
-    figure.legend(*all_axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5,
-                  frameon=False, columnspacing=1.2, handlelength=1.6)  # fmt: skip
+    lines, titles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(lines, titles, loc="outside lower center", ncols=5, frameon=False)
     save_chart(figure, "rare_classes")
 
 

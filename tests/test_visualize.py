@@ -256,3 +256,25 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         outline(gray(4, 4), View.whole((4, 4), batch=2))
     with pytest.raises(ValueError, match="B, 3, H, W"):
         assignment_map(gray(4, 4), torch.zeros(1, 1), torch.zeros(1, 2), (2, 2), PALETTE)
+
+
+@pytest.mark.cuda
+def test_pictures_are_the_same_on_a_gpu() -> None:
+    images = torch.randint(256, (1, 3, 24, 32), dtype=torch.uint8)
+    similarity = torch.rand(2, 3, 4) * 2 - 1
+    indices, assignments = torch.tensor([[0, 5, 11]]), torch.eye(2)[[0, 1, 1]]
+    view = View.whole((24, 32)).rotated(20).with_cutout(torch.tensor([2.0, 2, 9, 9]))
+    label = torch.randint(3, (24, 32))
+
+    def draw(device: str) -> torch.Tensor:
+        here = images.to(device)
+        dots = assignment_map(here, indices.to(device), assignments.to(device), (3, 4), PALETTE)
+        pictures = [
+            dots[0],
+            similarity_map(similarity.to(device), (24, 32)),
+            outline(here[0], view.to(device)),
+            overlay(here[0], label.to(device), PALETTE),
+        ]
+        return panel([titled(picture, "one") for picture in pictures], columns=2).cpu()
+
+    assert (draw("cuda").int() - draw("cpu").int()).abs().max() <= 1

@@ -75,7 +75,7 @@ def test_every_picture_is_drawn(
     }
     for path in tmp_path.iterdir():
         with Image.open(path) as picture:
-            assert picture.width > 350
+            assert picture.width > 250
             colors = picture.convert("RGB").getcolors(1 << 20)
             assert colors is None or len(colors) > 8
     printed = capsys.readouterr().out
