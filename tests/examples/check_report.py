@@ -3,9 +3,11 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PHONE, DESKTOP = (390, 844), (1280, 900)
+PATIENCE = 60.0  # seconds without a word from the browser
 
 # The answers of a page to what a reader needs. Each gives a list of what is wrong.
 CHECKS = {
@@ -136,9 +139,10 @@ class Page:
 
     def _receive(self) -> Any:
         while b"\0" not in self._received:
-            received = os.read(self._answers, 1 << 20)
+            ready, _, _ = select.select([self._answers], [], [], PATIENCE)
+            received = os.read(self._answers, 1 << 20) if ready else b""
             if not received:
-                raise RuntimeError("the browser has gone")
+                raise RuntimeError("the browser has gone, or is silent")
             self._received += received
         message, _, self._received = self._received.partition(b"\0")
         return json.loads(message)
@@ -202,9 +206,10 @@ def problems(page: Page, report: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder, chromium(Path(folder)) as page:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        chromium(Path(folder)) as page,
+    ):
         found = problems(page, Path(sys.argv[1]))
         if len(sys.argv) > 2:  # a folder for pictures of it
             for name, size in (("phone", PHONE), ("desktop", DESKTOP)):
