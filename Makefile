@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test check docs bench paper-scale clean
+.PHONY: help demo miniature test check docs pictures bench paper-scale clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -25,7 +25,11 @@ check: .venv/installed  ## format, lint, types
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: .venv/installed  ## how fast the pieces and a full step are, beside the authors' release; a quarter of an hour on two cores
+pictures: .venv/installed  ## the pictures of docs/method.md, from the demo's run
+	$(BIN)/python examples/adapt.py --config examples/configs/demo.toml
+	$(BIN)/python examples/method_pictures.py --config examples/configs/demo.toml
+
+bench: .venv/installed  ## how fast it is, beside the authors' release; a quarter of an hour on two cores
 	$(BIN)/python benchmarks/bench.py
 
 paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores

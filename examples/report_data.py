@@ -9,13 +9,13 @@ from cpsl import (
     PseudoLabelRectifier,
     class_counts,
     prototype_similarity,
-    sinkhorn,
 )
 from cpsl.data import HardLabelStore, Sample, whole_image
 from cpsl.engine import Process, autocast, load, read_scalars
+from cpsl.randomness import derive_seed
 from domains import evaluation_dataset, label_space, source_dataset
 from networks import build_model, resize, to_unit
-from report import Picture, Report
+from report import Clusters, Picture, Report
 from stage import STAGES, read_metrics
 
 PICTURES = 6
@@ -46,10 +46,17 @@ def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeC
     """Loads the prototypes, bank and class distribution that self-labeling ended with."""
     state = load(config.output / "self_label" / "clustering.pt", process.device)
     num_classes, feature_dim = state["prototypes"].shape
+    settings = config.self_label
     clustering = ClassBalancedPrototypeClustering(
         num_classes,
         feature_dim,
         bank_size=len(state["bank.features"]),
+        samples_per_image=settings.samples_per_image,
+        epsilon=settings.epsilon,
+        sinkhorn_iterations=settings.sinkhorn_iterations,
+        sampling=settings.sampling,
+        assignment=settings.assignment,
+        bank_scores=settings.bank_scores,
         logit_assignments="logit_bank.features" in state,
     )
     clustering.load_state_dict(state)
@@ -70,13 +77,15 @@ def _class_distributions(config: Config, process: Process) -> dict[str, list[flo
     clustering = load_clustering(config, process)
     bank = clustering.bank.features[clustering.bank.valid]
     scores = prototype_similarity(bank, clustering.prototypes)
-    delta = clustering.aligner.distribution
+    aligned = clustering.aligner(
+        scores, epsilon=clustering.epsilon, iterations=clustering.sinkhorn_iterations
+    )
     start = load(config.output / "pseudo_labels" / "start.pt")
     return {
         **distributions,
         "predictions on the target, warm-up": start["class_distribution"].tolist(),
-        "class distribution after self-labeling": delta.tolist(),
-        "assignments, aligned": sinkhorn(scores, delta).mean(dim=0).tolist(),
+        "class distribution after self-labeling": clustering.aligner.distribution.tolist(),
+        "assignments, aligned": aligned.mean(dim=0).tolist(),
         "nearest prototypes, not aligned": (
             class_counts(scores.argmax(dim=1), len(counts)) / max(len(scores), 1)
         ).tolist(),
@@ -98,7 +107,7 @@ def _pictures(config: Config, process: Process) -> list[Picture]:
     samples = [dataset[index] for index in list(range(0, len(dataset), step))[:PICTURES]]
     if not _self_labeled(config):
         return [
-            Picture(s.name, s.image, s.label, _predictions(config, s.name), {}, None)
+            Picture(s.name, s.image, s.label, _predictions(config, s.name), {}, None, None)
             for s in samples
         ]
     warmup = build_model(config, config.output / "warmup" / "model.pt").to(process.device).eval()
@@ -114,8 +123,10 @@ def _pictures(config: Config, process: Process) -> list[Picture]:
         image = to_unit(whole_image(sample.image, config.views.full_size)[None].to(process.device))
         with autocast(process.device, config.precision):
             soft = warmup(image).logits.float().softmax(dim=1)
-            features = teacher(image).features
+            logits, features = teacher(image)
         rectified = rectifier(soft, features, clustering.ema_prototypes)
+        torch.manual_seed(derive_seed(config.seed, f"report {sample.name}"))  # of the drawn pixels
+        clusters = clustering(features, rectified.labels, logits=logits)
         size = sample.image.shape[1:]
         probabilities = resize(rectified.probabilities, size)[0].cpu()
         return Picture(
@@ -128,6 +139,11 @@ def _pictures(config: Config, process: Process) -> list[Picture]:
                 "after rectification": probabilities.argmax(dim=0),
             },
             confidence=probabilities.amax(dim=0),
+            clusters=Clusters(
+                prototype_similarity(features, clustering.prototypes)[0].cpu(),
+                clusters.indices.cpu(),
+                clusters.assignments.cpu(),
+            ),
         )
 
     return [rectify(sample) for sample in samples]

@@ -110,14 +110,19 @@ def test_all_stages_end_with_metrics_and_a_report(demo: tuple[Path, Path]) -> No
         assert 0 <= values["miou"] <= 100
         assert len(values["iou"]) == 19
         assert values["seconds"] > 0
-    assert "Distillation 2" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "Distillation 2" in report
+    assert report.count("<figcaption>Drawn pixels and their assignments") == 4
+    assert report.count("<figcaption>Similarity to the best prototype") == 4
 
 
 def test_what_is_finished_is_skipped(demo: tuple[Path, Path]) -> None:
     config, run = demo
+    report = (run / "report.html").read_bytes()
     again = adapt(config, run)
     assert again.returncode == 0
     assert again.stdout.count("finished before") == 6
+    assert (run / "report.html").read_bytes() == report
 
 
 def program(name: str, config: Path, run: Path, *options: str) -> str:
@@ -178,7 +183,9 @@ def test_one_file_turns_the_release_on(demo: tuple[Path, Path], tmp_path: Path) 
     # Ignored pixels of stored labels have the release's number.
     labels = [Image.open(path) for path in (run / "distill_1" / "labels").rglob("*.png")]
     assert {picture.getextrema()[1] for picture in labels} == {250}
-    assert "the best of its evaluations" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "the best of its evaluations" in report
+    assert "Drawn pixels and their assignments" in report
 
 
 def test_a_model_goes_back_to_the_release(demo: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,94 +1,174 @@
 import re
+from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from sample_report import sample_report
 
-from report import Picture, Report, metrics_table, write_report
+from report import Picture, metrics_table, write_report
 
-STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
+VOID = {"meta", "link", "img", "br", "polyline"}
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
-def report(labelled: bool = True, classes: tuple[str, ...] = ("road", "sky")) -> Report:
-    label = torch.randint(len(classes), (24, 32))
-    metrics = {
-        stage: {
-            "miou": 40.0 + 5 * i if labelled else None,
-            "iou": {
-                name: 40.0 + 5 * i if labelled and k else None for k, name in enumerate(classes)
-            },
-            "seconds": 12.3,
-            "confidence": 0.8,
-            "changed": 0.1 if i else None,
-            "class_frequency": [1 / len(classes)] * len(classes),
-        }
-        for i, stage in enumerate(STAGES)
-    }
-    picture = Picture(
-        name="city/one",
-        image=torch.randint(256, (3, 24, 32), dtype=torch.uint8),
-        ground_truth=label if labelled else None,
-        predictions=dict.fromkeys(STAGES, label),
-        pseudo_labels={"before rectification": label, "after rectification": label},
-        confidence=torch.rand(24, 32),
-    )
-    return Report(
-        title="a run",
-        classes=classes,
-        palette=((128, 64, 128), (70, 130, 180)),
-        metrics=metrics,
-        class_distributions={"labels of the source": [0.7, 0.3], "assignments": [0.0, 1.0]},
-        curves={"warmup": {"loss_source": [(20, 1.0), (40, 0.5)], "flat": [(20, 1.0)]}},
-        pictures=[picture],
-        config='output = "runs/x"\n',
-    )
+class Outline(HTMLParser):
+    """Reads a page and insists that every element is closed, in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> repeats an attribute"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1:] == [tag], f"</{tag}> closes nothing"
+        self.open.pop()
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def outline(tmp_path: Path, **changes: bool | tuple[str, ...]) -> Outline:
+    write_report(sample_report(**changes), tmp_path / "report.html")
+    return Outline((tmp_path / "report.html").read_text())
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_report_holds_every_stage_class_and_picture(tmp_path: Path, labelled: bool) -> None:
     path = tmp_path / "report.html"
-    write_report(report(labelled), path)
+    write_report(sample_report(labelled), path)
     html = path.read_text()
     for text in ("Source only", "Self-labeling", "Distillation 2", "road", "sky", "city/one"):
         assert text in html
     images = re.findall(r"<img [^>]*>", html)
-    assert len(images) == 9 + labelled
+    # The image, its labels, five stages, what changed, before and after; two kinds of pseudo labels, their
+    # confidence, assignments, two similarities.
+    assert len(images) == 1 + labelled + 5 + 2 + 6
     assert all(re.search(r'alt="[^"]{5,}"', image) for image in images)
     assert ("40.0 → 60.0" in html) == labelled
     assert ("No target labels" in html) != labelled
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_report_is_well_formed_and_says_what_its_pictures_show(
+    tmp_path: Path, labelled: bool
+) -> None:
+    page = outline(tmp_path, labelled=labelled)
+    assert all(len(image["alt"] or "") >= 5 for image in page.all("img"))
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert all(head["scope"] in ("col", "row") for head in page.all("th"))
+    assert len(page.all("table")) == len(page.all("caption")) == 2
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    for _, attributes in page.elements:
+        assert attributes.get("aria-labelledby", ids[0]) in ids
+    assert {link["href"] for link in page.all("a")} <= {f"#{name}" for name in ids}
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_what_scrolls_can_be_reached_by_the_keyboard(tmp_path: Path) -> None:
+    page = outline(tmp_path)
+    scrolling = [a for a in page.all("div") if a.get("class") == "scroll"] + page.all("pre")
+    assert len(scrolling) == 3
+    assert all(attributes["tabindex"] == "0" for attributes in scrolling)
+
+
 def test_the_report_asks_for_nothing_from_outside(tmp_path: Path) -> None:
-    write_report(report(), tmp_path / "report.html")
+    page = outline(tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", html)
-    assert "<script" not in html
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert re.match("data:|#", attributes.get(name) or "#")
+    assert "://" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    assert not page.all("script", "iframe", "object", "embed", "base")
+    policies = [meta for meta in page.all("meta") if "http-equiv" in meta]
+    assert "default-src 'none'" in (policies[0]["content"] or "")
 
 
 def test_names_from_strangers_are_shown_and_not_run(tmp_path: Path) -> None:
-    hostile = "<script>alert(1)</script>"
-    write_report(report(classes=(hostile, "sky")), tmp_path / "report.html")
+    names = (HOSTILE, "sky")
+    page = outline(tmp_path, classes=names, name=HOSTILE)
     html = (tmp_path / "report.html").read_text()
-    assert hostile not in html
+    assert HOSTILE not in html
     assert "&lt;script&gt;" in html
+    assert not page.all("script")
+    assert all("onerror" not in attributes for _, attributes in page.elements)
+
+
+def test_a_run_of_one_stage_has_nothing_to_compare(tmp_path: Path) -> None:
+    one = sample_report()
+    label = one.pictures[0].predictions["warmup"]
+    one.pictures[0] = Picture(
+        "one", one.pictures[0].image, label, {"warmup": label}, {}, None, None
+    )
+    write_report(one, tmp_path / "report.html")
+    page = Outline((tmp_path / "report.html").read_text())
+    assert [image["alt"] for image in page.all("img")] == [
+        "Target image one",
+        "Ground truth of one: road, sky",
+        "Warm-up of one: road, sky",
+    ]
+
+
+def test_mended_and_broken_pixels_are_counted(tmp_path: Path) -> None:
+    truth = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 255, 255, 255]])
+    before, after = torch.zeros_like(truth), torch.ones_like(truth)
+    compared = sample_report()
+    image = torch.zeros(3, 2, 8, dtype=torch.uint8)
+    predictions = {"warmup": before, "self_label": after}
+    compared.pictures[0] = Picture("one", image, truth, predictions, {}, None, None)
+    write_report(compared, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "69.2 % mended (blue), 30.8 % broken (orange)" in text
+
+
+def test_stages_may_be_evaluated_at_another_size(tmp_path: Path) -> None:
+    uneven = sample_report()
+    picture = uneven.pictures[0]
+    half = {stage: label[::2, ::2] for stage, label in picture.predictions.items()}
+    uneven.pictures[0] = Picture("one", picture.image, picture.ground_truth, half, {}, None, None)
+    write_report(uneven, tmp_path / "report.html")
+    assert "on the left" in (tmp_path / "report.html").read_text()
 
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
-    large = report()
+    large = sample_report()
     picture = large.pictures[0]
     image = torch.randint(256, (3, 512, 1024), dtype=torch.uint8)
     label = torch.zeros(512, 1024, dtype=torch.int64)
     large.pictures[0] = Picture(
-        picture.name, image, label, {"warmup": label}, {}, torch.rand(512, 1024)
+        picture.name,
+        image,
+        label,
+        {"warmup": label, "self_label": label},
+        {},
+        torch.rand(512, 1024),
+        picture.clusters,
     )
     write_report(large, tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size < 600_000
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000
 
 
 def test_the_table_shows_what_is_unknown_as_a_dash() -> None:
-    lines = metrics_table(report().metrics, ("road", "sky")).splitlines()
+    lines = metrics_table(sample_report().metrics, ("road", "sky")).splitlines()
     assert lines[1].split() == ["road", *["–"] * 5]
     assert lines[2].split() == ["sky", "40.0", "45.0", "50.0", "55.0", "60.0"]
     assert len({len(line) for line in lines[1:]}) == 1
