@@ -38,7 +38,7 @@ def by_turns(features: torch.Tensor, steps: int = 5) -> list[torch.Tensor]:
         logit_assignments=True,
     )
     pixels = torch.arange(len(features))[:, None] * 25 + torch.arange(10)
-    clustering._draw = lambda *_: pixels
+    clustering._draw = lambda *_: (pixels.flatten(), None)
     results = []
     for step in range(steps):
         now = features.roll(step, dims=3)
