@@ -260,17 +260,19 @@ class ClassBalancedPrototypeClustering(nn.Module):
         )
 
     @torch.no_grad()
-    def update(self, output: ClusteringOutput, momentum: float = 0.999) -> None:
-        """Remembers a step: to be called after the optimiser has moved the prototypes.
+    def update(self, *outputs: ClusteringOutput, momentum: float = 0.999) -> None:
+        """Remembers a step: to be called once, after the optimiser has moved the prototypes.
 
         Args:
-            output: What `forward` returned.
+            outputs: What `forward` returned; of a batch in several parts, once for each part.
             momentum: C' ← momentum · C' + (1 - momentum) · C.
         """
-        self.bank.push(output.features, output.labels)
-        if self.logit_bank is not None and output.logits is not None:
-            self.logit_bank.push(output.logits, output.labels)
-        self.aligner.update(output.class_counts[None].double(), group=self.group)
+        for output in outputs:
+            self.bank.push(output.features, output.labels)
+            if self.logit_bank is not None and output.logits is not None:
+                self.logit_bank.push(output.logits, output.labels)
+        counts = torch.stack([output.class_counts for output in outputs]).sum(dim=0)
+        self.aligner.update(counts[None].double(), group=self.group)
         self.ema_prototypes.lerp_(self.prototypes, 1 - momentum)
 
     def contrast(self, features: Tensor, labels: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def labels_of_crop(crop_labels: Tensor, size: tuple[int, int], per_image: int) -
 
 
 def _with_counts(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Returns labels (P,) with K where they are ignored, and the pixels of each class and of none, (K + 1,)."""
+    """Returns labels (P,) with K where they are ignored, and the pixels of each class and none (K + 1,)."""
     valid = (labels >= 0) & (labels < num_classes)
     labels = labels.long().masked_fill(~valid, num_classes)
     return labels, class_counts(labels, num_classes + 1, ignore_index=num_classes + 1)

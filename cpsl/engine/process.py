@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+# A rank that has done its share of the images waits for the slowest, and all wait while rank 0 writes: longer
+# than the ten minutes that NCCL would.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,10 @@ class Process:
 
 @contextmanager
 def start_process(device: str = "auto") -> Iterator[Process]:
-    """Joins the other processes of the run, if torchrun started any, and leaves them at the end.
+    """Joins the other processes of the run, if there are any, and leaves them at the end.
+
+    Whatever starts the processes says which is which by torchrun's environment variables: WORLD_SIZE, RANK,
+    LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Args:
         device: "auto" is this rank's CUDA device where there is one, else the CPU; or any name that
@@ -74,8 +82,10 @@ def start_process(device: str = "auto") -> Iterator[Process]:
         This process.
 
     Raises:
-        RuntimeError: A CUDA device is asked for that this machine does not have.
+        RuntimeError: A CUDA device is asked for that this machine does not have or that several processes
+            would share, or the processes do not know of each other.
     """
+    _check_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     chosen = _choose_device(device, local_rank)
     if chosen.type == "cuda":
@@ -83,11 +93,34 @@ def start_process(device: str = "auto") -> Iterator[Process]:
     if "WORLD_SIZE" not in os.environ:
         yield Process(chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        # Told its device, NCCL connects now, and not in the midst of the first step.
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=chosen)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Process(chosen, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _check_environment() -> None:
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1:
+        missing = [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]
+        if missing:
+            raise RuntimeError(
+                f"WORLD_SIZE says that there are {size} processes, but {' and '.join(missing)} is not "
+                "set: start them with torchrun, or set what it sets"
+            )
+    # Each task of a Slurm step would take itself for the whole run, and all would write the same files.
+    elif "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        if "WORLD_SIZE" not in os.environ:
+            raise RuntimeError(
+                f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other: "
+                "set WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as "
+                "examples/slurm/adapt.sbatch does, or start one task with torchrun"
+            )
 
 
 def _choose_device(device: str, local_rank: int) -> torch.device:
@@ -96,6 +129,11 @@ def _choose_device(device: str, local_rank: int) -> torch.device:
     chosen = torch.device(device)
     if chosen.type != "cuda":
         return chosen
+    if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise RuntimeError(
+            f'{chosen} is one device for {os.environ["LOCAL_WORLD_SIZE"]} processes: choose device = "cuda", '
+            "and each takes its own"
+        )
     count = torch.cuda.device_count()
     index = local_rank if chosen.index is None else chosen.index
     if index >= count:
