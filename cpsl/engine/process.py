@@ -1,6 +1,7 @@
 """This process among its peers: device, rank, parallel modules."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -41,17 +42,21 @@ class Process:
     def parallel(self, module: nn.Module) -> nn.Module:
         """Wraps a module so that its gradients are averaged over the ranks.
 
-        Buffers are not broadcast: a memory bank belongs to its rank, and batch statistics are kept equal
-        by SyncBatchNorm, which replaces BatchNorm on CUDA devices.
+        Buffers are broadcast neither now nor later: a memory bank belongs to its rank, and batch statistics
+        are kept equal by SyncBatchNorm, which replaces BatchNorm on CUDA devices. (On CPUs there is none:
+        each rank normalises by its own images, and the statistics that are kept are rank 0's.)
         """
         if self.world_size == 1:
             return module
+        devices = None
         if self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            return DistributedDataParallel(
-                module, device_ids=[self.device.index], broadcast_buffers=False
-            )
-        return DistributedDataParallel(module, broadcast_buffers=False)
+            devices = [self.device.index]
+        with warnings.catch_warnings():
+            # What torch recommends instead would broadcast the buffers once, at the start: after a resumed
+            # run has loaded each rank's bank.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def barrier(self) -> None:
         """Waits for all ranks."""

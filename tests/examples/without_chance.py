@@ -2,10 +2,10 @@
 
     python tests/examples/without_chance.py --config ... [what adapt.py takes]
 
-For a test that runs it as one process and as several. Dropout, CutMix and the draw of pixels follow the random
-numbers of a rank, BatchNorm its images, and a loss averages over its valid pixels. Here is no dropout, pixels are
-drawn in their order, BatchNorm is frozen, and a loss is a mean over images. What is written into a store is noted
-in `written.RANK`.
+For a test that runs it as one process and as several. Dropout, CutMix and the draw of pixels follow the
+random numbers of a rank, BatchNorm its images, and a loss averages over its valid pixels. Here is no dropout,
+pixels are drawn in their order, BatchNorm is frozen, and a loss is a mean over images. What is written into a
+store is noted in `written.RANK`.
 """
 
 import sys
