@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "adapt.sbatch"
 # What stands for Slurm: so many tasks at once; srun leaves with the largest of their exit codes.
 SRUN = """#!/bin/bash
+[[ $1 == --wait=* ]] && shift
 for ((task = 0; task < SLURM_NTASKS; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=$SLURM_NTASKS "$@" &
     tasks[task]=$!
