@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl.alignment import DistributionAligner, class_counts
-from cpsl.distributed import all_reduce_max, rank_and_size
+from cpsl.distributed import all_reduce_max, all_reduce_sum, rank_and_size
 from cpsl.losses import pixel_contrast
 from cpsl.memory import PixelMemoryBank
 from cpsl.prototypes import prototype_similarity
-from cpsl.sampling import draw_class_proportional, draw_uniform
+from cpsl.sampling import draw_class_proportional, draw_over_ranks, draw_uniform
 from cpsl.sinkhorn import marginal_error
 
 
@@ -24,10 +24,11 @@ class ClusteringOutput(NamedTuple):
         loss: Scalar; its gradient reaches the prototypes only.
         assignments: (B·n, K) Q, rows sum to 1, no gradient.
         scores: (B·n, K) cosines of the drawn pixels and the prototypes, -1...1.
-        indices: (B, n) int64 positions of the drawn pixels in the flattened batch, b·h·w + y·w + x.
+        indices: (B, n) int64 positions of the drawn pixels in the flattened batch, b·h·w + y·w + x; where
+            ranks draw together, in the joined batch of all, in order of rank.
         features: (B·n, D) L2-normalised features of the drawn pixels.
         labels: (B·n,) int64 labels of the drawn pixels, `ignore_index` where unknown.
-        class_counts: (K,) int64 pixels of each class in all labels of the batch.
+        class_counts: (K,) int64 pixels of each class in all labels of this rank's batch.
         marginal_error: Scalar in 0...1, how far the assignments of bank and batch are from the class
             distribution (total variation); on the device, to be read when logs are written.
         logits: (B·n, K) L2-normalised logits of the drawn pixels with `logit_assignments`, else None.
@@ -68,7 +69,8 @@ class ClassBalancedPrototypeClustering(nn.Module):
         epsilon: ε of the assignment.
         sinkhorn_iterations: Column and row scalings of the assignment.
         sampling: "class_proportional" draws in proportion to δ over the whole batch, so that every class
-            that is present enters the bank; "uniform" draws n pixels of each image.
+            that is present enters the bank; the whole batch is that of all ranks, which must have as many
+            images each, and what is drawn is shared out among them. "uniform" draws n pixels of each image.
         distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
         assignment: "joint" assigns the drawn pixels of all images together with the bank. "image_by_image"
             is the release: one image after the other is assigned together with the bank and then enters
@@ -225,8 +227,8 @@ class ClassBalancedPrototypeClustering(nn.Module):
             )
         labels = labels.flatten().long()
         counts = class_counts(labels, self.num_classes, self.ignore_index)
-        indices = self._draw(labels, batch, height * width)
-        drawn = _pixels(features.detach(), indices)
+        indices, mine = self._draw(labels, batch, height * width)
+        drawn = self._share(_pixels(features.detach(), indices), mine)
         scores = prototype_similarity(drawn, self.prototypes)
         log_p = (scores / self.temperature).log_softmax(dim=1)
 
@@ -236,27 +238,45 @@ class ClassBalancedPrototypeClustering(nn.Module):
         loss = -(assignments * log_p).sum(dim=1).mean()
         drawn_logits = None
         if self.logit_bank is not None:
-            drawn_logits = self._pixel_logits(logits, features, indices)
+            drawn_logits = self._share(self._pixel_logits(logits, features, indices), mine)
             of_bank = _without_empty(self.logit_bank.features, self.logit_bank.valid)
             by_logits, _ = self._assign(drawn_logits, drawn_logits, of_bank)
             loss = loss - (by_logits * log_p).sum(dim=1).mean()
-        labels = labels[indices.flatten()] if bank_labels is None else bank_labels.flatten().long()
+        if bank_labels is None:
+            drawn_labels = self._share(labels[indices], mine)
+        else:
+            drawn_labels = bank_labels.flatten().long()
+        if mine is not None:
+            indices = self._share(indices + rank_and_size(self.group)[0] * len(labels), mine)
         return ClusteringOutput(
-            loss, assignments, scores, indices, drawn, labels, counts, error, drawn_logits
+            loss,
+            assignments,
+            scores,
+            indices.reshape(batch, self.samples_per_image),
+            drawn,
+            drawn_labels,
+            counts,
+            error,
+            drawn_logits,
         )
 
     @torch.no_grad()
-    def update(self, output: ClusteringOutput, momentum: float = 0.999) -> None:
-        """Remembers a step: to be called after the optimiser has moved the prototypes.
+    def update(
+        self, output: ClusteringOutput | Sequence[ClusteringOutput], momentum: float = 0.999
+    ) -> None:
+        """Remembers a step: to be called once, after the optimiser has moved the prototypes.
 
         Args:
-            output: What `forward` returned.
+            output: What `forward` returned; of a batch in several parts, what it returned for each.
             momentum: C' ← momentum · C' + (1 - momentum) · C.
         """
-        self.bank.push(output.features, output.labels)
-        if self.logit_bank is not None and output.logits is not None:
-            self.logit_bank.push(output.logits, output.labels)
-        self.aligner.update(output.class_counts[None].double(), group=self.group)
+        outputs = [output] if isinstance(output, ClusteringOutput) else output
+        for output in outputs:
+            self.bank.push(output.features, output.labels)
+            if self.logit_bank is not None and output.logits is not None:
+                self.logit_bank.push(output.logits, output.labels)
+        counts = torch.stack([output.class_counts for output in outputs]).sum(dim=0)
+        self.aligner.update(counts[None].double(), group=self.group)
         self.ema_prototypes.lerp_(self.prototypes, 1 - momentum)
 
     def contrast(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -275,11 +295,11 @@ class ClassBalancedPrototypeClustering(nn.Module):
             ValueError: The shapes do not fit.
         """
         batch, _, height, width = features.shape
-        indices = draw_uniform(batch, height * width, self.samples_per_image, like=labels)
+        indices = draw_uniform(batch, height * width, self.samples_per_image, like=labels).flatten()
         labels = F.interpolate(labels[:, None].float(), (height, width)).long().flatten()
         loss = pixel_contrast(
             _pixels(features, indices),
-            labels[indices.flatten()],
+            labels[indices],
             self.bank.features,
             self.bank.labels,
             self.bank.valid,
@@ -312,12 +332,29 @@ class ClassBalancedPrototypeClustering(nn.Module):
         }
         self.load_state_dict(equal)
 
-    def _draw(self, labels: Tensor, batch: int, pixels: int) -> Tensor:
+    def _draw(self, labels: Tensor, batch: int, pixels: int) -> tuple[Tensor, Tensor | None]:
+        """Draws n pixels for each image.
+
+        Returns:
+            (N,) positions in the labels of this rank. Where ranks draw together N counts the pixels of all,
+            and (N,) bool says which of them are this rank's; else None.
+        """
         if self.sampling == "uniform":
-            return draw_uniform(batch, pixels, self.samples_per_image, like=labels)
-        total = batch * self.samples_per_image
-        drawn = draw_class_proportional(labels, self.aligner.distribution, total)
-        return drawn.reshape(batch, self.samples_per_image)
+            drawn = draw_uniform(batch, pixels, self.samples_per_image, like=labels)
+            return drawn.flatten(), None
+        total, ranks = batch * self.samples_per_image, rank_and_size(self.group)[1]
+        if ranks == 1:
+            return draw_class_proportional(labels, self.aligner.distribution, total), None
+        return draw_over_ranks(labels, self.aligner.distribution, ranks * total, self.group)
+
+    def _share(self, values: Tensor, mine: Tensor | None) -> Tensor:
+        """Returns this rank's share of what the ranks know of their pixels, (N, ...) of all together."""
+        if mine is None:
+            return values
+        rank, ranks = rank_and_size(self.group)
+        others = ~mine if values.ndim == 1 else ~mine[:, None]
+        # Every so many-th: the pixels are ordered by class, and each rank is to have some of each.
+        return all_reduce_sum(values.masked_fill(others, 0), self.group)[rank::ranks]
 
     @torch.no_grad()
     def _score_banked(self, features: Tensor) -> Tensor:
@@ -383,7 +420,7 @@ class ClassBalancedPrototypeClustering(nn.Module):
 def _pixels(maps: Tensor, indices: Tensor) -> Tensor:
     """Returns the L2-normalised vectors (N, C) of a map (B, C, h, w) at positions in the flattened batch."""
     pixels = maps.shape[2] * maps.shape[3]
-    image, pixel = indices.flatten() // pixels, indices.flatten() % pixels
+    image, pixel = indices // pixels, indices % pixels
     return F.normalize(maps.flatten(2)[image, :, pixel].float(), dim=1)
 
 

@@ -1,10 +1,14 @@
 """Drawing of pixels from a batch: in proportion to the classes, or uniformly."""
 
+from typing import NamedTuple
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl.alignment import class_counts
+from cpsl.distributed import all_reduce_sum, rank_and_size
 
 
 def class_quotas(present: Tensor, class_distribution: Tensor, total: int) -> Tensor:
@@ -63,20 +67,53 @@ def draw_class_proportional(labels: Tensor, class_distribution: Tensor, total: i
         >>> labels[drawn]
         tensor([0, 0, 1, 1])
     """
-    num_classes = len(class_distribution)
-    valid = (labels >= 0) & (labels < num_classes)
-    # Without any valid pixel all of them count as one class, which makes the draw uniform.
-    labels = labels.long().masked_fill(~valid, num_classes).masked_fill(~valid.any(), 0)
-    counts = class_counts(labels, num_classes, ignore_index=num_classes)
-    quotas = class_quotas(counts > 0, class_distribution, total)
+    labels, counts = _with_counts(labels, len(class_distribution))
+    return _draw(labels, class_distribution, total, counts[None], rank=0).positions
 
-    # Sorted by class and shuffled within: the first pixels of each class are a draw without replacement.
-    shuffled = _shuffled_within(labels)
-    draw = torch.arange(total, device=labels.device)
-    last = quotas.cumsum(0)
-    drawn_class = torch.searchsorted(last, draw, right=True).clamp_max(num_classes - 1)
-    rank = (draw - (last - quotas)[drawn_class]) % counts[drawn_class].clamp_min(1)
-    return shuffled[(counts.cumsum(0) - counts)[drawn_class] + rank]
+
+class SharedDraw(NamedTuple):
+    """Pixels that several ranks have drawn together.
+
+    Attributes:
+        positions: (total,) int64 positions in the labels of this rank, of use where `mine` is true.
+        mine: (total,) bool, whether the pixel is one of this rank's; true on exactly one rank.
+    """
+
+    positions: Tensor
+    mine: Tensor
+
+
+def draw_over_ranks(
+    labels: Tensor,
+    class_distribution: Tensor,
+    total: int,
+    group: dist.ProcessGroup | None = None,
+) -> SharedDraw:
+    """Draws pixels from the joined labels of all ranks, as `draw_class_proportional` draws from one's own.
+
+    The quotas are those of one process that had all the labels: a class that only one rank sees is drawn
+    as often as its share of the whole asks for. Of each class a rank gives in proportion to its pixels, by
+    largest remainder. Only the numbers of pixels are exchanged, K + 1 from each rank.
+
+    Args:
+        labels: (P,) integer class indices; anything outside 0...K-1 is ignored. P may differ.
+        class_distribution: (K,) δ, the same on every rank.
+        total: Number of pixels to draw from all ranks together.
+        group: None is the default group, or this process alone where there is none.
+
+    Returns:
+        The drawn pixels in one order for all ranks, by class.
+
+    Example:
+        >>> drawn = draw_over_ranks(torch.tensor([0, 1, 1]), torch.tensor([0.5, 0.5]), total=4)
+        >>> drawn.positions, drawn.mine
+        (tensor([0, 0, 1, 2]), tensor([True, True, True, True]))
+    """
+    rank, ranks = rank_and_size(group)
+    labels, own = _with_counts(labels, len(class_distribution))
+    counts = own.new_zeros(ranks, len(own))
+    counts[rank] = own
+    return _draw(labels, class_distribution, total, all_reduce_sum(counts, group), rank)
 
 
 def draw_uniform(num_images: int, pixels_per_image: int, per_image: int, like: Tensor) -> Tensor:
@@ -129,6 +166,45 @@ def labels_of_crop(crop_labels: Tensor, size: tuple[int, int], per_image: int) -
     return stretched[:, first].to(crop_labels.dtype)
 
 
+def _with_counts(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns labels (P,) with K where they are ignored, and the pixels of each class and none (K + 1,)."""
+    valid = (labels >= 0) & (labels < num_classes)
+    labels = labels.long().masked_fill(~valid, num_classes)
+    return labels, class_counts(labels, num_classes + 1, ignore_index=num_classes + 1)
+
+
+def _draw(
+    labels: Tensor, class_distribution: Tensor, total: int, counts: Tensor, rank: int
+) -> SharedDraw:
+    """Draws from the labels of one of R ranks what it has to give; `counts` (R, K + 1) are those of all."""
+    # Without any valid pixel all of them count as one class, which makes the draw uniform.
+    none_valid = counts[:, :-1].sum() == 0
+    labels = labels.masked_fill(none_valid, 0)
+    counts = torch.where(none_valid, counts.roll(1, dims=1), counts)[:, :-1]
+    quotas = class_quotas(counts.sum(dim=0) > 0, class_distribution, total)
+    blocks = _shares_of_ranks(quotas, counts).t().flatten()  # class by class, in each rank by rank
+
+    # Sorted by class and shuffled within: the first pixels of each class are a draw without replacement.
+    shuffled = _shuffled_within(labels)
+    draw = torch.arange(total, device=labels.device)
+    last = blocks.cumsum(0)
+    block = torch.searchsorted(last, draw, right=True).clamp_max(len(last) - 1)
+    drawn_class, giver = block // len(counts), block % len(counts)
+    own = counts[rank]
+    place = (draw - (last - blocks)[block]) % own[drawn_class].clamp_min(1)
+    mine = giver == rank
+    # Where another rank gives, this one has nothing: its first pixel stands in.
+    return SharedDraw(shuffled[((own.cumsum(0) - own)[drawn_class] + place) * mine], mine)
+
+
+def _shares_of_ranks(quotas: Tensor, counts: Tensor) -> Tensor:
+    """Shares out the quotas (K,) among the ranks, in proportion to their pixels (R, K), as (R, K) int64."""
+    share = quotas.double() * counts / counts.sum(dim=0).clamp_min(1)
+    whole = share.floor()
+    left_over = quotas - whole.sum(dim=0)
+    return (whole + (_rank_of_largest(share - whole) < left_over)).long()
+
+
 def _shuffled_within(group: Tensor) -> Tensor:
     """Returns the positions of (P,) groups, sorted by group and in random order within each."""
     # Integers are sorted by their digits, several times faster than floating-point numbers.
@@ -136,5 +212,5 @@ def _shuffled_within(group: Tensor) -> Tensor:
 
 
 def _rank_of_largest(values: Tensor) -> Tensor:
-    """Returns each entry's position in descending order, 0 for the largest."""
-    return values.argsort(descending=True, stable=True).argsort()
+    """Returns each entry's position in descending order along the first axis, 0 for the largest."""
+    return values.argsort(dim=0, descending=True, stable=True).argsort(dim=0)

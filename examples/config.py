@@ -283,7 +283,8 @@ class Config:
     compile: bool = False
     """Whether the networks are compiled (torch.compile): minutes at the start, faster afterwards on a GPU."""
     accumulate: int = 1
-    """Split each batch into this many, one after the other: less memory, same result up to BatchNorm."""
+    """Split each batch into this many, one after the other: less memory, same result up to what is computed
+    of a part alone: BatchNorm, means over valid pixels, assignments."""
     workers: int = 4
     """Processes that load images, for each process that trains."""
     checkpoint_every: int = 1000

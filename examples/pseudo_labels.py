@@ -3,13 +3,14 @@
 python examples/pseudo_labels.py --config examples/configs/gta5_to_cityscapes.toml
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
 from config import Config, parse
 from cpsl import ClassMeanPrototypes, class_counts
-from cpsl.data import HardLabelStore, SegmentationDataset, SoftLabelStore, whole_image
+from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, logger, progress, save
 from cpsl.models import DeepLabV2
@@ -17,6 +18,8 @@ from domains import target_dataset
 from evaluate import predict
 from networks import build_model, to_unit
 from stage import begin_run
+
+T = TypeVar("T")
 
 
 @torch.inference_mode()
@@ -35,7 +38,7 @@ def describe_target(config: Config, process: Process) -> None:
     means = ClassMeanPrototypes(model.num_classes, model.feature_dim)
     counts = torch.zeros(model.num_classes, dtype=torch.int64, device=process.device)
     dataset = target_dataset(config)
-    for index in _my_images(dataset, process, "pseudo labels"):
+    for index in _my_share(range(len(dataset)), process, "pseudo labels"):
         image = whole_image(dataset.image(index), config.views.full_size)[None].to(process.device)
         with autocast(process.device, config.precision):
             output = model(to_unit(image))
@@ -67,24 +70,25 @@ def label_target(
         process: This process.
     """
     dataset, size = target_dataset(config), config.views.full_size
-    missing = set(store.missing(dataset.names))
+    # What is missing is shared out, so that ranks finish together after an interruption, too. As rank 0 saw
+    # it: others may look when the first new labels are there already.
+    missing = process.gather(store.missing(dataset.names))[0]
     if not missing:
         logger.info(f"{store.folder}: finished before")
     model.eval()
-    for index in _my_images(dataset, process, f"labels for {store.folder.parent.name}"):
-        name = dataset.names[index]
-        if name in missing:
-            image = dataset.image(index)
-            probabilities = predict(model, image, size, config, process, flip=True).scores
-            confidence, label = probabilities.max(dim=1)
-            label = label.masked_fill(~(confidence > threshold), 255)
-            store.write(name, label[0].to(torch.uint8))
+    index = {name: number for number, name in enumerate(dataset.names)}
+    for name in _my_share(missing, process, f"labels for {store.folder.parent.name}"):
+        image = dataset.image(index[name])
+        probabilities = predict(model, image, size, config, process, flip=True).scores
+        confidence, label = probabilities.max(dim=1)
+        label = label.masked_fill(~(confidence > threshold), 255)
+        store.write(name, label[0].to(torch.uint8))
     process.barrier()
 
 
-def _my_images(dataset: SegmentationDataset, process: Process, title: str) -> Iterator[int]:
-    """Yields the indices of this rank's share of the images."""
-    mine = range(process.rank, len(dataset), process.world_size)
+def _my_share(items: Sequence[T], process: Process, title: str) -> Iterator[T]:
+    """Yields every so many-th item, each of them on one rank."""
+    mine = items[process.rank :: process.world_size]
     yield from progress(mine, title, process, total=len(mine))
 
 

@@ -189,8 +189,7 @@ def self_label(config: Config, process: Process) -> Cost:
         # 8. Move student and prototypes, then their moving averages, the bank and the distribution.
         optimization.step()
         teacher.update(student, settings.teacher_momentum)
-        for clusters in clustered:
-            clustering.update(clusters, settings.teacher_momentum ** (1 / len(clustered)))
+        clustering.update(clustered, settings.teacher_momentum)
         hand_on.look(loop, iteration)
 
     hand_on.save()

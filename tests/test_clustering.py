@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -318,3 +320,17 @@ def test_another_number_of_ranks_is_no_obstacle() -> None:
     assert sorted(whole.bank.labels[whole.bank.valid].tolist()) == [0] * 6 + [1] * 6
     assert torch.equal(whole.prototypes, shards[0].prototypes)
     assert torch.equal(whole.aligner.distribution, shards[0].aligner.distribution)
+
+
+def test_a_batch_in_parts_moves_the_averages_once() -> None:
+    torch.manual_seed(0)
+    whole = ClassBalancedPrototypeClustering(K, D, bank_size=64, samples_per_image=10)
+    in_parts = copy.deepcopy(whole)
+    features, labels = torch.randn(2, D, 4, 4), torch.randint(K, (2, 4, 4))
+    labels[0] = 0
+    whole.update(whole(features, labels), momentum=0.9)
+    parts = [in_parts(f, y) for f, y in zip(features.split(1), labels.split(1), strict=True)]
+    in_parts.update(parts, momentum=0.9)
+    assert torch.equal(in_parts.aligner.distribution, whole.aligner.distribution)
+    assert torch.equal(in_parts.ema_prototypes, whole.ema_prototypes)
+    assert in_parts.bank.valid.sum() == whole.bank.valid.sum() == 20

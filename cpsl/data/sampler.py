@@ -13,8 +13,9 @@ class DrawSampler(Sampler[list[Draw]]):
     """Yields endless batches of draws, starting at any iteration as if it had run from the first.
 
     All images are drawn once in random order, then again in another order, and so on. The ranks share
-    each batch. Each draw carries the seed of its augmentation, so that neither the number of workers nor
-    an interruption changes anything.
+    each batch: the batches of all of them together are those of one rank alone, whatever their number. Each
+    draw carries the seed of its augmentation, so that neither the number of workers nor an interruption
+    changes anything.
 
     Args:
         length: Number of images N.

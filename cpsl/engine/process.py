@@ -1,9 +1,11 @@
 """This process among its peers: device, rank, parallel modules."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+# A rank that has done its share of the images waits for the slowest, and all wait while rank 0 writes: longer
+# than the ten minutes that NCCL would.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,21 @@ class Process:
     def parallel(self, module: nn.Module) -> nn.Module:
         """Wraps a module so that its gradients are averaged over the ranks.
 
-        Buffers are not broadcast: a memory bank belongs to its rank, and batch statistics are kept equal
-        by SyncBatchNorm, which replaces BatchNorm on CUDA devices.
+        Buffers are broadcast neither now nor later: a memory bank belongs to its rank, and batch statistics
+        are kept equal by SyncBatchNorm, which replaces BatchNorm on CUDA devices. (On CPUs there is none:
+        each rank normalises by its own images, and the statistics that are kept are rank 0's.)
         """
         if self.world_size == 1:
             return module
+        devices = None
         if self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            return DistributedDataParallel(
-                module, device_ids=[self.device.index], broadcast_buffers=False
-            )
-        return DistributedDataParallel(module, broadcast_buffers=False)
+            devices = [self.device.index]
+        with warnings.catch_warnings():
+            # What torch recommends instead would broadcast the buffers once, at the start: after a resumed
+            # run has loaded each rank's bank.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -74,7 +84,10 @@ class Process:
 
 @contextmanager
 def start_process(device: str = "auto") -> Iterator[Process]:
-    """Joins the other processes of the run, if torchrun started any, and leaves them at the end.
+    """Joins the other processes of the run, if there are any, and leaves them at the end.
+
+    Whatever starts the processes says which is which by torchrun's environment variables: WORLD_SIZE, RANK,
+    LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Args:
         device: "auto" is this rank's CUDA device where there is one, else the CPU; or any name that
@@ -84,8 +97,10 @@ def start_process(device: str = "auto") -> Iterator[Process]:
         This process.
 
     Raises:
-        RuntimeError: A CUDA device is asked for that this machine does not have.
+        RuntimeError: A CUDA device is asked for that this machine does not have or that several processes
+            would share, or the processes do not know of each other.
     """
+    _check_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     chosen = _choose_device(device, local_rank)
     if chosen.type == "cuda":
@@ -93,12 +108,37 @@ def start_process(device: str = "auto") -> Iterator[Process]:
     if "WORLD_SIZE" not in os.environ:
         yield Process(chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        # Told its device, NCCL connects now, and not in the midst of the first step.
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=chosen)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
-        hosts: Any = dist.new_group(backend="gloo") if chosen.type == "cuda" else None
+        hosts: Any = (
+            dist.new_group(backend="gloo", timeout=PATIENCE) if chosen.type == "cuda" else None
+        )
         yield Process(chosen, dist.get_rank(), dist.get_world_size(), hosts)
     finally:
         dist.destroy_process_group()
+
+
+def _check_environment() -> None:
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1:
+        missing = [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]
+        if missing:
+            raise RuntimeError(
+                f"WORLD_SIZE says that there are {size} processes, but {' and '.join(missing)} is not "
+                "set: start them with torchrun, or set what it sets"
+            )
+    # Each task of a Slurm step would take itself for the whole run, and all would write the same files.
+    elif "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        if "WORLD_SIZE" not in os.environ:
+            raise RuntimeError(
+                f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other: "
+                "set WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as "
+                "examples/slurm/adapt.sbatch does, or start one task with torchrun"
+            )
 
 
 def _choose_device(device: str, local_rank: int) -> torch.device:
@@ -107,6 +147,11 @@ def _choose_device(device: str, local_rank: int) -> torch.device:
     chosen = torch.device(device)
     if chosen.type != "cuda":
         return chosen
+    if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise RuntimeError(
+            f'{chosen} is one device for {os.environ["LOCAL_WORLD_SIZE"]} processes: choose device = "cuda", '
+            "and each takes its own"
+        )
     count = torch.cuda.device_count()
     index = local_rank if chosen.index is None else chosen.index
     if index >= count:

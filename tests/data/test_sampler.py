@@ -29,15 +29,35 @@ def test_each_epoch_draws_each_image_once(length: int, seed: int) -> None:
     assert len({draw.seed for draw in draws}) == 3 * length
 
 
-@given(length=st.integers(1, 20), ranks=st.integers(1, 4), share=st.integers(1, 3))
-def test_ranks_share_the_batches_of_one_process(length: int, ranks: int, share: int) -> None:
-    alone = list(islice(DrawSampler(length, ranks * share, seed=0), 5))
+@given(
+    length=st.integers(1, 20),
+    ranks=st.integers(1, 5),
+    parts=st.integers(1, 3),
+    share=st.integers(1, 3),
+    start=st.integers(0, 9),
+)
+def test_ranks_and_parts_share_the_batches_of_one_process(
+    length: int, ranks: int, parts: int, share: int, start: int
+) -> None:
+    """Any number of ranks that divides the batch, in any number of parts, draws the same whole batches."""
+    alone = list(islice(DrawSampler(length, ranks * parts * share, seed=0, start=start), 4))
     shares = [
-        list(islice(DrawSampler(length, share, seed=0, rank=rank, world_size=ranks), 5))
+        list(
+            islice(
+                DrawSampler(
+                    length, share, seed=0, start=start * parts, rank=rank, world_size=ranks
+                ),
+                4 * parts,
+            )
+        )
         for rank in range(ranks)
     ]
-    together = [[draw for rank in shares for draw in rank[i]] for i in range(5)]
-    assert together == alone
+    for step in range(4):
+        of_step = range(step * parts, (step + 1) * parts)
+        assert [draw for part in of_step for rank in shares for draw in rank[part]] == alone[step]
+    # Each draw is of one rank alone, even where an image is drawn in two epochs.
+    of_ranks = [{draw.seed for batch in rank for draw in batch} for rank in shares]
+    assert sum(map(len, of_ranks)) == len(set().union(*of_ranks)) == 4 * ranks * parts * share
 
 
 def test_nothing_to_draw_from_is_said() -> None:
