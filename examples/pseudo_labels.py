@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import torch
 
 from config import Config, parse
-from cpsl import ClassMeanPrototypes, class_counts
+from cpsl import ClassMeanPrototypes, Segmenter, class_counts
 from cpsl.data import HardLabelStore, SegmentationDataset, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, logger, progress, save
 from cpsl.models import DeepLabV2
-from domains import target_dataset
-from evaluate import predict
+from domains import label_space, target_dataset
 from networks import build_model, to_unit
 from stage import begin_run
 
@@ -70,15 +69,16 @@ def label_target(
     missing = set(store.missing(dataset.names))
     if not missing:
         logger.info(f"{store.folder}: finished before")
-    model.eval()
+    segmenter = Segmenter(model.eval(), label_space(config), size)
     for index in _my_images(dataset, process, f"labels for {store.folder.parent.name}"):
         name = dataset.names[index]
         if name in missing:
             image = dataset.image(index)
-            probabilities = predict(model, image, size, config, process, flip=True).scores
-            confidence, label = probabilities.max(dim=1)
+            with autocast(process.device, config.precision):
+                probabilities = segmenter.predict(image, size=size, flip=True).probabilities
+            confidence, label = probabilities.max(dim=0)
             label = label.masked_fill(~(confidence > threshold), 255)
-            store.write(name, label[0].to(torch.uint8))
+            store.write(name, label.to(torch.uint8))
     process.barrier()
 
 
