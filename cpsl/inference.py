@@ -161,7 +161,7 @@ class Segmenter:
         }
         write_atomically(Path(path), lambda partial: torch.save(content, partial), durable=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # what inference_mode returns could not be changed in place
     def predict(
         self,
         image: Tensor | str | Path,
@@ -189,8 +189,8 @@ class Segmenter:
         """
         if self.full_size is None:
             raise ValueError(
-                "at which size the network has to see images is not known: its file is of a cpsl that did not "
-                "store it; load it with full_size=(height, width), the run's setting views.full_size"
+                "at which size the network has to see images is not known: its file is of a cpsl that did "
+                "not store it; load it with full_size=(height, width), the run's setting views.full_size"
             )
         if self.model.training:
             raise ValueError("the network is in training mode; call model.eval() first")

@@ -52,7 +52,7 @@ def conclude(config: Config, process: Process) -> None:
         f"\nIn {config.output}: report.html to look at, metrics.json to compute with, "
         "distill_2/model.pt is the adapted model."
         "\nTo use it: python examples/predict.py --weights "
-        f"{config.output}/distill_2/model.pt --input FOLDER --output FOLDER"
+        f"{config.output}/distill_2/model.pt --input IMAGES --output RESULTS"
         "\nTo adapt to images of your own: examples/configs/my_folders.toml."
     )
 

@@ -68,8 +68,16 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
 
     Returns:
         What could not be read, a line each.
+
+    Raises:
+        FileNotFoundError: There is nothing to predict, or no model.
+        ValueError: The model cannot be used, or the output holds other results or lies in the input.
     """
     found = _find(arguments.input)
+    if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
+        raise ValueError(
+            f"{arguments.output} lies in {arguments.input}: the next run would take results for images"
+        )
     segmenter = Segmenter.load(arguments.weights, full_size=arguments.size, device=process.device)
     _note(arguments, segmenter)
     output = Output(arguments.output, arguments.write, segmenter.classes)
@@ -77,9 +85,11 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
     for name, path in progress(found.items(), "images", process, total=len(found)):
         if not _is_video(path) and name in output:
             continue
-        frames = 0
+        pictures, frames = _pictures(name, path), 0
+        if _is_video(path):
+            pictures = progress(pictures, path.name, process)
         try:
-            for key, image in _pictures(name, path):
+            for key, image in pictures:
                 frames += 1
                 if key not in output:
                     with autocast(process.device, arguments.precision):
@@ -90,7 +100,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         except UnreadableError as error:
             unread.append(str(error))
             continue
-        if _is_video(path) and "overlay" in arguments.write:
+        if frames and _is_video(path) and "overlay" in arguments.write:
             output.join(name, frames, path)
     return unread
 
