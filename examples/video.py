@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -66,10 +67,9 @@ def write_video(path: Path, frames: Iterable[Tensor], rate: Fraction) -> None:
 
 def _pyav(path: Path) -> ModuleType:
     try:
-        import av
+        return import_module("av")
     except ImportError:
         raise RuntimeError(
-            f"{path} is read by PyAV, which is not installed: pip install 'cpsl[video]', or give a "
+            f"{path} needs PyAV, which is not installed: pip install 'cpsl[video]', or give a "
             "folder of frames instead"
         ) from None
-    return av
