@@ -1,12 +1,14 @@
 """Class-Balanced Pixel-Level Self-Labeling for domain-adaptive semantic segmentation.
 
 The pieces of the method, each of which works alone; networks are in `cpsl.models`, data sets in `cpsl.data`.
+`Segmenter` uses a trained network.
 """
 
 from cpsl import data, metrics, models
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.geometry import Carried, View, carry, carry_enlarged
+from cpsl.inference import Prediction, Segmenter
 from cpsl.losses import (
     cross_entropy,
     discriminator_loss,
@@ -36,8 +38,10 @@ __all__ = [
     "DistributionAligner",
     "Mixed",
     "PixelMemoryBank",
+    "Prediction",
     "PseudoLabelRectifier",
     "RectifiedLabels",
+    "Segmenter",
     "View",
     "__version__",
     "carry",

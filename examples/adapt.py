@@ -51,7 +51,9 @@ def conclude(config: Config, process: Process) -> None:
     logger.info(
         f"\nIn {config.output}: report.html to look at, metrics.json to compute with, "
         "distill_2/model.pt is the adapted model."
-        "\nNext: your own images, see examples/configs/my_folders.toml."
+        "\nTo use it: python examples/predict.py --weights "
+        f"{config.output}/distill_2/model.pt --input IMAGES --output RESULTS"
+        "\nTo adapt to images of your own: examples/configs/my_folders.toml."
     )
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from config import Config, parse
-from cpsl.alignment import class_counts
+from cpsl import Segmenter, class_counts
 from cpsl.data import (
     CITYSCAPES_13,
     CITYSCAPES_16,
@@ -26,7 +26,6 @@ from cpsl.data import (
     LabelIdStore,
     Sample,
     render_label,
-    whole_image,
 )
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, progress, start_process
@@ -34,7 +33,7 @@ from cpsl.geometry import View
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 from domains import evaluation_dataset, label_space
-from networks import load_model, resize, to_unit
+from networks import load_model
 
 
 @torch.inference_mode()
@@ -64,9 +63,9 @@ def evaluate(
         `class_frequency` in 0...1, mean `confidence` in 0...1 and `changed`, the share of pixels that
         differ from the stage before.
     """
-    model.eval()
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
+    segmenter = Segmenter(model.eval(), dataset.label_space, config.views.full_size)
     confusion = ConfusionMatrix(len(names)).to(process.device)
     counts = torch.zeros(len(names), dtype=torch.int64, device=process.device)
     sums = torch.zeros(4, dtype=torch.float64, device=process.device)  # see the end
@@ -74,19 +73,20 @@ def evaluate(
     for index in progress(mine, "evaluation", process, total=len(mine)):
         sample = _at_evaluation_size(dataset[index], config)
         size = sample.image.shape[1:] if sample.label is None else sample.label.shape
-        scores, confidence = predict(model, sample.image, size, config, process, scales, flip)
-        prediction = scores.argmax(dim=1)[0]
+        with autocast(process.device, config.precision):
+            predicted = segmenter.predict(sample.image, size=size, scales=scales, flip=flip)
+        prediction = predicted.labels
         if sample.label is not None:
             confusion.update(prediction, sample.label.to(process.device))
         counts += class_counts(prediction, len(names))
-        sums[0] += confidence
+        sums[0] += predicted.grid_confidence
         sums[1] += 1
         if before is not None and sample.name in before:
             changed = before.read(sample.name).to(process.device) != prediction
             sums[2] += changed.double().mean()
             sums[3] += 1
         for store in predictions:
-            store.write(sample.name, prediction.to(torch.uint8).cpu())
+            store.write(sample.name, prediction.cpu())
     confusion.reduce()
     for tensor in (counts, sums):
         all_reduce_sum(tensor)
@@ -105,64 +105,6 @@ def evaluate(
         of_13 = [names.index(name) for name in CITYSCAPES_13.names]
         metrics["miou_13"] = _percent(float(confusion.iou[of_13].nanmean())) if labelled else None
     return metrics
-
-
-class Scores(NamedTuple):
-    """What a model says of an image.
-
-    Attributes:
-        scores: (1, K, H, W) float32, of which the largest is the prediction: the upsampled logits of an image
-            seen once, or the mean of the upsampled probabilities of several views.
-        confidence: Scalar, the mean over the network's own grid of the largest probability, 0...1.
-    """
-
-    scores: Tensor
-    confidence: Tensor
-
-
-def predict(
-    model: DeepLabV2,
-    image: Tensor,
-    size: tuple[int, int] | torch.Size,
-    config: Config,
-    process: Process,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> Scores:
-    """Returns the scores of the classes in one image.
-
-    Args:
-        model: On the device of the process.
-        image: (3, H, W) uint8; seen by the model at the settings' full size.
-        size: (H', W') of the result.
-        config: Settings.
-        process: This process.
-        scales: Sizes at which the image is seen, as multiples of the full size.
-        flip: Whether its mirror image is seen as well.
-
-    Raises:
-        ValueError: There is no scale, or one is not positive.
-    """
-    if not scales or not all(scale > 0 for scale in scales):
-        raise ValueError(f"scales must be positive numbers, got {tuple(scales)}")
-    views = len(scales) * (1 + flip)
-    total: Tensor | None = None
-    confidence = torch.zeros((), device=process.device)
-    for scale in scales:
-        height, width = (max(round(scale * extent), 1) for extent in config.views.full_size)
-        whole = to_unit(whole_image(image, (height, width))[None].to(process.device))
-        for mirrored in (False, True) if flip else (False,):
-            with autocast(process.device, config.precision):
-                logits = model(whole.flip(-1) if mirrored else whole).logits
-            probabilities = logits.float().softmax(dim=1)
-            confidence = confidence + probabilities.amax(dim=1).mean() / views
-            scores = logits if views == 1 else probabilities / views
-            # With the classes innermost a CPU upsamples and compares them several times faster.
-            scores = resize(scores.contiguous(memory_format=torch.channels_last), size)
-            scores = scores.flip(-1) if mirrored else scores
-            total = scores if total is None else total + scores
-    assert total is not None
-    return Scores(total, confidence)
 
 
 @contextmanager

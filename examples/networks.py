@@ -8,14 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config, Distill, SelfLabel, WarmUp
-from cpsl.engine import Optimization, RepeatedSGD, load, save, trainable
-from cpsl.models import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DeepLabV2,
-    load_backbone_weights,
-    load_release_checkpoint,
-)
+from cpsl import Segmenter
+from cpsl.engine import Optimization, RepeatedSGD, trainable
+from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
 from domains import label_space
 
 
@@ -60,19 +55,7 @@ def load_model(path: Path, classes: tuple[str, ...]) -> DeepLabV2:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, would run code, or is of other classes.
     """
-    if path.suffix == ".pkl":
-        return _channels_last(load_release_checkpoint(path, len(classes)))
-    saved = load(path)
-    if tuple(saved["classes"]) != classes:
-        raise ValueError(
-            f"{path} tells the classes {', '.join(saved['classes'])} apart, "
-            f"these settings have {', '.join(classes)}"
-        )
-    model = DeepLabV2(
-        len(classes), saved["backbone"], saved["feature_dim"], output_norm=saved["output_norm"]
-    )
-    model.load_state_dict(saved["model"])
-    return _channels_last(model)
+    return _channels_last(Segmenter.load(path, classes).model)
 
 
 def _channels_last(model: DeepLabV2) -> DeepLabV2:
@@ -81,19 +64,8 @@ def _channels_last(model: DeepLabV2) -> DeepLabV2:
 
 
 def save_model(path: Path, model: DeepLabV2, config: Config) -> None:
-    """Saves the weights together with what it takes to use them."""
-    classes, state = label_space(config), model.state_dict()
-    save(
-        path,
-        {
-            "model": state,
-            "backbone": model.backbone_name,
-            "feature_dim": model.feature_dim,
-            "output_norm": "backbone.output_norm.weight" in state,
-            "classes": list(classes.names),
-            "palette": [list(color) for color in classes.palette],
-        },
-    )
+    """Saves the network together with what it takes to use it."""
+    Segmenter(model, label_space(config), config.views.full_size).save(path)
 
 
 def build_optimization(

@@ -9,13 +9,12 @@ from typing import TypeVar
 import torch
 
 from config import Config, parse
-from cpsl import ClassMeanPrototypes, class_counts
+from cpsl import ClassMeanPrototypes, Segmenter, class_counts
 from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
 from cpsl.engine import Process, autocast, logger, progress, save
 from cpsl.models import DeepLabV2
-from domains import target_dataset
-from evaluate import predict
+from domains import label_space, target_dataset
 from networks import build_model, to_unit
 from stage import begin_run
 
@@ -75,14 +74,14 @@ def label_target(
     missing = process.gather(store.missing(dataset.names))[0]
     if not missing:
         logger.info(f"{store.folder}: finished before")
-    model.eval()
+    segmenter = Segmenter(model.eval(), label_space(config), size)
     index = {name: number for number, name in enumerate(dataset.names)}
     for name in _my_share(missing, process, f"labels for {store.folder.parent.name}"):
-        image = dataset.image(index[name])
-        probabilities = predict(model, image, size, config, process, flip=True).scores
-        confidence, label = probabilities.max(dim=1)
+        with autocast(process.device, config.precision):
+            scored = segmenter.predict(dataset.image(index[name]), size=size, flip=True)
+        confidence, label = scored.probabilities.max(dim=0)
         label = label.masked_fill(~(confidence > threshold), 255)
-        store.write(name, label[0].to(torch.uint8))
+        store.write(name, label.to(torch.uint8))
     process.barrier()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import tyro
 
+from cpsl import Segmenter
 from cpsl.engine import load
 from cpsl.models import save_release_checkpoint
-from networks import load_model
 from stage import friendly_errors
 
 
@@ -31,7 +31,7 @@ class Arguments:
 if __name__ == "__main__":
     arguments = tyro.cli(Arguments, description=__doc__)
     with friendly_errors():
-        model = load_model(arguments.weights, tuple(load(arguments.weights)["classes"]))
+        model = Segmenter.load(arguments.weights).model
         prototypes = load(arguments.clustering)["ema_prototypes"] if arguments.clustering else None
         save_release_checkpoint(arguments.output, model, prototypes_ema=prototypes)
         print(f"{arguments.output} is written")

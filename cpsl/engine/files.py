@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cpsl.files import PARTIAL_SUFFIX, write_atomically
+from cpsl.files import PARTIAL_SUFFIX, check_sums, write_atomically
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,11 +31,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         ValueError: The file is damaged, or holds more than tensors and plain values.
     """
     try:
-        # torch.load does not look at the checksums that torch.save wrote: a flipped bit would pass.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of its part {damaged} is wrong")
+        check_sums(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(

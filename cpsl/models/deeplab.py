@@ -72,6 +72,7 @@ class DeepLabHead(nn.Module):
         dilations: Sequence[int],
     ) -> None:
         super().__init__()
+        self.dilations = tuple(dilations)
 
         def branch(kernel: int, dilation: int) -> nn.Sequential:
             padding = dilation * (kernel // 2)

@@ -87,12 +87,13 @@ def read_release_checkpoint(path: str | Path) -> ReleaseCheckpoint:
     )
 
 
-def load_release_checkpoint(path: str | Path, num_classes: int = 19) -> DeepLabV2:
+def load_release_checkpoint(path: str | Path, num_classes: int | None = 19) -> DeepLabV2:
     """Builds the network of a checkpoint of the authors' release.
 
     Args:
         path: A `.pkl` of any stage, with or without `bn_pretrain`.
-        num_classes: Classes that the checkpoint was trained for: 19, or 16 for SYNTHIA.
+        num_classes: Classes that the checkpoint was trained for: 19, or 16 for SYNTHIA; None takes as many
+            as the file has.
 
     Returns:
         The network on the CPU, in evaluation mode.
@@ -105,11 +106,9 @@ def load_release_checkpoint(path: str | Path, num_classes: int = 19) -> DeepLabV
     if "layer5.head.1.weight" not in state:
         raise ValueError(f"{path} has another head than the release: no layer5.head.1.weight in it")
     classes, feature_dim = state["layer5.head.1.weight"].shape[:2]
-    if classes != num_classes:
+    if num_classes is not None and classes != num_classes:
         raise ValueError(f"{path} was trained for {classes} classes, not {num_classes}")
-    model = DeepLabV2(
-        num_classes, "resnet101", feature_dim, output_norm="bn_pretrain.weight" in state
-    )
+    model = DeepLabV2(classes, "resnet101", feature_dim, output_norm="bn_pretrain.weight" in state)
     own = to_release(model)
     missing = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
     unexpected = [k for k in state if k not in own]

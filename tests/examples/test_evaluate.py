@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from cpsl.data import CITYSCAPES_16, Cityscapes, HardLabelStore, write_streets
 from cpsl.engine import Process
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2, SegmentationOutput, save_release_checkpoint
-from evaluate import evaluate, evaluating, predict
+from evaluate import evaluate, evaluating
 
 HERE = Process(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
@@ -80,27 +79,6 @@ def test_labels_can_be_compared_at_another_size(streets: Path) -> None:
     assert evaluate(model, config, HERE)["miou"] == pytest.approx(
         100 * float(confusion.miou), abs=1e-4
     )
-
-
-def test_views_are_averaged(streets: Path) -> None:
-    config, image = settings(streets), Cityscapes(streets, "val").image(0)
-    see = partial(predict, Colors(19), size=(64, 128), config=config, process=HERE)
-    with torch.no_grad():
-        once, mirrored = see(image), see(image.flip(-1), flip=True)
-        both, scaled = see(image, flip=True), see(image, scales=(0.5, 1, 1.5), flip=True)
-    for view in (mirrored, both, scaled):
-        torch.testing.assert_close(view.scores.sum(dim=1), torch.ones(1, 64, 128))
-    torch.testing.assert_close(mirrored.scores.flip(-1), both.scores)
-    # The mirror image of colours has the same colours: only softmax and upsampling change places.
-    probabilities = once.scores.softmax(dim=1)
-    assert (both.scores - probabilities).abs().mean() < 0.02
-    assert 0 < (scaled.scores - probabilities).abs().mean() < 0.1
-    torch.testing.assert_close(both.confidence, once.confidence)
-    assert float(once.confidence) == pytest.approx(
-        float(probabilities.amax(dim=1).mean()), abs=0.05
-    )
-    with pytest.raises(ValueError, match="scales must be positive"):
-        see(image, scales=(1, 0))
 
 
 def test_a_model_in_training_is_left_as_it_was() -> None:

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from config import Config, parse
+from cpsl import Segmenter
 from cpsl.engine import RepeatedSGD
 from cpsl.models import IMAGENET_MEAN, DeepLabV2, save_release_checkpoint
+from domains import label_space
 from networks import (
     build_model,
     build_optimization,
@@ -55,9 +57,12 @@ def test_a_model_is_saved_with_what_it_is(tmp_path: Path) -> None:
     # Whatever other settings say.
     again = build_model(settings("--model.backbone", "resnet50"), tmp_path / "model.pt")
     assert again.backbone_name == "resnet_tiny"
+    segmenter = Segmenter.load(tmp_path / "model.pt")
+    assert segmenter.classes == label_space(config)
+    assert segmenter.full_size == config.views.full_size
     theirs = model.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in again.state_dict().items())
-    with pytest.raises(ValueError, match="road, sky apart, these settings have sky, road"):
+    with pytest.raises(ValueError, match="road, sky apart, asked for are sky, road"):
         load_model(tmp_path / "model.pt", ("sky", "road"))
 
 

@@ -1,0 +1,272 @@
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from cpsl import Segmenter
+from cpsl.data import CITYSCAPES_16, LabelSpace
+from cpsl.models import DeepLabV2, SegmentationOutput, resnet_tiny, save_release_checkpoint
+
+ROAD_SKY = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
+# The entries of the first files of this package.
+OLD = ("model", "backbone", "feature_dim", "output_norm", "classes", "palette")
+
+
+def network(classes: int = 2, **options: Any) -> DeepLabV2:
+    torch.manual_seed(0)
+    return DeepLabV2(classes, "resnet_tiny", 8, **options)
+
+
+def picture(height: int = 40, width: int = 72) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.randint(0, 256, (1, 3, 5, 9), generator=generator).float()
+    return F.interpolate(coarse, (height, width), mode="bilinear")[0].to(torch.uint8)
+
+
+class Colors(nn.Module):
+    """Tells classes by colours, at stride 4: no mirror image or size changes what it sees there."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(4 * torch.randn(classes, 3, 1, 1, generator=generator))
+
+    def forward(self, image: Tensor) -> SegmentationOutput:
+        small = F.interpolate(image, scale_factor=0.25, mode="area") - 0.5
+        logits = F.conv2d(small, self.weight)
+        return SegmentationOutput(logits, logits)
+
+
+@st.composite
+def label_spaces(draw: st.DrawFn) -> LabelSpace:
+    names = draw(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True))
+    byte = st.integers(0, 255)
+    colors = draw(st.lists(st.tuples(byte, byte, byte), min_size=len(names), max_size=len(names)))
+    return LabelSpace(tuple(names), tuple(colors))
+
+
+@given(
+    label_spaces(),
+    st.tuples(st.integers(1, 4096), st.integers(1, 4096)) | st.none(),
+    st.booleans(),
+    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+)
+def test_a_file_says_all_that_belongs_to_a_network(
+    classes: LabelSpace, size: tuple[int, int] | None, output_norm: bool, dilations: list[int]
+) -> None:
+    model = network(
+        len(classes), output_norm=output_norm, dilations=dilations, mean=(0.1, 0.2, 0.3)
+    ).train()
+    with TemporaryDirectory() as folder:
+        Segmenter(model, classes, size).save(Path(folder, "model.pt"))
+        again = Segmenter.load(Path(folder, "model.pt"))
+    assert (again.classes, again.full_size) == (classes, size)
+    assert model.training  # who saves while training goes on training
+    assert not again.model.training
+    image = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(image).logits, model.eval()(image).logits)
+
+
+def test_older_files_are_loaded(tmp_path: Path) -> None:
+    Segmenter(network(output_norm=True), ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    torch.save({key: content[key] for key in OLD}, tmp_path / "old.pt")
+    new, old = Segmenter.load(tmp_path / "model.pt"), Segmenter.load(tmp_path / "old.pt")
+    assert (old.classes, old.full_size) == (ROAD_SKY, None)
+    with pytest.raises(ValueError, match=r"full_size=\(height, width\)"):
+        old.predict(picture())
+    told = Segmenter.load(tmp_path / "old.pt", full_size=(32, 64))
+    assert torch.equal(told.predict(picture()).scores, new.predict(picture()).scores)
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return print, ("code of the file is run",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version 2 of the format, this cpsl reads up to 1; install a newer"),
+        ({"backbone": None, "feature_dim": None}, "no model of cpsl: it has no backbone, no fea"),
+        ({"feature_dim": 16}, "does not fit the network that it describes"),
+        ({"extra": Runs()}, "damaged, or no model of cpsl"),
+    ],
+)
+def test_files_of_something_else_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "model.pt"
+    Segmenter(network(), ROAD_SKY, (32, 64)).save(path)
+    content = {**torch.load(path, weights_only=True), **change}
+    torch.save({key: value for key, value in content.items() if value is not None}, path)
+    with pytest.raises(ValueError, match=message) as error:
+        Segmenter.load(path)
+    assert str(path) in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no model at .*nowhere\.pt"):
+        Segmenter.load(tmp_path / "nowhere.pt")
+    Segmenter(network(), ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "model.pt").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.pt is damaged"):
+        Segmenter.load(tmp_path / "cut.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds a list"):
+        Segmenter.load(tmp_path / "list.pt")
+
+
+def test_classes_that_are_asked_for_are_compared(tmp_path: Path) -> None:
+    Segmenter(network(), ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
+    assert Segmenter.load(tmp_path / "model.pt", ["road", "sky"]).classes == ROAD_SKY
+    with pytest.raises(ValueError, match="road, sky apart, asked for are sky, road"):
+        Segmenter.load(tmp_path / "model.pt", ["sky", "road"])
+
+
+def test_what_cannot_be_rebuilt_is_not_saved(tmp_path: Path) -> None:
+    model = DeepLabV2(2, resnet_tiny(stride=8), 8)
+    with pytest.raises(ValueError, match="ResNet of your own"):
+        Segmenter(model, ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+    with pytest.raises(ValueError, match="3 classes apart, but 2 are named"):
+        Segmenter(network(3), ROAD_SKY, (32, 64))
+    with pytest.raises(ValueError, match=r"full_size must be .* got \(32, 0\)"):
+        Segmenter(network(), ROAD_SKY, (32, 0))
+
+
+@pytest.mark.parametrize("classes", [16, 2])
+def test_checkpoints_of_the_release_are_loaded(tmp_path: Path, classes: int) -> None:
+    path = tmp_path / "stage3.pkl"
+    torch.manual_seed(0)
+    model = DeepLabV2(classes, "resnet101", 8)
+    save_release_checkpoint(path, model)
+    if classes == 2:
+        with pytest.raises(ValueError, match="2 classes apart and does not say which"):
+            Segmenter.load(path)
+        segmenter = Segmenter.load(path, ["road", "sky"])
+        assert segmenter.classes.names == ("road", "sky")
+    else:
+        segmenter = Segmenter.load(path)
+        assert segmenter.classes == CITYSCAPES_16
+    assert segmenter.full_size == (1024, 2048)
+    theirs = model.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in segmenter.model.state_dict().items())
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(4, 40), st.integers(4, 40))
+def test_a_prediction_is_what_the_equations_say(
+    height: int, width: int, full_height: int, full_width: int
+) -> None:
+    model, image = Colors(5).eval(), picture()
+    classes = LabelSpace(tuple("abcde"), ((0, 0, 0),) * 5)
+    segmenter = Segmenter(model, classes, (full_height, full_width))
+    seen = segmenter.predict(image, size=(height, width))
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
+        (full_width, full_height), Image.Resampling.BILINEAR
+    )
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    with torch.no_grad():
+        logits = model(pixels[None] / 255).logits
+    wanted = F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)[0]
+    torch.testing.assert_close(seen.scores, wanted)
+    assert (seen.labels.dtype, seen.labels.shape) == (torch.uint8, (height, width))
+    chosen = seen.probabilities.gather(0, seen.labels[None].long())[0]
+    torch.testing.assert_close(seen.confidence, chosen)
+    torch.testing.assert_close(chosen, wanted.softmax(dim=0).amax(dim=0))
+    assert float(seen.grid_confidence) == pytest.approx(
+        float(logits.softmax(dim=1).amax(dim=1).mean()), abs=1e-5
+    )
+
+
+def test_views_are_averaged() -> None:
+    space = LabelSpace(tuple("abcdef"), ((0, 0, 0),) * 6)
+    segmenter = Segmenter(Colors(6).eval(), space, (64, 128))
+    see, image = segmenter.predict, picture(64, 128)
+    once, mirrored = see(image), see(image.flip(-1), flip=True)
+    both, scaled = see(image, flip=True), see(image, scales=(0.5, 1, 1.5), flip=True)
+    for view in (mirrored, both, scaled):
+        torch.testing.assert_close(view.scores.exp().sum(dim=0), torch.ones(64, 128))
+    torch.testing.assert_close(mirrored.scores.flip(-1), both.scores)
+    # The mirror image of colours has the same colours: only softmax and upsampling change places.
+    assert (both.probabilities - once.probabilities).abs().mean() < 0.02
+    assert 0 < (scaled.probabilities - once.probabilities).abs().mean() < 0.1
+    torch.testing.assert_close(both.grid_confidence, once.grid_confidence)
+    mean = (see(image, scales=(0.5, 0.5)).probabilities + see(image, flip=True).probabilities) / 2
+    twice = see(image, scales=(0.5, 1), flip=True).probabilities
+    assert (mean - twice).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "error", "message"),
+    [
+        (torch.zeros(3, 8, 8), {}, TypeError, "must be uint8, 0...255, got torch.float32"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), {}, ValueError, r"\(3, H, W\), got shape \(8"),
+        (torch.zeros(8, 8, dtype=torch.uint8), {}, ValueError, r"\(3, H, W\), got shape \(8"),
+        (picture(), {"scales": (1, 0)}, ValueError, "scales must be positive"),
+        (picture(), {"scales": ()}, ValueError, "scales must be positive"),
+        ("nowhere.png", {}, FileNotFoundError, "no file nowhere.png"),
+    ],
+)
+def test_wrong_input_is_refused(
+    image: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    segmenter = Segmenter(network().eval(), ROAD_SKY, (32, 64))
+    with pytest.raises(error, match=message):
+        segmenter.predict(image, **options)
+
+
+def test_a_network_in_training_does_not_predict() -> None:
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        Segmenter(network().train(), ROAD_SKY, (32, 64)).predict(picture())
+
+
+def test_a_picture_is_turned_as_it_says(tmp_path: Path) -> None:
+    segmenter = Segmenter(network().eval(), ROAD_SKY, (32, 64))
+    stored = Image.fromarray(picture().permute(1, 2, 0).numpy())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: rows are columns
+    stored.save(tmp_path / "turned.png", exif=exif)
+    stored.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    turned = segmenter.predict(tmp_path / "turned.png")
+    assert turned.labels.shape == (72, 40)
+    assert torch.equal(turned.scores, segmenter.predict(tmp_path / "upright.png").scores)
+
+
+def test_mixed_precision_is_the_callers_choice() -> None:
+    segmenter = Segmenter(network().eval(), ROAD_SKY, (32, 64))
+    plain = segmenter.predict(picture(), flip=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = segmenter.predict(picture(), flip=True)
+    assert mixed.scores.dtype == torch.float32
+    assert 0 < (mixed.probabilities - plain.probabilities).abs().max() < 0.05
+
+
+@pytest.mark.cuda
+def test_predictions_are_the_same_on_a_gpu() -> None:
+    model = network().eval()
+    here = Segmenter(model, ROAD_SKY, (32, 64)).predict(picture(), flip=True)
+    there = Segmenter(model.to("cuda"), ROAD_SKY, (32, 64)).predict(picture(), flip=True)
+    assert there.labels.device.type == "cuda"
+    torch.testing.assert_close(there.probabilities.cpu(), here.probabilities, atol=1e-3, rtol=0)
+
+
+def test_the_core_dependencies_are_enough() -> None:
+    program = (
+        "import sys; import cpsl; cpsl.Segmenter; "
+        "print({'tyro', 'tensorboard', 'av', 'onnx', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
