@@ -58,21 +58,48 @@ def load_model(path: Path, classes: tuple[str, ...]) -> DeepLabV2:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, would run code, or is of other classes.
+        ValueError: The file is damaged, would run code, is of another network or other classes, or holds
+            numbers that are not finite.
     """
     if path.suffix == ".pkl":
-        return _channels_last(load_release_checkpoint(path, len(classes)))
-    saved = load(path)
-    if tuple(saved["classes"]) != classes:
-        raise ValueError(
-            f"{path} tells the classes {', '.join(saved['classes'])} apart, "
-            f"these settings have {', '.join(classes)}"
-        )
-    model = DeepLabV2(
-        len(classes), saved["backbone"], saved["feature_dim"], output_norm=saved["output_norm"]
-    )
-    model.load_state_dict(saved["model"])
+        model = load_release_checkpoint(path, len(classes))
+    else:
+        saved = load(path)
+        known = classes_of(path, saved)
+        if known != classes:
+            raise ValueError(
+                f"{path} tells the classes {', '.join(known)} apart, "
+                f"these settings have {', '.join(classes)}"
+            )
+        try:
+            model = DeepLabV2(
+                len(classes),
+                saved["backbone"],
+                saved["feature_dim"],
+                output_norm=saved["output_norm"],
+            )
+            model.load_state_dict(saved["model"])
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} holds another network than it says: {error}") from error
+    wrong = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if wrong:
+        raise ValueError(f"{path} holds numbers that are not finite, such as in {wrong[0]}")
     return _channels_last(model)
+
+
+def classes_of(path: Path, saved: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the classes that a saved model tells apart.
+
+    Raises:
+        ValueError: The file holds something else than `save_model` writes.
+    """
+    missing = {"model", "backbone", "feature_dim", "output_norm", "classes"} - saved.keys()
+    if missing:
+        raise ValueError(
+            f"{path} is no model.pt of a run: it has no {', '.join(sorted(missing))}; "
+            f"its entries are {', '.join(map(str, list(saved)[:5]))}"
+        )
+    return tuple(map(str, saved["classes"]))
 
 
 def _channels_last(model: DeepLabV2) -> DeepLabV2:

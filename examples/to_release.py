@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from torch import Tensor
 
 from cpsl.engine import load
 from cpsl.models import save_release_checkpoint
-from networks import load_model
+from networks import classes_of, load_model
 from stage import friendly_errors
 
 
@@ -31,7 +32,14 @@ class Arguments:
 if __name__ == "__main__":
     arguments = tyro.cli(Arguments, description=__doc__)
     with friendly_errors():
-        model = load_model(arguments.weights, tuple(load(arguments.weights)["classes"]))
-        prototypes = load(arguments.clustering)["ema_prototypes"] if arguments.clustering else None
+        classes = classes_of(arguments.weights, load(arguments.weights))
+        model = load_model(arguments.weights, classes)
+        prototypes = None
+        if arguments.clustering:
+            prototypes = load(arguments.clustering).get("ema_prototypes")
+            if not isinstance(prototypes, Tensor):
+                raise ValueError(
+                    f"{arguments.clustering} is no clustering.pt: no ema_prototypes in it"
+                )
         save_release_checkpoint(arguments.output, model, prototypes_ema=prototypes)
         print(f"{arguments.output} is written")

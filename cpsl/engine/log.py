@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -110,14 +111,23 @@ class ScalarLog:
 
 
 def read_scalars(folder: Path) -> list[dict[str, float]]:
-    """Reads the curves of a stage: one dictionary for each iteration that was logged."""
+    """Reads the curves of a stage: one dictionary for each iteration that was logged.
+
+    Lines that are damaged, as by a kill, are left out.
+    """
     path = folder / "scalars.jsonl"
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that a kill cut short
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and "iteration" in row and all(map(_is_finite, row.values())):
+            rows.append(row)
     return rows
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -75,6 +75,7 @@ def start_process(device: str = "auto") -> Iterator[Process]:
 
     Raises:
         RuntimeError: A CUDA device is asked for that this machine does not have.
+        ValueError: There is no device of that name.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     chosen = _choose_device(device, local_rank)
@@ -93,7 +94,12 @@ def start_process(device: str = "auto") -> Iterator[Process]:
 def _choose_device(device: str, local_rank: int) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")  # a name that torch knows, and no device either
+    if chosen.type == "meta":
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {device!r}')
     if chosen.type != "cuda":
         return chosen
     count = torch.cuda.device_count()
