@@ -42,9 +42,11 @@ def hostile_pickles(mark: Path) -> list[tuple[str, bytes]]:
         "subprocess": _Calls(subprocess.check_output, ["mkdir", str(mark)]),
         "getattr": _Calls(_Calls(getattr, _Calls(__import__, "os"), "system"), command),
         # A file within a file: torch's own loader, told to trust it.
-        "torch.load": _Calls(partial(torch.load, weights_only=False), _Calls(io.BytesIO, inner.getvalue())),
+        "torch.load": _Calls(
+            partial(torch.load, weights_only=False), _Calls(io.BytesIO, inner.getvalue())
+        ),
         "pickle.loads": _Calls(pickle.loads, pickle.dumps(_Calls(os.mkdir, str(mark)))),
-    }  # fmt: skip
+    }
     files = []
     for name, call in calls.items():
         deep = {
