@@ -241,7 +241,8 @@ def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             path = folder / entry.name
             if entry.name.startswith("."):
                 continue
-            if path.is_dir():
+            # Only links cost a look at the disk, of which a network drive would make minutes.
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():
                 yield from _files_below(path, (*above, here))
             elif entry.is_symlink() or entry.is_file():
                 yield path
