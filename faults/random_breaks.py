@@ -102,11 +102,11 @@ def try_at_random(seed: int, folder: Path) -> Trial:
     with inside(folder):
         ended = run_program("adapt.py", "--config", "settings.toml")
     half = [left for left in half_written(folder) if left not in before]
-    lost = f"left half written: {', '.join(half)}" if half else _lost(ended, path, folder)
-    return Trial(seed, broken, lost, ended.said)
+    problem = f"left half written: {', '.join(half)}" if half else lost(ended, path, folder)
+    return Trial(seed, broken, problem, ended.said)
 
 
-def _lost(ended: Ended, path: Path, folder: Path) -> str:
+def lost(ended: Ended, path: Path, folder: Path) -> str:
     """Says what is wrong with how a run ended after a file was broken; nothing if all is well."""
     if ended.error is not None:
         return f"a traceback: {type(ended.error).__name__}: {ended.error}"
@@ -149,7 +149,7 @@ class Arguments(NamedTuple):
 
 def main(arguments: Arguments) -> None:
     """Prints what was lost, and how many survived; ends with an error if anything was lost."""
-    began, done, lost = time.monotonic(), 0, 0
+    began, done, failed = time.monotonic(), 0, 0
     while done < arguments.trials or (
         not arguments.trials and time.monotonic() - began < arguments.seconds
     ):
@@ -157,10 +157,10 @@ def main(arguments: Arguments) -> None:
             trial = try_at_random(arguments.seed + done, Path(folder))
         done += 1
         if trial.lost:
-            lost += 1
+            failed += 1
             print(f"seed {trial.seed}: {trial.broken}: {trial.lost}\n  said: {trial.said[-500:]}")
-    print(f"{done} trials, {done - lost} survived, {lost} lost")
-    if lost:
+    print(f"{done} trials, {done - failed} survived, {failed} lost")
+    if failed:
         raise SystemExit(1)
 
 

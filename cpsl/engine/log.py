@@ -1,5 +1,6 @@
 """What a run tells: lines in the terminal and a file, scalars, pictures, a progress bar."""
 
+import io
 import json
 import logging
 import math
@@ -29,6 +30,8 @@ def start_logging(folder: Path, process: Process) -> None:
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if process.is_main else logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know all letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(terminal)

@@ -1,12 +1,16 @@
 """Bad input ends in one message, legal input in its result, and nothing is left half written."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from healthy import run_program
+from cpsl.engine import Process, logger, start_logging
+from healthy import Ended, copy_project, run_program
 from inputs import Case, cases, try_case
-from random_breaks import try_at_random
+from random_breaks import lost, try_at_random
 
 CASES = cases()
 
@@ -46,6 +50,37 @@ def legal(folder: Path) -> None:
 def test_a_bad_answer_is_noticed(act, says, flaw, tmp_path: Path) -> None:
     result = try_case(Case("data", "an answer", lambda: None, act, says), tmp_path)
     assert any(flaw in found for found in result.flaws)
+
+
+def test_a_trial_that_is_lost_is_noticed(tmp_path: Path) -> None:
+    copy_project(tmp_path, finished=True)
+    broken = Path("run/warmup/model.pt")
+    assert not lost(Ended(0, "", None), broken, tmp_path)
+    assert not lost(Ended(1, "error: run/warmup/model.pt cannot be read", None), broken, tmp_path)
+    assert "traceback" in lost(Ended(1, "", KeyError("model")), broken, tmp_path)
+    assert "traceback" in lost(Ended(1, "Traceback: model", None), broken, tmp_path)
+    assert "does not name" in lost(Ended(1, "error: something", None), broken, tmp_path)
+    path = tmp_path / "run" / "distill_2" / "model.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["model"]["head.classify.weight"][0, 0] += 1
+    torch.save(saved, path)
+    assert "other weights" in lost(Ended(0, "", None), broken, tmp_path)
+    (tmp_path / "run" / "metrics.json").write_text('{"warmup": {"miou": NaN}}')
+    assert "not finite" in lost(Ended(0, "", None), broken, tmp_path)
+
+
+def test_letters_that_a_terminal_does_not_know_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    start_logging(tmp_path, Process(torch.device("cpu")))
+    logger.info("mIoU – of straße")
+    sys.stdout.flush()
+    logger.handlers.clear()
+    assert written.getvalue() == b"mIoU \\u2013 of stra\\xdfe\n"
+    assert "straße" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_program_that_breaks_is_noticed(tmp_path: Path) -> None:
