@@ -22,7 +22,8 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
     """
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels must be integer class indices, got {labels.dtype}")
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+    # Tensors of another type, such as those that only have a shape, may have no values to look at.
+    if labels.device.type != "cpu" or type(labels) is not Tensor or torch.compiler.is_compiling():
         return
     labels = labels.long()
     wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
