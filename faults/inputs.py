@@ -108,11 +108,11 @@ def half_written(folder: Path) -> list[str]:
     wrong += [str(path.relative_to(folder)) for path in folder.rglob(".rehearsal-*")]
     for path in folder.glob("run*/**/metrics.json"):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            json.loads(path.read_bytes())
         except ValueError:
             wrong.append(str(path.relative_to(folder)))
     for path in folder.glob("run*/report.html"):
-        if path.is_file() and not path.read_text("utf-8").rstrip().endswith("</html>"):
+        if path.is_file() and not path.read_bytes().rstrip().endswith(b"</html>"):
             wrong.append(str(path.relative_to(folder)))
     for path in folder.glob("run*/**/*.pt"):
         if not zipfile.is_zipfile(path):
