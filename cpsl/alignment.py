@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cpsl.checking import check_labels
 from cpsl.distributed import all_reduce_sum
 from cpsl.sinkhorn import check_distribution, sinkhorn
 
@@ -129,6 +130,7 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
         (K,) int64 counts.
 
     Raises:
+        TypeError: The labels are not integers.
         ValueError: On the CPU, a label is neither a class nor ignored. (On a CUDA device such a label
             stops the program with a device-side assertion.)
 
@@ -136,14 +138,8 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
         >>> class_counts(torch.tensor([0, 2, 2, 255]), num_classes=3)
         tensor([1, 0, 2])
     """
+    check_labels(labels, num_classes, ignore_index)
     flat = labels.flatten().long()
-    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = flat[(flat != ignore_index) & ((flat < 0) | (flat >= num_classes))]
-        if wrong.numel():
-            raise ValueError(
-                f"labels must be 0...{num_classes - 1} or {ignore_index} (ignored), "
-                f"got {sorted(set(wrong.tolist()))[:10]}"
-            )
     # torch.bincount waits for the device, a scatter into one more bin than there are classes does not.
     bins = flat.masked_fill(flat == ignore_index, num_classes)
     counts = flat.new_zeros(num_classes + 1)

@@ -169,12 +169,15 @@ class ClassBalancedPrototypeClustering(nn.Module):
             class_distribution: (K,) non-negative, scaled to sum 1.
 
         Raises:
-            ValueError: The shapes do not fit or the distribution has no mass.
+            ValueError: The shapes do not fit, the distribution has no mass, or (on the CPU) a
+                prototype is not finite.
         """
         if prototypes.shape != self.prototypes.shape:
             raise ValueError(
                 f"prototypes must be {tuple(self.prototypes.shape)}, got {tuple(prototypes.shape)}"
             )
+        if prototypes.device.type == "cpu" and not prototypes.isfinite().all():
+            raise ValueError("prototypes must be finite")
         prototypes = prototypes.to(self.prototypes)
         known = prototypes.norm(dim=1, keepdim=True) > 0
         start = torch.where(known, F.normalize(prototypes, dim=1), self.prototypes)

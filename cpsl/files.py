@@ -35,6 +35,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
         partial.replace(path)
         if durable:
             _sync_folder(path.parent)
+    except Exception as error:
+        # Torch says neither which file it is, nor that the disk is full.
+        error.add_note(f"This happened while {path} was written; is there room left on the disk?")
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

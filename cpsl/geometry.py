@@ -42,6 +42,8 @@ class View:
             raise ValueError(f"matrix must be (B, 2, 3), got shape {tuple(self.matrix.shape)}")
         if self.matrix.dtype != torch.float32:
             raise TypeError(f"matrix must be float32, got {self.matrix.dtype}")
+        if min(self.size) < 1:
+            raise ValueError(f"the size must be positive, got {self.size}")
 
     @staticmethod
     def whole(size: tuple[int, int], batch: int = 1, device: torch.device | str = "cpu") -> "View":
@@ -82,6 +84,8 @@ class View:
 
     def resized(self, size: tuple[int, int]) -> "View":
         """Stretches the view to another (H, W)."""
+        if min(size) < 1:
+            raise ValueError(f"the size must be positive, got {size}")
         across, down = self.size[1] / size[1], self.size[0] / size[0]
         return replace(self._append([[across, 0, 0], [0, down, 0]]), size=size)
 

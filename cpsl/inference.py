@@ -116,8 +116,8 @@ class Segmenter:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is damaged, would run code, is no model, is of other classes, or was written
-                by a later version of this package.
+            ValueError: The file is damaged, would run code, is no model, is of other classes, holds numbers
+                that are not finite, or was written by a later version of this package.
         """
         path = Path(path)
         if classes is not None and not isinstance(classes, LabelSpace):
@@ -126,13 +126,11 @@ class Segmenter:
             model, classes = _load_release(path, classes)
             full_size = full_size or RELEASE_SIZE
         else:
-            saved = _load_model(path)
-            if classes is not None and classes.names != saved.classes.names:
-                raise ValueError(
-                    f"{path} tells the classes {', '.join(saved.classes.names)} apart, "
-                    f"asked for are {', '.join(classes.names)}"
-                )
+            saved = _load_model(path, classes)
             model, classes, full_size = saved.model, saved.classes, full_size or saved.full_size
+        wrong = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+        if wrong:
+            raise ValueError(f"{path} holds numbers that are not finite, such as in {wrong[0]}")
         return cls(model.to(device).eval(), classes, full_size)
 
     def save(self, path: str | Path) -> None:
@@ -238,7 +236,7 @@ def _load_release(path: Path, classes: LabelSpace | None) -> tuple[DeepLabV2, La
     return model, classes
 
 
-def _load_model(path: Path) -> Segmenter:
+def _load_model(path: Path, wanted: LabelSpace | None) -> Segmenter:
     content = _read(path)
     version = content.get("version", 0)
     if version > VERSION:
@@ -246,26 +244,34 @@ def _load_model(path: Path) -> Segmenter:
             f"{path} has version {version} of the format, this cpsl reads up to {VERSION}; "
             "install a newer one"
         )
-    wanted = ("model", "classes", "palette", "backbone", "feature_dim", "output_norm")
-    missing = [entry for entry in wanted if entry not in content]
-    if missing:
-        raise ValueError(f"{path} is no model of cpsl: it has no {', no '.join(missing)}")
-    names = tuple(content["classes"])
+    entries = ("model", "classes", "palette", "backbone", "feature_dim", "output_norm")
+    missing = [entry for entry in entries if entry not in content]
+    if missing or not isinstance(content["classes"], list):
+        raise ValueError(
+            f"{path} is no model of cpsl: it has no {', no '.join(missing or ['list of classes'])}; "
+            f"its entries are {', '.join(map(str, list(content)[:5]))}"
+        )
+    if wanted is not None and list(wanted.names) != content["classes"]:
+        raise ValueError(
+            f"{path} tells the classes {', '.join(map(str, content['classes']))} apart, "
+            f"asked for are {', '.join(wanted.names)}"
+        )
     more = {"dilations": content["dilations"]} if "dilations" in content else {}
-    model = DeepLabV2(
-        len(names),
-        content["backbone"],
-        content["feature_dim"],
-        output_norm=content["output_norm"],
-        **more,
-    )
     try:
+        names = tuple(map(str, content["classes"]))
+        model = DeepLabV2(
+            len(names),
+            content["backbone"],
+            content["feature_dim"],
+            output_norm=content["output_norm"],
+            **more,
+        )
         model.load_state_dict(content["model"])
-    except RuntimeError as error:
+        classes = LabelSpace(names, tuple((r, g, b) for r, g, b in content["palette"]))
+        size = content.get("full_size")
+        return Segmenter(model, classes, None if size is None else (size[0], size[1]))
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network that it describes: {error}") from error
-    classes = LabelSpace(names, tuple((r, g, b) for r, g, b in content["palette"]))
-    size = content.get("full_size")
-    return Segmenter(model, classes, None if size is None else (size[0], size[1]))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -275,7 +281,10 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no model at {path}") from None
     except Exception as error:  # torch raises nearly anything on broken bytes
-        raise ValueError(f"{path} is damaged, or no model of cpsl ({error})") from error
+        reason = str(error).partition(". ")[0]  # torch goes on with how to run the file's code
+        raise ValueError(
+            f"{path} cannot be read: it is damaged or no model of cpsl ({reason})"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a model of cpsl")
     return content

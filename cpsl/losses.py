@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cpsl.checking import check_labels
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """Cross-entropy that is zero, not NaN, where every pixel is ignored.
@@ -24,13 +26,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Te
         Scalar mean over valid pixels.
 
     Raises:
-        ValueError: The shapes do not fit.
+        TypeError: The labels are not integers.
+        ValueError: The shapes do not fit or (on the CPU) a label is neither a class nor ignored.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
         tensor(0.6931)
     """
-    _check_labels(logits, labels)
+    _check_labels(logits, labels, ignore_index)
     labels = labels.long()
     total = F.cross_entropy(
         _at_least_float32(logits), labels, ignore_index=ignore_index, reduction="sum"
@@ -64,7 +67,8 @@ def symmetric_cross_entropy(
         Scalar mean over valid pixels.
 
     Raises:
-        ValueError: The shapes do not fit.
+        TypeError: The labels are not integers.
+        ValueError: The shapes do not fit or (on the CPU) a label is neither a class nor ignored.
 
     Example:
         >>> logits = torch.tensor([10.0, 0.0]).reshape(1, 2, 1, 1)
@@ -72,7 +76,7 @@ def symmetric_cross_entropy(
         >>> bool(right < 0.01 < wrong < 11)
         True
     """
-    _check_labels(logits, labels)
+    _check_labels(logits, labels, ignore_index)
     valid = labels != ignore_index
     classes = labels.long().masked_fill(~valid, 0)
     p = _at_least_float32(logits).softmax(dim=1).clamp_min(1e-7)
@@ -275,9 +279,10 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _check_labels(logits: Tensor, labels: Tensor) -> None:
+def _check_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
     if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(
             "logits must be (B, K, h, w) and labels (B, h, w) on the same grid, got "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         )
+    check_labels(labels, logits.shape[1], ignore_index)

@@ -45,7 +45,7 @@ def cutmix(
         The mixed images and labels.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or the probability lies outside 0...1.
 
     Example:
         >>> zeros, ones = torch.zeros(4, 3, 8, 8), torch.ones(4, 3, 8, 8)
@@ -53,6 +53,10 @@ def cutmix(
         >>> torch.equal(mixed.image[:, 0].long(), mixed.labels)
         True
     """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie in 0...1, got {probability}")
+    if image.ndim != 4:
+        raise ValueError(f"images must be (B, 3, H, W), got shape {tuple(image.shape)}")
     batch, _, height, width = image.shape
     if other_image.shape != image.shape or other_labels.shape != (batch, height, width):
         raise ValueError(

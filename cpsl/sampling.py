@@ -26,10 +26,20 @@ def class_quotas(present: Tensor, class_distribution: Tensor, total: int) -> Ten
     Returns:
         (K,) int64, sums to `total` where any class is present.
 
+    Raises:
+        ValueError: The shapes differ, or `total` is negative.
+
     Example:
         >>> class_quotas(torch.tensor([True, True, False]), torch.tensor([0.6, 0.0, 0.4]), total=8)
         tensor([7, 1, 0])
     """
+    if present.ndim != 1 or present.shape != class_distribution.shape:
+        raise ValueError(
+            "present and class_distribution must be (K,), got "
+            f"{tuple(present.shape)} and {tuple(class_distribution.shape)}"
+        )
+    if total < 0:
+        raise ValueError(f"total must be 0 or more, got {total}")
     share = class_distribution.double() * present
     # δ may be zero for every class that is present: then they are drawn alike.
     share = torch.where(share.sum() > 0, share, present.double())
@@ -61,12 +71,16 @@ def draw_class_proportional(labels: Tensor, class_distribution: Tensor, total: i
     Returns:
         (total,) int64 positions in `labels`, ordered by class.
 
+    Raises:
+        ValueError: The labels have another shape, or there are none.
+
     Example:
         >>> labels = torch.tensor([0, 0, 0, 1, 255])
         >>> drawn = draw_class_proportional(labels, torch.tensor([0.5, 0.5]), total=4)
         >>> labels[drawn]
         tensor([0, 0, 1, 1])
     """
+    _check_labels(labels)
     labels, counts = _with_counts(labels, len(class_distribution))
     return _draw(labels, class_distribution, total, counts[None], rank=0).positions
 
@@ -109,6 +123,7 @@ def draw_over_ranks(
         >>> drawn.positions, drawn.mine
         (tensor([0, 0, 1, 2]), tensor([True, True, True, True]))
     """
+    _check_labels(labels)
     rank, ranks = rank_and_size(group)
     labels, own = _with_counts(labels, len(class_distribution))
     counts = own.new_zeros(ranks, len(own))
@@ -128,12 +143,17 @@ def draw_uniform(num_images: int, pixels_per_image: int, per_image: int, like: T
     Returns:
         (B, n) int64 positions in the flattened batch, b · P + pixel.
 
+    Raises:
+        ValueError: There are no pixels.
+
     Example:
         >>> drawn = draw_uniform(2, pixels_per_image=4, per_image=4, like=torch.empty(0))
         >>> drawn.sort().values
         tensor([[0, 1, 2, 3],
                 [4, 5, 6, 7]])
     """
+    if pixels_per_image < 1:
+        raise ValueError("there are no pixels to draw from")
     image = torch.arange(num_images, device=like.device).repeat_interleave(
         pixels_per_image, output_size=num_images * pixels_per_image
     )
@@ -157,13 +177,25 @@ def labels_of_crop(crop_labels: Tensor, size: tuple[int, int], per_image: int) -
     Returns:
         (B, n), repeated where the grid has fewer pixels.
 
+    Raises:
+        ValueError: The labels have another shape.
+
     Example:
         >>> labels_of_crop(torch.tensor([[[3, 7]]]), size=(2, 4), per_image=5)
         tensor([[3, 3, 7, 7, 3]])
     """
+    if crop_labels.ndim != 3:
+        raise ValueError(f"labels must be (B, h, w), got shape {tuple(crop_labels.shape)}")
     stretched = F.interpolate(crop_labels[:, None].float(), size).flatten(1)
     first = torch.arange(per_image, device=crop_labels.device) % stretched.shape[1]
     return stretched[:, first].to(crop_labels.dtype)
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.ndim != 1:
+        raise ValueError(f"labels must be (P,), got shape {tuple(labels.shape)}")
+    if not len(labels):
+        raise ValueError("there are no pixels to draw from")
 
 
 def _with_counts(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -94,10 +94,16 @@ def marginal_error(
         Scalar total variation distance ½ Σ_k |mean_n Q_nk - r_k|, 0...1. It stays on the device: read
         it when logs are written. A value above a few hundredths asks for more iterations or a larger ε.
 
+    Raises:
+        ValueError: The shapes do not fit, or the distribution is none.
+
     Example:
         >>> marginal_error(torch.eye(2), torch.tensor([0.5, 0.5])).item()
         0.0
     """
+    if assignments.ndim != 2:
+        raise ValueError(f"assignments must be (N, K), got shape {tuple(assignments.shape)}")
+    check_distribution(class_distribution, assignments.shape[1])
     mass = all_reduce_sum(assignments.float().sum(dim=0), group)
     wanted = class_distribution.to(mass) / class_distribution.sum()
     return 0.5 * (mass / mass.sum().clamp_min(1) - wanted).abs().sum()

@@ -45,6 +45,8 @@ def check(config: Config, process: Process) -> None:
         problems += [f"{name}: {problem}" for problem in result.problems]
         if name != "target" and not result.labelled:
             problems.append(f"{name}: none of the images has a label")
+        elif name != "target" and not result.counts.sum():
+            problems.append(f"{name}: all pixels of all labels are ignored")
     problems += _measure(config, process, known=bool(problems))
     for problem in problems:
         logger.error(problem)
@@ -60,23 +62,28 @@ def look_ahead(config: Config, process: Process) -> list[str]:
         config: Settings.
         process: The batches are shared out among its peers.
     """
+    try:
+        label_space(config)
+    except ValueError as error:
+        return [f"classes, palette: {error}"]
     problems = []
     for name in _domains(config):
         try:
             OPEN[name](config)
         except (OSError, ValueError, SystemExit) as error:
             problems.append(f"{name}: {error}")
+        problems += _overlaps(config, name)
     trained = [stage for stage in stages_of(config) if not getattr(config.given, stage)]
     for stage in stages_of(config):
         given = getattr(config.given, stage)
-        if given and not given.exists():
+        if given and not given.is_file():
             problems.append(f"given.{stage}: there is no file {given}")
     for option, start, words in _starts(config, trained):
-        if start not in words and not Path(start).exists():
+        if start not in words and not Path(start).is_file():
             problems.append(
                 f"{option}: there is no file {start}, nor is it one of {', '.join(words)}"
             )
-    if config.model.imagenet_file and not config.model.imagenet_file.exists():
+    if config.model.imagenet_file and not config.model.imagenet_file.is_file():
         problems.append(f"model.imagenet_file: there is no file {config.model.imagenet_file}")
     parts = process.world_size * config.accumulate
     for stage in dict.fromkeys("distill" if "distill" in stage else stage for stage in trained):
@@ -93,6 +100,18 @@ def look_ahead(config: Config, process: Process) -> list[str]:
             'hand_on = "best" needs evaluate_every above 0 and an [evaluation] with labels'
         )
     return problems
+
+
+def _overlaps(config: Config, name: str) -> Iterator[str]:
+    """Says whether what the run writes would be found among a domain's images or labels."""
+    domain = getattr(config, name)
+    for option in ("images", "labels"):
+        folder = getattr(domain, option)
+        if folder and config.output.resolve().is_relative_to(folder.resolve()):
+            yield (
+                f"output {config.output} lies in {name}.{option} {folder}: what the run writes would be "
+                "taken for images; choose another --output"
+            )
 
 
 def _starts(config: Config, trained: list[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -112,7 +131,7 @@ def _weights(config: Config) -> list[str]:
     starts = {start: option for option, start, _ in _starts(config, trained)}
     for start, option in starts.items():
         if start in ("random", "previous", "source_only") or not (
-            start == "imagenet" or Path(start).exists()
+            start == "imagenet" or Path(start).is_file()
         ):
             continue
         try:
@@ -123,7 +142,7 @@ def _weights(config: Config) -> list[str]:
             problems.append(f"{option}: {error}{hint}")
     for stage in stages_of(config):
         given = getattr(config.given, stage)
-        if given and given.exists():
+        if given and given.is_file():
             try:
                 load_model(given, label_space(config).names)
                 logger.info(f"given.{stage}: {given} loads")

@@ -1,17 +1,55 @@
 """All settings of a run, with the paper's numbers as defaults: a TOML file, then the command line."""
 
 import argparse
+import math
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import tomli_w
 import tyro
 
 from cpsl.engine import Precision
+
+
+class Range(NamedTuple):
+    """Numbers that a setting may be, or each of them where it holds several.
+
+    Attributes:
+        low: The smallest.
+        high: The largest.
+    """
+
+    low: float
+    high: float = math.inf
+
+    def __contains__(self, value: object) -> bool:
+        return (
+            isinstance(value, int | float)
+            and math.isfinite(value)
+            and self.low <= value <= self.high
+        )
+
+    def __str__(self) -> str:
+        if self.low == SMALLEST:
+            return "above 0"
+        return f"{self.low} or more" if self.high == math.inf else f"{self.low} to {self.high}"
+
+
+SMALLEST = 1e-12  # stands for "above 0"
+
+Amount = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1)]
+Size = Annotated[
+    tuple[int, int], Range(16)
+]  # the networks halve a view three times, and look around
+Weight = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(SMALLEST)]
+Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -30,9 +68,9 @@ class Domain:
     """Folder of label images (dataset "folder"), named like the images; none if they have no labels."""
     ids: dict[int, int] = field(default_factory=dict)
     """Stored label value to class index (dataset "folder"), 255 to ignore; empty if they are the same."""
-    limit: int = 0
+    limit: Amount = 0
     """Use only this many of the images, evenly spaced; 0 uses all."""
-    streets: int = 0
+    streets: Amount = 0
     """Draw this many generated street scenes into `root` first (gta5 and cityscapes); 0 draws none."""
     streets_size: tuple[int, int] = (128, 256)
     """Height and width of the generated scenes, in pixels."""
@@ -49,18 +87,18 @@ class Domain:
 class Views:
     """Which part of an image is trained on; all sizes in pixels, height before width."""
 
-    full_size: tuple[int, int] = (1024, 2048)
+    full_size: Size = (1024, 2048)
     """Size at which a target image is seen whole."""
-    source_size: tuple[int, int] | None = None
+    source_size: Size | None = None
     """Size that a source image is brought to before it is scaled, which settles its aspect; `full_size` if
     left out."""
-    evaluation_size: tuple[int, int] | None = None
+    evaluation_size: Size | None = None
     """Size at which predictions are compared with labels; that of each image if left out."""
-    crop: tuple[int, int] = (512, 896)
+    crop: Size = (512, 896)
     """Size of a training crop."""
-    width: int = 2200
+    width: Count = 2200
     """Width of an image before it is cropped, times a random scale."""
-    scale: tuple[float, float] = (0.5, 1.5)
+    scale: Annotated[tuple[float, float], Range(SMALLEST)] = (0.5, 1.5)
     """Range of the random scale."""
     color_transfer: bool = True
     """Whether source images take the LAB mean and deviation of a random target image."""
@@ -77,9 +115,9 @@ class Views:
 class Model:
     """DeepLabV2 and its backbone."""
 
-    backbone: str = "resnet101"
-    """resnet101, resnet50, resnet18 or resnet_tiny."""
-    feature_dim: int = 256
+    backbone: Literal["resnet101", "resnet50", "resnet18", "resnet_tiny"] = "resnet101"
+    """The encoder."""
+    feature_dim: Count = 256
     """Channels of the features that are clustered."""
     imagenet_file: Path | None = None
     """torchvision's ImageNet weights as a file, where they cannot be downloaded."""
@@ -94,27 +132,27 @@ class WarmUp:
 
     start: str = "imagenet"
     """Weights to start from: imagenet (torchvision's), random, source_only (that model), or a file."""
-    iterations: int = 90_000
+    iterations: Count = 90_000
     """Optimiser steps."""
-    batch_size: int = 4
+    batch_size: Count = 4
     """Images of each domain a step, over all processes."""
-    learning_rate: float = 2.5e-4
+    learning_rate: Positive = 2.5e-4
     """Of the backbone."""
-    head_multiplier: float = 10.0
+    head_multiplier: Weight = 10.0
     """Learning rate of the head, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; AdamW learns faster from random weights."""
     repeat_backbone_steps: bool = False
     """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Of SGD; AdamW takes it as its first beta."""
-    weight_decay: float = 2e-4
+    weight_decay: Weight = 2e-4
     """Of the optimiser."""
-    adversarial_weight: float = 0.01
+    adversarial_weight: Weight = 0.01
     """Weight of the adversarial loss; 0 trains on the source only."""
-    discriminator_width: int = 64
+    discriminator_width: Count = 64
     """Channels of the discriminator's first convolution."""
-    discriminator_learning_rate: float = 1e-4
+    discriminator_learning_rate: Positive = 1e-4
     """Of Adam, betas 0.9 and 0.99."""
     freeze_batch_norm: bool = True
     """Whether BatchNorm keeps the statistics it starts with; unwise from random weights."""
@@ -124,37 +162,37 @@ class WarmUp:
 class SelfLabel:
     """Stage 1: class-balanced pixel-level self-labeling."""
 
-    iterations: int = 90_000
+    iterations: Count = 90_000
     """Optimiser steps."""
-    batch_size: int = 4
+    batch_size: Count = 4
     """Images of each domain a step, over all processes."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Of the backbone."""
-    head_multiplier: float = 5.0
+    head_multiplier: Weight = 5.0
     """Learning rate of the head, in multiples of the backbone's."""
-    prototype_multiplier: float = 5.0
+    prototype_multiplier: Weight = 5.0
     """Learning rate of the prototypes, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; AdamW learns faster from random weights."""
     repeat_backbone_steps: bool = False
     """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Of SGD; AdamW takes it as its first beta."""
-    weight_decay: float = 2e-4
+    weight_decay: Weight = 2e-4
     """Of the optimiser."""
-    temperature: float = 0.08
+    temperature: Positive = 0.08
     """Of the softmax over cosines."""
-    epsilon: float = 0.05
+    epsilon: Positive = 0.05
     """Entropy of the assignment."""
-    sinkhorn_iterations: int = 3
+    sinkhorn_iterations: Count = 3
     """Scalings of the assignment."""
-    bank_size: int = 65_536
+    bank_size: Count = 65_536
     """Pixels that are assigned together with a batch, over all processes."""
-    samples_per_image: int = 256
+    samples_per_image: Count = 256
     """Pixels of an image that are assigned."""
     sampling: Literal["class_proportional", "uniform"] = "class_proportional"
     """How these pixels are drawn: so that no class is missed, or uniformly: the release."""
-    distribution_momentum: float = 0.99
+    distribution_momentum: Share = 0.99
     """Of the class distribution's moving average; 1 keeps that of the warm-up: the release."""
     assignment: Literal["joint", "image_by_image"] = "joint"
     """Whether all images are assigned at once, or one after the other, each of which then enters the bank,
@@ -166,7 +204,7 @@ class SelfLabel:
     the release."""
     logit_assignments: bool = False
     """Whether a second clustering loss takes its assignments from the teacher's logits: the release."""
-    contrast_weight: float = 0.0
+    contrast_weight: Weight = 0.0
     """Weight of a contrast of the student's pixels with the bank, in images without CutMix; 0.001: the
     release."""
     teacher_mode: Literal["evaluation", "training"] = "evaluation"
@@ -174,19 +212,19 @@ class SelfLabel:
     rectify: Literal["similarity", "features"] = "similarity"
     """What is carried from the whole image into the crop before labels are rectified: similarities to the
     prototypes, or features, enlarged to a quarter of the whole image: the release."""
-    confidence_threshold: float = 0.0
+    confidence_threshold: Share = 0.0
     """Rectified pseudo labels below this confidence are ignored."""
-    cutmix_probability: float = 0.5
+    cutmix_probability: Share = 0.5
     """How often a rectangle of the source, half the crop's area, is pasted into the target."""
-    ce_weight: float = 0.1
+    ce_weight: Weight = 0.1
     """Weight of cross-entropy in the symmetric cross-entropy on the target."""
-    rce_weight: float = 1.0
+    rce_weight: Weight = 1.0
     """Weight of reverse cross-entropy in it."""
-    self_label_weight: float = 0.1
+    self_label_weight: Weight = 0.1
     """Weight of the clustering loss."""
-    consistency_weight: float = 5.0
+    consistency_weight: Weight = 5.0
     """Weight of the prototype consistency between weak and strong view."""
-    teacher_momentum: float = 0.999
+    teacher_momentum: Share = 0.999
     """Of the moving averages: teacher and prototypes."""
 
 
@@ -194,25 +232,25 @@ class SelfLabel:
 class Distill:
     """Stages 2 and 3: distillation of the previous stage's model into a fresh student."""
 
-    iterations: int = 90_000
+    iterations: Count = 90_000
     """Optimiser steps."""
-    batch_size: int = 4
+    batch_size: Count = 4
     """Images of each domain a step, over all processes."""
-    learning_rate: float = 6e-4
+    learning_rate: Positive = 6e-4
     """Of the backbone."""
-    head_multiplier: float = 10.0
+    head_multiplier: Weight = 10.0
     """Learning rate of the head, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD is the paper's; AdamW learns faster from random weights."""
     repeat_backbone_steps: bool = False
     """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Of SGD; AdamW takes it as its first beta."""
-    weight_decay: float = 2e-4
+    weight_decay: Weight = 2e-4
     """Of the optimiser."""
-    confidence_threshold: float = 0.95
+    confidence_threshold: Share = 0.95
     """Pseudo labels below this confidence are ignored."""
-    distillation_weight: float = 1.0
+    distillation_weight: Weight = 1.0
     """Weight of KL(teacher, student)."""
     student_term: Literal["log_probabilities", "probabilities"] = "log_probabilities"
     """What stands for the student in KL(teacher, student); with probabilities it is no divergence: the
@@ -222,7 +260,7 @@ class Distill:
     weights."""
     output_norm: bool = True
     """Whether a BatchNorm follows the backbone of a student that does not start from the stage before."""
-    void_index: int = 255
+    void_index: Annotated[int, Range(1, 255)] = 255
     """Number of ignored pixels in the stored pseudo labels; 250: the release."""
 
 
@@ -260,7 +298,7 @@ class Config:
     """Labelled images of the target domain; without them there is no IoU, and `target` is looked at."""
     classes: tuple[str, ...] = ("cityscapes-19",)
     """Names of the classes in order, or cityscapes-19 or cityscapes-16 (those that SYNTHIA has)."""
-    palette: tuple[tuple[int, int, int], ...] = ()
+    palette: Annotated[tuple[tuple[int, int, int], ...], Range(0, 255)] = ()
     """Colour of each class, red green blue in 0...255; chosen for you if empty."""
     views: Views = field(default_factory=Views)
     model: Model = field(default_factory=Model)
@@ -269,7 +307,7 @@ class Config:
     self_label: SelfLabel = field(default_factory=SelfLabel)
     distill: Distill = field(default_factory=Distill)
     given: Given = field(default_factory=Given)
-    evaluate_every: int = 0
+    evaluate_every: Amount = 0
     """Steps between evaluations of the student while it trains; 0 evaluates at the end alone."""
     hand_on: Literal["last", "best"] = "last"
     """Which weights a stage ends with: the last, or the best of these evaluations, which selects a model by
@@ -282,12 +320,12 @@ class Config:
     """Of the networks: float32, bfloat16 or float16 (mixed precision)."""
     compile: bool = False
     """Whether the networks are compiled (torch.compile): minutes at the start, faster afterwards on a GPU."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each batch into this many, one after the other: less memory, same result up to what is computed
     of a part alone: BatchNorm, means over valid pixels, assignments."""
-    workers: int = 4
+    workers: Amount = 4
     """Processes that load images, for each process that trains."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Count = 1000
     """Steps between checkpoints; a stopped run goes on from the last one."""
     check: bool = False
     """Only look for problems in all the images and labels, and list them."""
@@ -310,28 +348,59 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
 
     Returns:
         The settings.
+
+    Raises:
+        SystemExit: Some settings are unknown, of another type or out of range; all of the latter are named.
     """
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument("--config", type=Path, metavar="FILE", action="append", default=[])
     known, others = file.parse_known_args(arguments)
     paths: list[Path] = known.config
-    options = [option for path in paths for option in _options(_read_toml(path))]
+    options = [option for path in paths for option in _options(read_toml(path))]
     description = (
         f"{cleandoc(kind.__doc__ or '')}\n\n--config FILE reads a TOML file first. It may be given "
         "several times: what a later file or the command line says wins."
     )
     try:
-        return tyro.cli(
+        settings = tyro.cli(
             kind,
             args=options + others,
             description=description,
             config=(tyro.conf.FlagConversionOff,),
         )
+        if wrong := list(_out_of_range(settings)):
+            print("\n".join(wrong), file=sys.stderr)
+            raise SystemExit(2)
+        return settings
     except SystemExit as error:
         if error.code and paths:
             read = ", ".join(map(str, paths))
             print(f"(settings were read from {read} and the command line)", file=sys.stderr)
         raise
+
+
+def _out_of_range(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Says which settings are out of the range that stands beside their type."""
+    for name, kind in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            # The settings of a run are not named again among a program's arguments.
+            inner = prefix if isinstance(value, Config) else f"{prefix}{name}."
+            yield from _out_of_range(value, inner)
+        for part in (kind, *get_args(kind)):
+            for allowed in getattr(part, "__metadata__", ()):
+                if isinstance(allowed, Range):
+                    wrong = [number for number in _numbers(value) if number not in allowed]
+                    if wrong:
+                        yield f"{prefix}{name} must be {allowed}, got {', '.join(map(str, wrong))}"
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif value is not None:
+        yield value
 
 
 def to_toml(config: Any) -> str:
@@ -347,7 +416,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a file of settings; ends the program with one line if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

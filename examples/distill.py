@@ -36,7 +36,9 @@ def distill(config: Config, process: Process, stage: str, previous: str) -> Cost
     settings, folder = config.distill, config.output / stage
     teacher = build_model(config, config.output / previous / "model.pt").to(process.device)
     teacher.requires_grad_(False).eval()
-    hard_labels = HardLabelStore(folder / "labels", void=settings.void_index)
+    hard_labels = HardLabelStore(
+        folder / "labels", void=settings.void_index, num_classes=teacher.num_classes
+    )
     label_target(teacher, hard_labels, settings.confidence_threshold, config, process)
 
     if settings.student == "previous":

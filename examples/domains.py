@@ -38,12 +38,11 @@ from cpsl.visualize import overlay, panel
 
 def label_space(config: Config) -> LabelSpace:
     """Returns the classes that the model tells apart."""
-    if config.classes == ("cityscapes-19",):
-        return CITYSCAPES_19
-    if config.classes == ("cityscapes-16",):
-        return CITYSCAPES_16
-    palette = config.palette or distinct_palette(len(config.classes))
-    return LabelSpace(config.classes, palette)
+    spaces = {"cityscapes-19": CITYSCAPES_19, "cityscapes-16": CITYSCAPES_16}
+    known = spaces.get(config.classes[0]) if len(config.classes) == 1 else None
+    names = known.names if known else config.classes
+    colors = known.palette if known else distinct_palette(len(names))
+    return LabelSpace(names, config.palette or colors)
 
 
 def source_dataset(config: Config) -> SegmentationDataset:

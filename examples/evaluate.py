@@ -82,7 +82,12 @@ def evaluate(
         sums[0] += predicted.grid_confidence
         sums[1] += 1
         if before is not None and sample.name in before:
-            changed = before.read(sample.name).to(process.device) != prediction
+            earlier = before.read(sample.name).to(process.device)
+            if earlier.shape != prediction.shape:
+                raise ValueError(
+                    f"{sample.name}: the prediction in {before.folder} is of another size; delete that folder"
+                )
+            changed = earlier != prediction
             sums[2] += changed.double().mean()
             sums[3] += 1
         for store in predictions:

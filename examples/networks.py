@@ -53,8 +53,13 @@ def load_model(path: Path, classes: tuple[str, ...]) -> DeepLabV2:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, would run code, or is of other classes.
+        ValueError: The file is damaged, would run code, is of another network or other classes, or holds
+            numbers that are not finite.
     """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no file {path}: if a stage of a run writes it, that has to run first"
+        )
     return _channels_last(Segmenter.load(path, classes).model)
 
 

@@ -4,15 +4,16 @@ python examples/pseudo_labels.py --config examples/configs/gta5_to_cityscapes.to
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from config import Config, parse
 from cpsl import ClassMeanPrototypes, Segmenter, class_counts
 from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
 from cpsl.distributed import all_reduce_sum
-from cpsl.engine import Process, autocast, logger, progress, save
+from cpsl.engine import Process, autocast, load, logger, progress, save
 from cpsl.models import DeepLabV2
 from domains import label_space, target_dataset
 from networks import build_model, to_unit
@@ -28,15 +29,14 @@ def describe_target(config: Config, process: Process) -> None:
     Soft labels are the softmax at the network's own resolution; a prototype is the mean over images of
     the mean feature of the pixels predicted as the class; δ the frequency of the predicted classes.
     """
-    folder = config.output / "pseudo_labels"
-    if (folder / "start.pt").exists():
+    folder, dataset = config.output / "pseudo_labels", target_dataset(config)
+    store = SoftLabelStore(folder / "soft")
+    if (folder / "start.pt").exists() and not store.missing(dataset.names):
         logger.info("pseudo_labels: finished before")
         return
     model = build_model(config, config.output / "warmup" / "model.pt").to(process.device).eval()
-    store = SoftLabelStore(folder / "soft")
     means = ClassMeanPrototypes(model.num_classes, model.feature_dim)
     counts = torch.zeros(model.num_classes, dtype=torch.int64, device=process.device)
-    dataset = target_dataset(config)
     for index in _my_share(range(len(dataset)), process, "pseudo labels"):
         image = whole_image(dataset.image(index), config.views.full_size)[None].to(process.device)
         with autocast(process.device, config.precision):
@@ -53,6 +53,41 @@ def describe_target(config: Config, process: Process) -> None:
         }
         save(folder / "start.pt", start)
     process.barrier()
+
+
+class Start(NamedTuple):
+    """What self-labeling starts from, beside the soft labels.
+
+    Attributes:
+        prototypes: (K, D), zeros for a class that no image has.
+        class_distribution: (K,) frequencies.
+    """
+
+    prototypes: Tensor
+    class_distribution: Tensor
+
+
+def read_start(config: Config, shape: torch.Size) -> Start:
+    """Reads prototypes and class distribution, on the CPU.
+
+    Args:
+        config: Settings.
+        shape: (K, D) of the prototypes.
+
+    Raises:
+        FileNotFoundError: `describe_target` has to run first.
+        ValueError: The file is damaged or of another model.
+    """
+    path = config.output / "pseudo_labels" / "start.pt"
+    state = load(path)
+    for name, wanted in (("prototypes", shape), ("class_distribution", shape[:1])):
+        value = state.get(name)
+        if not isinstance(value, Tensor) or value.shape != wanted or not value.isfinite().all():
+            raise ValueError(
+                f"{path}: its entry {name} is no tensor {tuple(wanted)} of finite numbers; "
+                "delete the file to have it made again"
+            )
+    return Start(state["prototypes"], state["class_distribution"])
 
 
 @torch.inference_mode()

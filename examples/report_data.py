@@ -15,6 +15,7 @@ from cpsl.engine import Process, autocast, load, read_scalars
 from cpsl.randomness import derive_seed
 from domains import evaluation_dataset, label_space, source_dataset
 from networks import build_model, resize, to_unit
+from pseudo_labels import read_start
 from report import Clusters, Picture, Report
 from stage import STAGES, read_metrics
 
@@ -44,22 +45,26 @@ def collect(config: Config, process: Process) -> Report:
 
 def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeClustering:
     """Loads the prototypes, bank and class distribution that self-labeling ended with."""
-    state = load(config.output / "self_label" / "clustering.pt", process.device)
-    num_classes, feature_dim = state["prototypes"].shape
+    path = config.output / "self_label" / "clustering.pt"
+    state = load(path, process.device)
     settings = config.self_label
-    clustering = ClassBalancedPrototypeClustering(
-        num_classes,
-        feature_dim,
-        bank_size=len(state["bank.features"]),
-        samples_per_image=settings.samples_per_image,
-        epsilon=settings.epsilon,
-        sinkhorn_iterations=settings.sinkhorn_iterations,
-        sampling=settings.sampling,
-        assignment=settings.assignment,
-        bank_scores=settings.bank_scores,
-        logit_assignments="logit_bank.features" in state,
-    )
-    clustering.load_state_dict(state)
+    try:
+        num_classes, feature_dim = state["prototypes"].shape
+        clustering = ClassBalancedPrototypeClustering(
+            num_classes,
+            feature_dim,
+            bank_size=len(state["bank.features"]),
+            samples_per_image=settings.samples_per_image,
+            epsilon=settings.epsilon,
+            sinkhorn_iterations=settings.sinkhorn_iterations,
+            sampling=settings.sampling,
+            assignment=settings.assignment,
+            bank_scores=settings.bank_scores,
+            logit_assignments="logit_bank.features" in state,
+        )
+        clustering.load_state_dict(state)
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not what self-labeling writes: {error}") from error
     return clustering.to(process.device)
 
 
@@ -80,10 +85,10 @@ def _class_distributions(config: Config, process: Process) -> dict[str, list[flo
     aligned = clustering.aligner(
         scores, epsilon=clustering.epsilon, iterations=clustering.sinkhorn_iterations
     )
-    start = load(config.output / "pseudo_labels" / "start.pt")
+    start = read_start(config, clustering.prototypes.shape)
     return {
         **distributions,
-        "predictions on the target, warm-up": start["class_distribution"].tolist(),
+        "predictions on the target, warm-up": start.class_distribution.tolist(),
         "class distribution after self-labeling": clustering.aligner.distribution.tolist(),
         "assignments, aligned": aligned.mean(dim=0).tolist(),
         "nearest prototypes, not aligned": (
@@ -155,7 +160,11 @@ def _self_labeled(config: Config) -> bool:
 
 
 def _predictions(config: Config, name: str) -> dict[str, Tensor]:
-    return {
-        stage: HardLabelStore(config.output / stage / "predictions").read(name)
-        for stage in read_metrics(config)
-    }
+    read = {}
+    for stage in read_metrics(config):
+        try:
+            read[stage] = HardLabelStore(config.output / stage / "predictions").read(name)
+        except (OSError, ValueError) as error:
+            metrics = config.output / stage / "metrics.json"
+            raise ValueError(f"{error}. Without {metrics} the stage is evaluated again.") from error
+    return read

@@ -21,7 +21,7 @@ from cpsl import (
     symmetric_cross_entropy,
 )
 from cpsl.data import SoftLabelStore
-from cpsl.engine import Cost, Process, TrainingLoop, autocast, load, local_gradients, save
+from cpsl.engine import Cost, Process, TrainingLoop, autocast, local_gradients, save
 from cpsl.models import ExponentialMovingAverage
 from domains import source_batches, target_batches, training_picture
 from hand_on import HandOn
@@ -33,13 +33,13 @@ from networks import (
     save_model,
     to_unit,
 )
+from pseudo_labels import read_start
 from stage import main
 
 
 def self_label(config: Config, process: Process) -> Cost:
     """Trains the student with rectified pseudo labels, clustering and consistency."""
     stage, settings = "self_label", config.self_label
-    start = load(config.output / "pseudo_labels" / "start.pt", process.device)
 
     student = build_model(config, config.output / "warmup" / "model.pt").to(process.device).train()
     teacher = ExponentialMovingAverage(student, settings.teacher_mode)
@@ -57,7 +57,8 @@ def self_label(config: Config, process: Process) -> Cost:
         bank_scores=settings.bank_scores,
         logit_assignments=settings.logit_assignments,
     ).to(process.device)
-    clustering.initialize(start["prototypes"], start["class_distribution"])
+    start = read_start(config, clustering.prototypes.shape)
+    clustering.initialize(start.prototypes, start.class_distribution)
     rectifier = PseudoLabelRectifier(settings.temperature, settings.confidence_threshold)
 
     rate = settings.learning_rate * settings.prototype_multiplier
@@ -82,7 +83,7 @@ def self_label(config: Config, process: Process) -> Cost:
     compile_networks(config, student, teacher.module)
     learn, cluster = process.parallel(student), process.parallel(clustering)
     sources = loop.batches(source_batches(config, stage, process, settings.batch_size, loop.start))
-    soft_labels = SoftLabelStore(config.output / "pseudo_labels" / "soft")
+    soft_labels = SoftLabelStore(config.output / "pseudo_labels" / "soft", student.num_classes)
     targets = loop.batches(
         target_batches(config, stage, process, settings.batch_size, loop.start, soft_labels.read)
     )

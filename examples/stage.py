@@ -4,11 +4,12 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from config import Config, parse, to_toml
+from config import Config, parse, read_toml, to_toml
 from cpsl.data import HardLabelStore
 from cpsl.engine import (
     Cost,
@@ -114,12 +115,17 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
     """Turns errors about data, files, settings and numbers into one line each."""
     try:
         yield
-    except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         if debug:
             raise
-        message, notes = str(error), getattr(error, "__notes__", [])
+        message, notes = str(error) or type(error).__name__, getattr(error, "__notes__", [])
         if "in DataLoader worker" in message:  # torch puts the worker's traceback before its error
             message = message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+        elif "DataLoader worker" in message:  # it was killed, most often for want of memory
+            notes = [
+                *notes,
+                "Fewer --workers take less memory; with --workers 0 errors are plainer.",
+            ]
         raise SystemExit(
             "\n".join([f"error: {message}", *notes, "--debug True shows where it was raised"])
         ) from None
@@ -137,7 +143,7 @@ def _note_settings(config: Config) -> None:
     # Before the first checkpoint a setting can still be mended without losing anything.
     begun = any(config.output.glob("*/checkpoint.pt*"))
     if noted.exists() and begun:
-        before = tomllib.loads(noted.read_text(encoding="utf-8"))
+        before = read_toml(noted)
         changed = _differences(before, tomllib.loads(now))
         if changed:
             raise SystemExit(
@@ -151,11 +157,19 @@ def _note_settings(config: Config) -> None:
 def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
     """Returns the metrics of the stages that are finished, in their order."""
     paths = {stage: config.output / stage / "metrics.json" for stage in STAGES}
-    return {
-        stage: json.loads(path.read_text(encoding="utf-8"))
-        for stage, path in paths.items()
-        if path.exists()
-    }
+    return {stage: _read_metrics(path) for stage, path in paths.items() if path.exists()}
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(metrics["iou"], dict) or not {"miou", "seconds"} <= metrics.keys():
+            raise ValueError("entries are missing")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged: delete it, and the stage is evaluated again ({error})"
+        ) from error
+    return dict(metrics)
 
 
 def _predictions_before(stage: str, config: Config) -> HardLabelStore | None:

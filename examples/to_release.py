@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from torch import Tensor
 
 from cpsl import Segmenter
 from cpsl.engine import load
@@ -32,6 +33,12 @@ if __name__ == "__main__":
     arguments = tyro.cli(Arguments, description=__doc__)
     with friendly_errors():
         model = Segmenter.load(arguments.weights).model
-        prototypes = load(arguments.clustering)["ema_prototypes"] if arguments.clustering else None
+        prototypes = None
+        if arguments.clustering:
+            prototypes = load(arguments.clustering).get("ema_prototypes")
+            if not isinstance(prototypes, Tensor):
+                raise ValueError(
+                    f"{arguments.clustering} is no clustering.pt: no ema_prototypes in it"
+                )
         save_release_checkpoint(arguments.output, model, prototypes_ema=prototypes)
         print(f"{arguments.output} is written")

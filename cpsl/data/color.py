@@ -91,7 +91,14 @@ def lab_statistics(image: Tensor, pixels: int = 20_000) -> LabStatistics:
     Args:
         image: (3, H, W) uint8.
         pixels: About as many pixels are looked at, evenly spaced; enough for both to two digits.
+
+    Raises:
+        ValueError: The image has another shape or dtype.
     """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"the image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}"
+        )
     step = max(int((image.shape[1] * image.shape[2] / pixels) ** 0.5), 1)
     lab = rgb_to_lab(image[:, ::step, ::step].contiguous()).flatten(1)
     return LabStatistics(lab.mean(dim=1), lab.std(dim=1, correction=0))

@@ -45,9 +45,14 @@ class LabelIdStore:
             label: (H, W) integer class indices; each pixel is of a class.
 
         Raises:
-            ValueError: The name leads out of the folder.
+            ValueError: The name leads out of the folder, or a pixel is of no class.
         """
-        ids = self._ids[label.cpu().long()]
+        label = label.cpu().long()
+        if not (label.min() >= 0 and label.max() < len(self._ids)):
+            raise ValueError(
+                f"{name}: labels must be 0...{len(self._ids) - 1}, got {label.min()}...{label.max()}"
+            )
+        ids = self._ids[label]
         save_png(path_of(self.folder, name), Image.fromarray(ids.numpy()))
 
 
@@ -71,7 +76,10 @@ class ColorStore:
             label: (H, W) integer class indices; what is no class is black.
 
         Raises:
-            ValueError: The name leads out of the folder.
+            ValueError: The name leads out of the folder, or a label is negative.
         """
-        colors = self._palette[label.cpu().long().clamp_max(len(self._palette) - 1)]
+        label = label.cpu().long()
+        if label.min() < 0:
+            raise ValueError(f"{name}: labels must be 0 or more, got {label.min()}")
+        colors = self._palette[label.clamp_max(len(self._palette) - 1)]
         save_png(path_of(self.folder, name), Image.fromarray(colors.numpy()))

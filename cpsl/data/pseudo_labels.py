@@ -1,12 +1,13 @@
 """Pseudo labels on disk: soft ones in a byte a value, hard ones as pictures."""
 
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from cpsl.data.labels import IGNORE_INDEX
@@ -27,6 +28,7 @@ class SoftLabelStore:
 
     Args:
         folder: Made when the first map is written.
+        num_classes: Number K of maps that a file must have; any if None.
 
     Example:
         >>> import tempfile
@@ -38,8 +40,9 @@ class SoftLabelStore:
         ['city/other']
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, num_classes: int | None = None) -> None:
         self.folder = Path(folder)
+        self.num_classes = num_classes
 
     def __contains__(self, name: str) -> bool:
         return path_of(self.folder, name).exists()
@@ -91,9 +94,22 @@ class SoftLabelStore:
         classes = int(note) if note.isdecimal() else 0
         if picture.mode not in ("L", "P") or classes < 1 or picture.height % classes:
             raise ValueError(f"{path} is no map of soft labels; delete it to have it made again")
+        if self.num_classes not in (None, classes):
+            raise ValueError(
+                f"{path} has {classes} classes instead of {self.num_classes}; "
+                "delete it to have it made again"
+            )
         stored = torch.from_numpy(np.array(picture)).reshape(classes, -1, picture.width)
         p = stored.float().square_()
-        return p.div_(p.sum(dim=0))
+        total = p.sum(dim=0)
+        # Each root is off by half a byte at most, and what was written may be off by 0.01.
+        slack = 255**2 * (math.sqrt(classes) / 255 + 4e-6 * classes + 0.01)
+        if (total - 255**2).abs().max() > slack:
+            raise ValueError(
+                f"{path} holds no probabilities: they sum to {total.min() / 255**2:.3g} to "
+                f"{total.max() / 255**2:.3g}; delete it to have it made again"
+            )
+        return p.div_(total)
 
 
 class HardLabelStore:
@@ -104,6 +120,7 @@ class HardLabelStore:
         palette: Colours that viewers show the classes in; grey if None.
         void: Number that ignored pixels have in the files, more than there are classes; the tools of the
             authors' release write 250. What is read has 255 again.
+        num_classes: Number K of the classes that a file may name; any if None.
 
     Raises:
         ValueError: void lies outside 1...255.
@@ -121,12 +138,14 @@ class HardLabelStore:
         folder: str | Path,
         palette: tuple[tuple[int, int, int], ...] | None = None,
         void: int = IGNORE_INDEX,
+        num_classes: int | None = None,
     ) -> None:
         if not 1 <= void <= 255:
             raise ValueError(f"void must lie in 1...255, got {void}")
         self.folder = Path(folder)
         self.palette = palette
         self.void = void
+        self.num_classes = num_classes
 
     def __contains__(self, name: str) -> bool:
         return path_of(self.folder, name).exists()
@@ -176,7 +195,16 @@ class HardLabelStore:
         if picture.mode not in ("L", "P"):
             raise ValueError(f"{path} is no label map; delete it to have it made again")
         label = torch.from_numpy(np.array(picture))
-        return label if self.void == IGNORE_INDEX else label.masked_fill_(label == self.void, 255)
+        if self.void != IGNORE_INDEX:
+            label = label.masked_fill_(label == self.void, IGNORE_INDEX)
+        if self.num_classes is not None:
+            wrong = label[(label >= self.num_classes) & (label != IGNORE_INDEX)]
+            if len(wrong):
+                raise ValueError(
+                    f"{path} has the label {wrong[0]}, but there are {self.num_classes} classes; "
+                    "delete it to have it made again"
+                )
+        return label
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -199,5 +227,8 @@ def _load(path: Path) -> Image.Image:
         return load_verified(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there are no pseudo labels at {path}") from None
+    except UnidentifiedImageError:
+        why: object = "it is no PNG"
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        raise ValueError(f"{path} is damaged; delete it to have it made again ({error})") from error
+        why = error
+    raise ValueError(f"{path} is damaged; delete it to have it made again ({why})")

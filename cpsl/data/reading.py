@@ -1,6 +1,7 @@
 """Reading image and label files; whatever is wrong with one is said with its name."""
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -11,23 +12,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 Stored = npt.NDArray[np.integer]
 IdTable = npt.NDArray[np.int16]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NO_CLASS = -1  # in a lookup table: this stored value means nothing
+# What a file may be, whatever its suffix says. Pillow would run another program for some others (EPS).
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+LONGEST_NAME = 200  # bytes; systems allow 255, and what is written for an image adds to its name
 
 
 def read_image(path: Path) -> Tensor:
     """Reads a picture of any kind as RGB.
 
     Grey and palette images are converted, transparency is dropped, of 16 bits the upper 8 are kept, and the
-    picture is turned as its EXIF orientation says.
+    picture is turned as its EXIF orientation says. Of several frames the first is read.
 
     Args:
-        path: PNG, JPEG or another format that Pillow reads.
+        path: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
 
     Returns:
         (3, H, W) uint8.
@@ -36,7 +40,7 @@ def read_image(path: Path) -> Tensor:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or no picture.
     """
-    with _naming(path), Image.open(path) as file:
+    with _naming(path), Image.open(path, formats=PICTURES) as file:
         file.load()
         ImageOps.exif_transpose(file, in_place=True)
         picture: Image.Image = file
@@ -74,11 +78,14 @@ def read_stored_label(path: Path) -> Stored:
 
 
 def load_verified(path: Path) -> Image.Image:
-    """Loads a picture that must be right to the last pixel; raises whatever Pillow does."""
+    """Loads a PNG that must be right to the last pixel; raises whatever Pillow does.
+
+    Other formats may have changed the numbers to save space.
+    """
     data = io.BytesIO(path.read_bytes())
-    Image.open(data).verify()  # decoding alone ignores a PNG's checksums
+    Image.open(data, formats=["PNG"]).verify()  # decoding alone ignores a PNG's checksums
     data.seek(0)
-    picture = Image.open(data)
+    picture = Image.open(data, formats=["PNG"])
     picture.load()
     return picture
 
@@ -112,9 +119,14 @@ def read_png16(path: Path, channel: int = 0) -> npt.NDArray[np.uint16]:
                 f"{depth} bits, {channels} channels{', interlaced' if interlace else ''}"
             )
         step = 2 * channels
-        rows = np.frombuffer(zlib.decompress(compressed), np.uint8).reshape(
-            height, 1 + step * width
-        )
+        if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # the limit of Pillow
+            raise ValueError(f"{width}x{height} pixels are more than can be meant")
+        # No more is unpacked than there should be: a small file can hold gigabytes of zeros.
+        unpacking, wanted = zlib.decompressobj(), height * (1 + step * width)
+        data = unpacking.decompress(compressed, wanted + 1)
+        if len(data) != wanted or not unpacking.eof:
+            raise ValueError(f"its data are not those of {width}x{height} pixels")
+        rows = np.frombuffer(data, np.uint8).reshape(height, 1 + step * width)
         upper, lower = (
             _decode_grey(rows[:, 0], rows[:, 1 + 2 * channel + byte :: step]) for byte in (0, 1)
         )
@@ -190,32 +202,66 @@ def find_files(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, 
 
     Args:
         folder: Searched with all its subfolders, also linked ones; hidden files and folders are left out.
+            A name becomes part of the names of files that a run writes, on other systems too.
         suffixes: Lower-case suffixes that count.
         what: What is looked for, for the message.
 
     Raises:
         FileNotFoundError: There is no such folder, or no such file in it.
-        ValueError: Two files have one name.
+        PermissionError: A folder may not be read.
+        ValueError: Two files have one name, a name is not fit to name other files by, or a linked folder
+            holds the link.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of {what}")
     found: dict[str, Path] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            path = Path(parent, file)
-            if path.suffix.lower() not in suffixes or file.startswith("."):
-                continue
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise ValueError(
-                    f"{found[name]} and {path} differ in their suffix only, so they would share one key; "
-                    "move one of them away"
-                )
-            found[name] = path
+    for path in _files_below(folder):
+        if path.suffix.lower() not in suffixes:
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        _require_plain(name, path)
+        if name in found:
+            raise ValueError(
+                f"{found[name]} and {path} differ in their suffix only, so they would share one key; "
+                "move one of them away"
+            )
+        found[name] = path
     if not found:
         raise FileNotFoundError(f"there are no {what} ({', '.join(suffixes)}) in {folder}")
     return dict(sorted(found.items()))
+
+
+def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yields the files below a folder; links count as what they lead to, a broken one as a file."""
+    here = folder.resolve()
+    if here in above:
+        raise ValueError(f"{folder} is a link to {here}, which holds it; remove the link")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            # Only links cost a look at the disk, of which a network drive would make minutes.
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():
+                yield from _files_below(path, (*above, here))
+            elif entry.is_symlink() or entry.is_file():
+                yield path
+
+
+def _require_plain(name: str, path: Path) -> None:
+    """Raises ValueError unless files of other folders can have this name."""
+    try:
+        longest = max(len(part.encode()) for part in name.split("/"))
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(path)!r}: the name is not UTF-8; rename the file") from None
+    if "\\" in name or any(ord(character) < 32 for character in name):
+        raise ValueError(
+            f"{str(path)!r}: a name with a backslash or a control character cannot be used; rename the file"
+        )
+    if longest > LONGEST_NAME:
+        raise ValueError(
+            f"{path}: the name has {longest} bytes, of at most {LONGEST_NAME}; rename the file"
+        )
 
 
 def labels_of(images: Sequence[str], labels: Mapping[str, Path], folder: Path) -> list[Path]:
@@ -247,8 +293,19 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} cannot be read: {_looks_like(path)}") from None
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _looks_like(path: Path) -> str:
+    """Says of a file that Pillow does not recognise what may be wrong."""
+    if not path.stat().st_size:
+        return "the file is empty"
+    return "it is damaged, or of another kind than its name says"
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes]:

@@ -47,6 +47,9 @@ class Subset:
         dataset: Any data set of this library, or of the same protocol.
         indices: Which images, in which order.
 
+    Raises:
+        ValueError: There is no image of an index.
+
     Example:
         >>> import tempfile
         >>> from cpsl.data import GTA5, write_streets
@@ -57,6 +60,9 @@ class Subset:
     """
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
+        wrong = [index for index in indices if not 0 <= index < len(dataset)]
+        if wrong:
+            raise ValueError(f"the images are 0...{len(dataset) - 1}, there is none of {wrong[:5]}")
         self.label_space = dataset.label_space
         self.names = [dataset.names[index] for index in indices]
         self._dataset = dataset

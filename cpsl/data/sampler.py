@@ -26,7 +26,7 @@ class DrawSampler(Sampler[list[Draw]]):
         world_size: Number of ranks.
 
     Raises:
-        ValueError: There are no images.
+        ValueError: There are no images, or none in a batch.
 
     Example:
         >>> from itertools import islice
@@ -49,6 +49,8 @@ class DrawSampler(Sampler[list[Draw]]):
     ) -> None:
         if length < 1:
             raise ValueError("there are no images to draw from")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.length = length
         self.batch_size = batch_size
         self.seed = seed

@@ -222,11 +222,23 @@ Batch = TypeVar("Batch", SourceBatch, TargetBatch)
 
 
 def collate(items: Sequence[Batch]) -> Batch:
-    """Joins batches of one into one batch; the `collate_fn` of a DataLoader over views."""
+    """Joins batches of one into one batch; the `collate_fn` of a DataLoader over views.
+
+    Raises:
+        ValueError: Parts of them differ in shape.
+    """
     joined: dict[str, Any] = {}
     for field in fields(items[0]):
         parts = [getattr(item, field.name) for item in items]
         if isinstance(parts[0], Tensor):
+            if len({part.shape for part in parts}) > 1:
+                shapes = (
+                    f"{item.names[0]} {tuple(part.shape[1:])}"
+                    for item, part in zip(items, parts, strict=True)
+                )
+                raise ValueError(
+                    f"{field.name} of one batch must have one shape, got {', '.join(shapes)}"
+                )
             joined[field.name] = torch.cat(parts)
         elif isinstance(parts[0], View | StrongChanges):
             joined[field.name] = type(parts[0]).stack(parts)

@@ -31,6 +31,9 @@ class WeakView:
         scale: Range of the random scale, uniform. Where the scaled image would be smaller than the crop,
             it is enlarged to fit: a view never shows the outside.
         flip: Whether half of the views are mirrored.
+
+    Raises:
+        ValueError: A size, the width or a scale is not positive.
     """
 
     full_size: tuple[int, int] = (1024, 2048)
@@ -38,6 +41,12 @@ class WeakView:
     width: int = 2200
     scale: tuple[float, float] = (0.5, 1.5)
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("full_size", "crop", "width", "scale"):
+            value = getattr(self, name)
+            if not all(number > 0 for number in (value if isinstance(value, tuple) else (value,))):
+                raise ValueError(f"{name} must be positive, got {value}")
 
     def draw(self, size: tuple[int, int], random: np.random.Generator) -> View:
         """Returns a random view of an image.

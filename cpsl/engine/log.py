@@ -1,7 +1,9 @@
 """What a run tells: lines in the terminal and a file, scalars, pictures, a progress bar."""
 
+import io
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,8 @@ def start_logging(folder: Path, process: Process) -> None:
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if process.is_main else logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know all letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(terminal)
@@ -110,14 +114,23 @@ class ScalarLog:
 
 
 def read_scalars(folder: Path) -> list[dict[str, float]]:
-    """Reads the curves of a stage: one dictionary for each iteration that was logged."""
+    """Reads the curves of a stage: one dictionary for each iteration that was logged.
+
+    Lines that are damaged, as by a kill, are left out.
+    """
     path = folder / "scalars.jsonl"
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that a kill cut short
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and "iteration" in row and all(map(_is_finite, row.values())):
+            rows.append(row)
     return rows
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -99,6 +99,7 @@ def start_process(device: str = "auto") -> Iterator[Process]:
     Raises:
         RuntimeError: A CUDA device is asked for that this machine does not have or that several processes
             would share, or the processes do not know of each other.
+        ValueError: There is no device of that name.
     """
     _check_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -144,7 +145,12 @@ def _check_environment() -> None:
 def _choose_device(device: str, local_rank: int) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")  # a name that torch knows, and no device either
+    if chosen.type == "meta":
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {device!r}')
     if chosen.type != "cuda":
         return chosen
     if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:

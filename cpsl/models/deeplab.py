@@ -126,7 +126,7 @@ class DeepLabV2(nn.Module):
         backbone_name: Name that the backbone was asked for by; None if it came as a module.
 
     Raises:
-        ValueError: There is no backbone of that name.
+        ValueError: There is no backbone of that name, or no class or feature.
         TypeError: The backbone does not obey the contract.
 
     Example:
@@ -152,6 +152,10 @@ class DeepLabV2(nn.Module):
         dilations: Sequence[int] = (6, 12, 18, 24),
     ) -> None:
         super().__init__()
+        if min(num_classes, feature_dim) < 1:
+            raise ValueError(
+                f"num_classes and feature_dim must be positive, got {num_classes} and {feature_dim}"
+            )
         self.backbone_name = backbone if isinstance(backbone, str) else None
         if isinstance(backbone, str):
             if backbone not in BACKBONES:

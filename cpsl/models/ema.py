@@ -23,7 +23,7 @@ def update_moving_average(
         momentum: 0 copies the values, 1 changes nothing.
 
     Raises:
-        ValueError: momentum lies outside 0...1, or the numbers of tensors differ.
+        ValueError: momentum lies outside 0...1, or the numbers or shapes of tensors differ.
 
     Example:
         >>> prototypes, ema_prototypes = torch.ones(19, 256), torch.zeros(19, 256)
@@ -35,6 +35,12 @@ def update_moving_average(
         raise ValueError(f"momentum must lie in 0...1, got {momentum}")
     if len(averages) != len(values):
         raise ValueError(f"got {len(averages)} averages but {len(values)} values")
+    for average, value in zip(averages, values, strict=True):
+        if average.shape != value.shape:
+            raise ValueError(
+                f"an average and its values differ in shape: {tuple(average.shape)} and "
+                f"{tuple(value.shape)}"
+            )
     targets = [value.to(average) for average, value in zip(averages, values, strict=True)]
     torch._foreach_lerp_(list(averages), targets, 1 - momentum)
 

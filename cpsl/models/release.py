@@ -77,14 +77,22 @@ def read_release_checkpoint(path: str | Path) -> ReleaseCheckpoint:
             f"{path} holds no segmentation network of the release; its entries are "
             f"{', '.join(map(str, list(content)[:8]))}"
         )
+    wrong = [key for key, value in model.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"{path} holds no tensor at {', '.join(map(repr, wrong[:3]))}")
     iteration, best_iou = content.get("iter"), content.get("best_iou")
-    return ReleaseCheckpoint(
-        model,
-        discriminator,
-        None if prototypes is None else torch.as_tensor(prototypes).detach().float(),
-        None if iteration is None else int(iteration),
-        None if best_iou is None else float(best_iou),
-    )
+    try:
+        return ReleaseCheckpoint(
+            model,
+            discriminator,
+            None if prototypes is None else torch.as_tensor(prototypes).detach().float(),
+            None if iteration is None else int(iteration),
+            None if best_iou is None else float(best_iou),
+        )
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: prototypes_ema, iter or best_iou is of another kind: {error}"
+        ) from error
 
 
 def load_release_checkpoint(path: str | Path, num_classes: int | None = 19) -> DeepLabV2:
@@ -105,7 +113,7 @@ def load_release_checkpoint(path: str | Path, num_classes: int | None = 19) -> D
     state = read_release_checkpoint(path).model
     if "layer5.head.1.weight" not in state:
         raise ValueError(f"{path} has another head than the release: no layer5.head.1.weight in it")
-    classes, feature_dim = state["layer5.head.1.weight"].shape[:2]
+    classes, feature_dim, *_ = *state["layer5.head.1.weight"].shape, 0, 0
     if num_classes is not None and classes != num_classes:
         raise ValueError(f"{path} was trained for {classes} classes, not {num_classes}")
     model = DeepLabV2(classes, "resnet101", feature_dim, output_norm="bn_pretrain.weight" in state)

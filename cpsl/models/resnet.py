@@ -228,9 +228,13 @@ def load_backbone_weights(backbone: nn.Module, source: str | Path, name: str = "
     Raises:
         FileNotFoundError: There is no such file.
         ConnectionError: The weights cannot be downloaded; the message says how to do without.
-        ValueError: torchvision has no such weights, the file holds something else, or entries are missing.
+        ValueError: torchvision has no such weights, the file holds something else or numbers that are not
+            finite, or entries are missing.
     """
     state = _imagenet(name) if str(source) == "imagenet" else _read_state(Path(source))
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{source} holds numbers that are not finite, such as in {broken[0]}")
     own = backbone.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     missing = [key for key in own if key not in fitting and not key.startswith("output_norm")]
@@ -272,4 +276,4 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dictionary of tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return {str(key).removeprefix("module."): value for key, value in state.items()}

@@ -253,3 +253,34 @@ def test_size_is_read_from_the_first_bytes(tmp_path: Path) -> None:
     assert png_size(tmp_path / "a.png") == (3, 5)
     assert png_size(tmp_path / "a.jpg") is None
     assert png_size(tmp_path / "b.png") is None
+
+
+def test_links_that_lead_back_are_named_and_others_followed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+    (tmp_path / "a" / "other").symlink_to(tmp_path / "b")
+    assert list(find_files(tmp_path / "a", (".png",), "images")) == ["a", "other/b"]
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "a")  # a circle of two
+    with pytest.raises(ValueError, match=r"other/back is a link to .*a, which holds it"):
+        find_files(tmp_path / "a", (".png",), "images")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\\b", "a\nb", "a\tb", "x" * 201, b"\xff".decode(errors="surrogateescape")]
+)
+def test_names_that_no_other_file_could_have_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.png").touch()
+    with pytest.raises(ValueError, match="rename the file"):
+        find_files(tmp_path, (".png",), "images")
+
+
+def test_labels_are_pngs_and_pictures_are_no_programs(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (8, 8), 3).save(path, "JPEG")
+    assert read_image(path).shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="of another kind than its name says"):
+        read_stored_label(path)
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(ValueError, match="of another kind than its name says"):
+        read_image(path)

@@ -22,6 +22,7 @@ from cpsl.engine import Optimization, Process, TrainingLoop
 from cpsl.engine.finite import FlagReader
 from cpsl.geometry import View
 from cpsl.models import DeepLabV2
+from pseudo_labels import Start
 
 K, CROP, FULL, GRID = 5, (48, 96), (64, 128), (16, 32)
 RELEASE = Path(__file__).parents[2] / "examples" / "configs" / "release.toml"
@@ -77,15 +78,12 @@ def train(
     def forever(batch: Any) -> Callable[..., Iterator[Any]]:
         return lambda *_: repeat(batch)
 
-    start = {
-        "prototypes": torch.randn(K, 8, device=device),
-        "class_distribution": torch.full((K,), 1 / K, device=device),
-    }
+    start = Start(torch.randn(K, 8, device=device), torch.full((K,), 1 / K, device=device))
     replaced: dict[str, Any] = {
         "build_model": model,
         "source_batches": forever(source),
         "target_batches": forever(target),
-        "load": lambda *_: start,
+        "read_start": lambda *_: start,
         "save": nothing,
         "save_model": nothing,
         "label_target": nothing,

@@ -96,7 +96,12 @@ def _claim(marker: Path, settings: dict[str, object], images: Path) -> None:
         text = json.dumps(settings, indent=2)
         write_atomically(marker, lambda partial: partial.write_text(text, encoding="utf-8"))
         return
-    written = json.loads(marker.read_text(encoding="utf-8"))
+    try:
+        written = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{marker} is damaged ({error}): delete its folder, and the streets are drawn anew"
+        ) from error
     if written != settings:
         raise ValueError(
             f"{marker.parent} holds generated streets of other settings: {written}, not {settings}. "
