@@ -1,10 +1,18 @@
+import ast
+import inspect
+import itertools
 import tomllib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import distill
+import evaluate
+import warmup
 from config import Config, parse, to_toml
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "examples" / "configs"
@@ -98,19 +106,67 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ('output = "x"\n[self_label]\niteration = 5', "--self-label.iterations"),
-        ('output = "x"\n[sorce]\nimages = "a"', "--source.images"),
-        ('output = "x"\n[self_label]\niterations = "many"', "--self-label.iterations"),
+        (
+            "[self_label]\niteration = 5",
+            "self_label.iteration; did you mean self_label.iterations?",
+        ),
+        ("[self_labels]\niterations = 5", "did you mean self_label.iterations?"),
+        ('[sorce]\nimages = "a"', "did you mean source.images?"),
+        ("crop = [4, 8]", "there is no setting crop; did you mean views.crop?"),
+        ("[model]\ncompile = true", "there is no setting model.compile; did you mean compile?"),
+        ("frobnicate = 1", "there is no setting frobnicate"),
+        ("self_label = 5", "self_label = 5: it is a table, [self_label]"),
+        (
+            '[self_label]\niterations = "many"',
+            "self_label.iterations = 'many': expected whole number",
+        ),
+        ("[self_label]\niterations = 1.5", "self_label.iterations = 1.5: expected whole number"),
+        ("[warmup]\nfreeze_batch_norm = 1", "warmup.freeze_batch_norm = 1: expected true or false"),
+        ("[warmup]\nmomentum = true", "warmup.momentum = True: expected number"),
+        ('[warmup]\noptimizer = "adam"', 'expected "sgd" or "adamw"'),
+        (
+            "[views]\ncrop = [1, 2, 3]",
+            "views.crop = [1, 2, 3]: expected [whole number, whole number]",
+        ),
+        ('classes = "road"', "classes = 'road': expected [text, ...]"),
+        ("palette = [[1, 2]]", "palette = [[1, 2]]: expected [[whole number,"),
+        ("[source]\nids = { road = 1 }", "source.ids = {'road': 1}: expected { whole number ="),
     ],
 )
-def test_mistakes_in_a_file_are_named(tmp_path: Path, capsys, text: str, wanted: str) -> None:
+def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, wanted: str) -> None:
     path = tmp_path / "mistaken.toml"
     path.write_text(text)
+    with pytest.raises(SystemExit) as error:
+        parse(Config, ["--config", str(path)])
+    assert str(error.value).startswith(f"{path}: ")
+    assert wanted in str(error.value)
+
+
+def test_all_mistakes_in_a_file_are_listed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mistaken.toml"
+    path.write_text('sede = 1\ndevice = "cpu"\n[views]\nwidth = "wide"')
+    with pytest.raises(SystemExit) as error:
+        parse(Config, ["--config", str(path)])
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_what_is_missing_is_said_with_the_files_that_were_read(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "short.toml"
+    path.write_text('[source]\nimages = "a"')
     with pytest.raises(SystemExit):
         parse(Config, ["--config", str(path)])
     told = capsys.readouterr()
-    assert wanted in told.out + told.err
-    assert "mistaken.toml" in told.out + told.err
+    assert "--output" in told.out + told.err
+    assert "short.toml" in told.out + told.err
+
+
+def test_hyphens_in_a_file_are_the_command_lines(tmp_path: Path) -> None:
+    path = tmp_path / "hyphens.toml"
+    path.write_text("[self-label]\nbank-size = 5\nlearning-rate = 1")
+    config = parse(Config, [*MINIMAL, "--config", str(path)])
+    assert (config.self_label.bank_size, config.self_label.learning_rate) == (5, 1)
 
 
 def test_mistakes_on_the_command_line_are_named(capsys) -> None:
@@ -140,8 +196,48 @@ def test_help_says_what_each_option_is(capsys) -> None:
     told = capsys.readouterr().out
     for text in (
         "--self-label.temperature",
-        "Of the softmax over cosines",
+        "Temperature of the softmax over cosines",
         "--source.root",
         "--config FILE",
     ):
         assert text in told
+
+
+def dataclasses_of(kind: type) -> set[type]:
+    hints = get_type_hints(kind)
+    inner = (hint for hint in hints.values() if is_dataclass(hint))
+    return {kind}.union(*(dataclasses_of(hint) for hint in inner))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    sorted(
+        set[type]().union(
+            *map(dataclasses_of, (Config, warmup.Arguments, distill.Arguments, evaluate.Arguments))
+        ),
+        key=lambda kind: (kind.__module__, kind.__name__),
+    ),
+    ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
+)
+def test_every_setting_says_what_it_is_in_one_line(kind: type) -> None:
+    assert kind.__doc__
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    documented = {
+        before.target.id: after.value.value
+        for before, after in itertools.pairwise(body)
+        if isinstance(before, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+    }
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        text = documented.get(field.name)
+        if text is None and is_dataclass(hints[field.name]):
+            continue  # the description of its class stands for it
+        assert text, f"{kind.__name__}.{field.name} has no description"
+        # The help would break a second line in the middle of a sentence.
+        assert "\n" not in text, field.name
+        if {"size", "width", "crop"} & set(
+            field.name.split("_")[-1:]
+        ) and "batch" not in field.name:
+            assert any(unit in text.lower() for unit in ("pixel", "channel", "`full_size`")), text
