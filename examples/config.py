@@ -50,23 +50,23 @@ class Views:
     """Which part of an image is trained on; all sizes in pixels, height before width."""
 
     full_size: tuple[int, int] = (1024, 2048)
-    """Size at which a target image is seen whole, in pixels, height and width."""
+    """Size at which a target image is seen whole."""
     source_size: tuple[int, int] | None = None
     """Size a source image is brought to before scaling, which settles its aspect; `full_size` if None."""
     evaluation_size: tuple[int, int] | None = None
-    """Size at which predictions are compared with labels, in pixels; that of each image if None."""
+    """Size at which predictions are compared with labels; that of each image if left out."""
     crop: tuple[int, int] = (512, 896)
-    """Size of a training crop, in pixels, height and width."""
+    """Size of a training crop."""
     width: int = 2200
-    """Width of an image before it is cropped, in pixels, times a random scale."""
+    """Width of an image before it is cropped, times a random scale."""
     scale: tuple[float, float] = (0.5, 1.5)
-    """Range of the random scale, times `width`."""
+    """Range of the random scale."""
     color_transfer: bool = True
     """Whether source images take the LAB mean and deviation of a random target image."""
     strong_order: Literal["drawn", "fixed"] = "drawn"
     """Labels follow a strong view as drawn, or in fixed order, of each kind the last: the release."""
     strong_translation: Literal["exact", "stretched"] = "exact"
-    """Labels follow a horizontal move as far as the image, or W/H times as far: the release."""
+    """How far labels follow a horizontal move: as far as the image, or W/H times as far: the release."""
     on_device: bool = False
     """Whether the device, not the loader's workers, computes strong views and the colour transfer."""
 
@@ -94,9 +94,9 @@ class WarmUp:
     iterations: int = 90_000
     """Optimiser steps."""
     batch_size: int = 4
-    """Images of each domain a step, together over all processes."""
+    """Images of each domain a step, over all processes."""
     learning_rate: float = 2.5e-4
-    """Learning rate of the backbone."""
+    """Of the backbone."""
     head_multiplier: float = 10.0
     """Learning rate of the head, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -104,15 +104,15 @@ class WarmUp:
     repeat_backbone_steps: bool = False
     """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
     momentum: float = 0.9
-    """Momentum of SGD; the first beta of AdamW."""
+    """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 2e-4
-    """Weight decay of the optimiser."""
+    """Of the optimiser."""
     adversarial_weight: float = 0.01
     """Weight of the adversarial loss; 0 trains on the source only."""
     discriminator_width: int = 64
     """Channels of the discriminator's first convolution."""
     discriminator_learning_rate: float = 1e-4
-    """Learning rate of the discriminator's Adam, betas 0.9 and 0.99."""
+    """Of Adam, betas 0.9 and 0.99."""
     freeze_batch_norm: bool = True
     """Whether BatchNorm keeps the statistics it starts with; unwise from random weights."""
 
@@ -124,9 +124,9 @@ class SelfLabel:
     iterations: int = 90_000
     """Optimiser steps."""
     batch_size: int = 4
-    """Images of each domain a step, together over all processes."""
+    """Images of each domain a step, over all processes."""
     learning_rate: float = 1e-4
-    """Learning rate of the backbone."""
+    """Of the backbone."""
     head_multiplier: float = 5.0
     """Learning rate of the head, in multiples of the backbone's."""
     prototype_multiplier: float = 5.0
@@ -136,15 +136,15 @@ class SelfLabel:
     repeat_backbone_steps: bool = False
     """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
     momentum: float = 0.9
-    """Momentum of SGD; the first beta of AdamW."""
+    """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 2e-4
-    """Weight decay of the optimiser."""
+    """Of the optimiser."""
     temperature: float = 0.08
     """Temperature of the softmax over cosines."""
     epsilon: float = 0.05
-    """Weight of the entropy in the assignment; smaller is harder."""
+    """Entropy of the assignment."""
     sinkhorn_iterations: int = 3
-    """Scalings of the assignment to its marginals."""
+    """Scalings of the assignment."""
     bank_size: int = 65_536
     """Pixels that are assigned together with a batch, over all processes."""
     samples_per_image: int = 256
@@ -168,7 +168,7 @@ class SelfLabel:
     rectify: Literal["similarity", "features"] = "similarity"
     """Carried into the crop before rectification: similarities, or enlarged features: the release."""
     confidence_threshold: float = 0.0
-    """Rectified pseudo labels below this confidence, 0...1, are ignored."""
+    """Rectified pseudo labels below this confidence are ignored."""
     cutmix_probability: float = 0.5
     """How often a rectangle of the source, half the crop's area, is pasted into the target."""
     ce_weight: float = 0.1
@@ -190,9 +190,9 @@ class Distill:
     iterations: int = 90_000
     """Optimiser steps."""
     batch_size: int = 4
-    """Images of each domain a step, together over all processes."""
+    """Images of each domain a step, over all processes."""
     learning_rate: float = 6e-4
-    """Learning rate of the backbone."""
+    """Of the backbone."""
     head_multiplier: float = 10.0
     """Learning rate of the head, in multiples of the backbone's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -200,11 +200,11 @@ class Distill:
     repeat_backbone_steps: bool = False
     """Whether a parameter of the backbone takes one step of SGD for each module around it: the release."""
     momentum: float = 0.9
-    """Momentum of SGD; the first beta of AdamW."""
+    """Of SGD; AdamW takes it as its first beta."""
     weight_decay: float = 2e-4
-    """Weight decay of the optimiser."""
+    """Of the optimiser."""
     confidence_threshold: float = 0.95
-    """Pseudo labels below this confidence, 0...1, are ignored."""
+    """Pseudo labels below this confidence are ignored."""
     distillation_weight: float = 1.0
     """Weight of KL(teacher, student)."""
     student_term: Literal["log_probabilities", "probabilities"] = "log_probabilities"

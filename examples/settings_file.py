@@ -26,12 +26,7 @@ def read_options(path: Path, kind: type) -> list[str]:
     Raises:
         SystemExit: The file cannot be read, is no TOML, or has keys or values that do not fit; all are named.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SystemExit(f"{path} is not a TOML file: {error}") from error
+    table = read_toml(path)
     known = schema(kind)
     settings = dict(_flat(table, known))
     mistakes = [
@@ -44,6 +39,16 @@ def read_options(path: Path, kind: type) -> list[str]:
         for name, value in settings.items()
         for word in (f"--{name.replace('_', '-')}", *_words(value))
     ]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file; ends the program with one line if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path} is not a TOML file: {error}") from error
 
 
 def schema(kind: type) -> Schema:

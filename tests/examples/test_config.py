@@ -17,7 +17,7 @@ from config import Config, parse, to_toml
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 # The others are laid over one of these.
-OVERLAYS = {"release", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
+OVERLAYS = {"cpu", "release", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
 CONFIGS = sorted(path for path in CONFIG_FOLDER.glob("*.toml") if path.stem not in OVERLAYS)
 MINIMAL = ["--output", "r", "--source.images", "a", "--target.images", "b"]
 
@@ -240,4 +240,5 @@ def test_every_setting_says_what_it_is_in_one_line(kind: type) -> None:
         if {"size", "width", "crop"} & set(
             field.name.split("_")[-1:]
         ) and "batch" not in field.name:
-            assert any(unit in text.lower() for unit in ("pixel", "channel", "`full_size`")), text
+            said = f"{kind.__doc__} {text}".lower()
+            assert "pixel" in said or "channel" in said, f"{field.name}: in which unit?"
