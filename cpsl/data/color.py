@@ -91,6 +91,11 @@ def lab_statistics(image: Tensor, pixels: int = 20_000) -> LabStatistics:
     Args:
         image: (3, H, W) uint8.
         pixels: About as many pixels are looked at, evenly spaced; enough for both to two digits.
+
+    Example:
+        >>> white = lab_statistics(torch.full((3, 8, 8), 255, dtype=torch.uint8))
+        >>> round(float(white.mean[0])), round(float(white.deviation[0]))
+        (100, 0)
     """
     step = max(int((image.shape[1] * image.shape[2] / pixels) ** 0.5), 1)
     lab = rgb_to_lab(image[:, ::step, ::step].contiguous()).flatten(1)

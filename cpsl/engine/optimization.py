@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
 
 Precision = Literal["float32", "bfloat16", "float16"]
+"""What networks compute in: single precision, or mixed with one of the half precisions."""
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
