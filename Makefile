@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test check docs bench paper-scale clean
+.PHONY: help demo miniature test test-oldest check docs package bench paper-scale clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -17,6 +17,9 @@ miniature: .venv/installed  ## the same in about a minute: does everything run?
 test: .venv/installed  ## tests and doctests
 	$(BIN)/pytest
 
+test-oldest: .venv-oldest/installed  ## the tests with the oldest versions of the core dependencies
+	.venv-oldest/bin/python -m pytest
+
 check: .venv/installed  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -24,6 +27,9 @@ check: .venv/installed  ## format, lint, types
 
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
+
+package: .venv/installed  ## builds wheel and source distribution, and tries the wheel in an empty environment
+	.ci/package
 
 bench: .venv/installed  ## how fast the pieces and a full step are, beside the authors' release; ten minutes on two cores
 	$(BIN)/python benchmarks/pieces.py
@@ -34,7 +40,7 @@ paper-scale: .venv/installed  ## some iterations of each stage at the paper's si
 	$(BIN)/python benchmarks/paper_scale.py
 
 clean:  ## removes what the targets above made, but for the runs
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A marker file, written last: an interrupted installation is done again.
 .venv/installed: pyproject.toml
@@ -42,4 +48,10 @@ clean:  ## removes what the targets above made, but for the runs
 		{ echo "cpsl needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[examples,docs,test,dev]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[examples,test]' \
+		torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 pillow==10.1.0 typing-extensions==4.10.0
 	touch $@

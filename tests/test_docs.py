@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import itertools
 import re
 import shlex
 import sys
@@ -28,21 +29,29 @@ PACKAGES = (cpsl, cpsl.data, cpsl.models, cpsl.engine)
 
 
 class Block(NamedTuple):
-    """A fenced block of a page, without the indentation that a list gives it."""
+    """A fenced block of a page, without the indentation that a list gives it, and what it prints."""
 
     language: str
     text: str
+    output: str = ""
 
 
 def blocks(*languages: str) -> list[Any]:
     """Returns the blocks of some languages as parameters of a test."""
     parameters = []
     for page in TEXTS:
-        found = re.findall(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", page.read_text(), re.M | re.S)
-        for number, (indent, language, text) in enumerate(found):
-            if language in languages:
-                text = re.sub(f"^{indent}", "", text, flags=re.M)
-                parameters.append(pytest.param(Block(language, text), id=f"{page.stem}-{number}"))
+        found = [
+            Block(language, re.sub(f"^{indent}", "", text, flags=re.M))
+            for indent, language, text in re.findall(
+                r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", page.read_text(), re.M | re.S
+            )
+        ]
+        for number, (block, after) in enumerate(itertools.zip_longest(found, found[1:])):
+            if block.language in languages:
+                # What follows code as text is what the code prints.
+                output = after.text if after and after.language == "text" else ""
+                name = f"{page.stem}-{number}"
+                parameters.append(pytest.param(block._replace(output=output), id=name))
     return parameters
 
 
@@ -59,10 +68,12 @@ def test_every_block_has_a_language_that_is_checked() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_code_in_the_documentation_runs(block: Block) -> None:
+def test_code_in_the_documentation_runs(block: Block, capsys) -> None:
     if ".pkl" in block.text:
         pytest.skip("the authors' checkpoints are not here")
     exec(compile(block.text, "docs", "exec"), {})
+    if block.output:
+        assert capsys.readouterr().out == block.output
 
 
 @pytest.mark.parametrize("block", blocks("pycon"))
@@ -84,7 +95,7 @@ def test_settings_in_the_documentation_are_read(block: Block, tmp_path: Path) ->
 
 
 # What a command line may begin with besides this project's own programs.
-OTHERS = {"git", "cd", "export", "tensorboard", "rm", "mkdir", "ls", "cp"}
+OTHERS = {"git", "cd", "export", "tensorboard", "ruff", "rm", "mkdir", "ls", "cp"}
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -111,7 +122,9 @@ def test_commands_in_the_documentation_exist(block: Block, monkeypatch) -> None:
             words = words[1:]
         program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
         if program in ("python", "python3", "torchrun"):
-            if arguments[:2] == ["-m", "venv"]:
+            if arguments[0] == "-m":
+                files = [word for word in arguments[2:] if word.endswith(".py")]
+                assert all((ROOT / file).is_file() for file in files), files
                 continue
             place = next(i for i, word in enumerate(arguments) if word.endswith(".py"))
             check_program(arguments[place], arguments[place + 1 :])
