@@ -1,6 +1,7 @@
 """All settings of a run, with the paper's numbers as defaults: a TOML file, then the command line."""
 
 import argparse
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from inspect import cleandoc
@@ -310,6 +311,8 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
         f"{cleandoc(kind.__doc__ or '')}\n\n--config FILE reads a TOML file first. It may be given "
         "several times: what a later file or the command line says wins."
     )
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"  # tyro knows this word only
     try:
         return tyro.cli(
             kind,

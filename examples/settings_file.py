@@ -70,7 +70,7 @@ def schema(kind: type) -> Schema:
     hints, inlined = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for field in fields(kind):
         hint = hints[field.name]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             # What tyro.conf.arg(name="") marks stands among the settings around it.
             unnamed = any(getattr(m, "name", None) == "" for m in get_args(inlined[field.name])[1:])
             prefix = "" if unnamed else f"{field.name}."

@@ -190,6 +190,16 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | No
         parse(Config, ["--config", str(path)])
 
 
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colours_are_left_out_where_they_are_not_wanted(capsys, monkeypatch, no_color: str) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        parse(Config, ["--help"])
+    assert ("\x1b[" in capsys.readouterr().out) == (not no_color)
+
+
 def test_help_says_what_each_option_is(capsys) -> None:
     with pytest.raises(SystemExit):
         parse(Config, ["--help"])
