@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import itertools
+import pkgutil
 import re
 import shlex
 import sys
@@ -16,16 +17,19 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 
 import cpsl
 import cpsl.data
 import cpsl.engine
-import cpsl.models
 from config import Config, parse
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
-PACKAGES = (cpsl, cpsl.data, cpsl.models, cpsl.engine)
+MODULES = [
+    importlib.import_module(module.name) for module in pkgutil.iter_modules(cpsl.__path__, "cpsl.")
+]
+PACKAGES = [cpsl, *(module for module in MODULES if hasattr(module, "__path__"))]
 
 
 class Block(NamedTuple):
@@ -114,7 +118,16 @@ def commands(text: str) -> Iterator[list[str]]:
                 part.append(word)
 
 
-@pytest.mark.parametrize("block", blocks("", "sh", "bash"))
+def is_script(block: Block) -> bool:
+    """Whether a block without a language holds commands; others hold equations, output or trees of files."""
+    known = r"^(\$ )?(for .* in|make|pip|git|torchrun|python3?|\.venv/bin/\w+|\.ci/\w+) "
+    return block.language != "" or re.search(known, block.text, re.M) is not None
+
+
+SCRIPTS = [block for block in blocks("", "sh", "bash") if is_script(block.values[0])]
+
+
+@pytest.mark.parametrize("block", SCRIPTS)
 def test_commands_in_the_documentation_exist(block: Block, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     for words in commands(block.text):
@@ -151,7 +164,9 @@ def check_program(path: str, arguments: list[str]) -> None:
     else:
         source = (ROOT / path).read_text()
         for option in (word for word in arguments if word.startswith("--")):
-            assert f'"{option}"' in source, f"{path} has no option {option}"
+            field = option.removeprefix("--").replace("-", "_")  # of the arguments' dataclass
+            known = f'"{option}"' in source or re.search(rf"^    {field}: ", source, re.M)
+            assert known, f"{path} has no option {option}"
 
 
 @pytest.mark.parametrize(
@@ -212,22 +227,29 @@ def constants(module: ModuleType) -> dict[str, str]:
     body = ast.parse(inspect.getsource(module)).body
     found = {}
     for statement, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             text = getattr(getattr(after, "value", None), "value", "")
-            found[statement.targets[0].id] = text if isinstance(text, str) else ""
+            for target in ast.walk(targets[0]):
+                if isinstance(target, ast.Name):
+                    found[target.id] = text if isinstance(text, str) else ""
     return found
+
+
+def in_the_reference(module: ModuleType) -> bool:
+    """Whether a page of the reference is made from a module; what has no docstring is left out there."""
+    directives = {
+        directive
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for directive in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    }
+    return any(f"{module.__name__}.".startswith(f"{directive}.") for directive in directives)
 
 
 @pytest.mark.parametrize(("package", "name", "value"), public_names())
 def test_every_public_name_is_described(package: ModuleType, name: str, value: object) -> None:
     module = defining_module(package, name, value)
-    # The reference is made from modules; it leaves out what has no docstring.
-    shown = {
-        directive
-        for page in (ROOT / "docs" / "api").glob("*.md")
-        for directive in re.findall(r"^::: (\S+)", page.read_text(), re.M)
-    }
-    assert any(f"{module.__name__}.".startswith(f"{directive}.") for directive in shown)
+    assert in_the_reference(module)
     if not (inspect.isclass(value) or inspect.isfunction(value)):
         assert constants(module)[name], f"{name} has no docstring"
         return
@@ -243,7 +265,31 @@ def test_every_public_name_is_described(package: ModuleType, name: str, value: o
         assert ">>>" in description, f"{name} has no example"
 
 
-def test_the_reference_names_modules_that_are_there() -> None:
-    for page in (ROOT / "docs" / "api").glob("*.md"):
-        for directive in re.findall(r"^::: (\S+)", page.read_text(), re.M):
-            importlib.import_module(directive)
+# What the other modules share; nobody else needs to know it.
+INNER = {"cpsl.distributed", "cpsl.files", "cpsl.randomness"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_module_is_in_the_reference(module: ModuleType) -> None:
+    if module not in PACKAGES:
+        assert in_the_reference(module) == (module.__name__ not in INNER)
+        for name, value in vars(module).items():
+            ours = getattr(value, "__module__", "") == module.__name__ and callable(value)
+            if ours and not name.startswith("_"):
+                assert inspect.getdoc(value), f"{module.__name__}.{name} has no docstring"
+
+
+PICTURES = [
+    pytest.param(page, alt, target, id=target)
+    for page in TEXTS
+    for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text())
+]
+
+
+@pytest.mark.parametrize(("page", "alt", "target"), PICTURES)
+def test_pictures_are_there_small_and_described(page: Path, alt: str, target: str) -> None:
+    path = page.parent / target
+    assert path.stat().st_size < 200_000
+    with Image.open(path) as picture:
+        picture.load()
+    assert len(alt) > 20
