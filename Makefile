@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test test-oldest check docs package bench paper-scale clean
+.PHONY: help demo miniature test check docs bench paper-scale clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -17,9 +17,6 @@ miniature: .venv/installed  ## the same in about a minute: does everything run?
 test: .venv/installed  ## tests and doctests
 	$(BIN)/pytest
 
-test-oldest: .venv-oldest/installed  ## the tests with the oldest versions of the core dependencies
-	.venv-oldest/bin/python -m pytest
-
 check: .venv/installed  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -28,9 +25,6 @@ check: .venv/installed  ## format, lint, types
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
 
-package: .venv/installed  ## builds wheel and source distribution, and tries the wheel in an empty environment
-	.ci/package
-
 bench: .venv/installed  ## how fast the pieces and a full step are, beside the authors' release; ten minutes on two cores
 	$(BIN)/python benchmarks/pieces.py
 	$(BIN)/python benchmarks/step.py
@@ -38,6 +32,13 @@ bench: .venv/installed  ## how fast the pieces and a full step are, beside the a
 
 paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores
 	$(BIN)/python benchmarks/paper_scale.py
+
+.PHONY: package test-oldest
+package: .venv/installed  ## builds wheel and source distribution, and tries the wheel in an empty environment
+	.ci/package
+
+test-oldest: .venv-oldest/installed  ## the tests with the oldest versions of the core dependencies
+	.venv-oldest/bin/python -m pytest
 
 clean:  ## removes what the targets above made, but for the runs
 	rm -rf .venv .venv-oldest site .pytest_cache .mypy_cache .ruff_cache .hypothesis

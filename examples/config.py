@@ -141,7 +141,7 @@ class SelfLabel:
     weight_decay: float = 2e-4
     """Of the optimiser."""
     temperature: float = 0.08
-    """Temperature of the softmax over cosines."""
+    """Of the softmax over cosines."""
     epsilon: float = 0.05
     """Entropy of the assignment."""
     sinkhorn_iterations: int = 3

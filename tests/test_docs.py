@@ -71,10 +71,17 @@ def test_every_block_has_a_language_that_is_checked() -> None:
     assert {"", "python", "pycon"} <= used
 
 
+@pytest.fixture(scope="session")
+def around(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with the files that the pages take for granted."""
+    return tmp_path_factory.mktemp("docs")
+
+
 @pytest.mark.parametrize("block", blocks("python"))
-def test_code_in_the_documentation_runs(block: Block, capsys) -> None:
+def test_code_in_the_documentation_runs(block: Block, around: Path, monkeypatch, capsys) -> None:
     if ".pkl" in block.text:
         pytest.skip("the authors' checkpoints are not here")
+    monkeypatch.chdir(around)
     exec(compile(block.text, "docs", "exec"), {})
     if block.output:
         assert capsys.readouterr().out == block.output

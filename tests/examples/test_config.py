@@ -206,7 +206,7 @@ def test_help_says_what_each_option_is(capsys) -> None:
     told = capsys.readouterr().out
     for text in (
         "--self-label.temperature",
-        "Temperature of the softmax over cosines",
+        "Of the softmax over cosines",
         "--source.root",
         "--config FILE",
     ):
