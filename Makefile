@@ -37,7 +37,7 @@ paper-scale: .venv/installed  ## some iterations of each stage at the paper's si
 package: .venv/installed  ## builds wheel and source distribution, and tries the wheel in an empty environment
 	.ci/package
 
-test-oldest: .venv-oldest/installed  ## the tests with the oldest versions of the core dependencies
+test-oldest: .venv-oldest/installed  ## the tests with the oldest core dependencies; Python 3.11 or 3.12
 	.venv-oldest/bin/python -m pytest
 
 clean:  ## removes what the targets above made, but for the runs
