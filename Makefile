@@ -35,8 +35,15 @@ bench: .venv/installed  ## how fast it is, beside the authors' release; a quarte
 paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores
 	$(BIN)/python benchmarks/paper_scale.py
 
+.PHONY: package test-oldest
+package: .venv/installed  ## builds wheel and source distribution, and tries the wheel in an empty environment
+	.ci/package
+
+test-oldest: .venv-oldest/installed  ## the tests with the oldest core dependencies; Python 3.11 or 3.12
+	.venv-oldest/bin/python -m pytest
+
 clean:  ## removes what the targets above made, but for the runs
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A marker file, written last: an interrupted installation is done again.
 .venv/installed: pyproject.toml
@@ -44,4 +51,10 @@ clean:  ## removes what the targets above made, but for the runs
 		{ echo "cpsl needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[examples,video,export,docs,test,dev]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[examples,test]' \
+		torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 pillow==10.1.0 typing-extensions==4.10.0
 	touch $@

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,13 @@ import torch
 
 from config import Config
 from cpsl.data import check_dataset
-from cpsl.engine import Process, logger, progress, start_logging
+from cpsl.engine import Process, logger, progress, start_logging, write_text
 from domains import draw_streets, evaluation_dataset, label_space, source_dataset, target_dataset
 from networks import build_model, load_model
 from rehearse import rehearse, table
 from stage import stages_of
 
+TOLD = 10  # of one domain, in the terminal: one wrong setting can make every label a problem
 OPEN = {"source": source_dataset, "target": target_dataset, "evaluation": evaluation_dataset}
 
 
@@ -43,16 +45,28 @@ def check(config: Config, process: Process) -> None:
             if result.labelled:
                 logger.info(f"  {label:20} {100 * count / max(int(result.counts.sum()), 1):7.3f} %")
         problems += [f"{name}: {problem}" for problem in result.problems]
-        if name != "target" and not result.labelled:
+        if name != "target" and not result.labelled and not result.problems:
             problems.append(f"{name}: none of the images has a label")
         elif name != "target" and not result.counts.sum():
             problems.append(f"{name}: all pixels of all labels are ignored")
     problems += _measure(config, process, known=bool(problems))
-    for problem in problems:
-        logger.error(problem)
+    _tell(problems, config.output / "problems.txt")
     if problems:
         raise SystemExit(f"{len(problems)} problem(s)")
     logger.info("no problems")
+
+
+def _tell(problems: list[str], path: Path) -> None:
+    """Says the first problems of each domain, and writes all into a file if there are more."""
+    told: Counter[str] = Counter()
+    for problem in problems:
+        domain = problem.partition(":")[0]
+        told[domain] += 1
+        if told[domain] <= TOLD:
+            logger.error(problem)
+    if more := sum(max(count - TOLD, 0) for count in told.values()):
+        write_text(path, "".join(f"{problem}\n" for problem in problems))
+        logger.error(f"... and {more} more like these; {path} lists all")
 
 
 def look_ahead(config: Config, process: Process) -> list[str]:

@@ -2,8 +2,8 @@
 
 import argparse
 import math
+import os
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from inspect import cleandoc
@@ -14,6 +14,7 @@ import tomli_w
 import tyro
 
 from cpsl.engine import Precision
+from settings_file import plain, read_options
 
 
 class Range(NamedTuple):
@@ -90,8 +91,7 @@ class Views:
     full_size: Size = (1024, 2048)
     """Size at which a target image is seen whole."""
     source_size: Size | None = None
-    """Size that a source image is brought to before it is scaled, which settles its aspect; `full_size` if
-    left out."""
+    """Size a source image is brought to before scaling, which settles its aspect; `full_size` if None."""
     evaluation_size: Size | None = None
     """Size at which predictions are compared with labels; that of each image if left out."""
     crop: Size = (512, 896)
@@ -103,8 +103,7 @@ class Views:
     color_transfer: bool = True
     """Whether source images take the LAB mean and deviation of a random target image."""
     strong_order: Literal["drawn", "fixed"] = "drawn"
-    """How labels follow the moves of a strong view: as drawn, or in a fixed order and of a move that was
-    drawn twice only the last: the release."""
+    """Labels follow a strong view as drawn, or in fixed order, of each kind the last: the release."""
     strong_translation: Literal["exact", "stretched"] = "exact"
     """How far labels follow a horizontal move: as far as the image, or W/H times as far: the release."""
     on_device: bool = False
@@ -122,8 +121,7 @@ class Model:
     imagenet_file: Path | None = None
     """torchvision's ImageNet weights as a file, where they cannot be downloaded."""
     imagenet_colors: bool = True
-    """Whether a network that starts from ImageNet weights sees colours with ImageNet's mean and deviation, as
-    these weights are used to. The published models see RGB in 0...1."""
+    """Whether ImageNet weights see normalised colours, as they are used to; as published: RGB in 0...1."""
 
 
 @dataclass(frozen=True)
@@ -195,23 +193,19 @@ class SelfLabel:
     distribution_momentum: Share = 0.99
     """Of the class distribution's moving average; 1 keeps that of the warm-up: the release."""
     assignment: Literal["joint", "image_by_image"] = "joint"
-    """Whether all images are assigned at once, or one after the other, each of which then enters the bank,
-    which counts only once it is full: the release."""
+    """A batch is assigned at once, or image by image, with the bank once it is full: the release."""
     bank_scores: Literal["cosine", "dot_product"] = "cosine"
     """Scores of the bank's pixels: by normalised prototypes, or by prototypes as they are: the release."""
     bank_labels: Literal["own", "crop"] = "own"
-    """Labels remembered beside the bank's pixels: their own, or those of other places, taken from the crop:
-    the release."""
+    """Labels beside the bank's pixels: their own, or those of other places in the crop: the release."""
     logit_assignments: bool = False
     """Whether a second clustering loss takes its assignments from the teacher's logits: the release."""
     contrast_weight: Weight = 0.0
-    """Weight of a contrast of the student's pixels with the bank, in images without CutMix; 0.001: the
-    release."""
+    """Weight of a contrast of pixels with the bank, in images without CutMix; 0.001: the release."""
     teacher_mode: Literal["evaluation", "training"] = "evaluation"
     """Mode of the teacher: with dropout and the statistics of each batch in training mode: the release."""
     rectify: Literal["similarity", "features"] = "similarity"
-    """What is carried from the whole image into the crop before labels are rectified: similarities to the
-    prototypes, or features, enlarged to a quarter of the whole image: the release."""
+    """Carried into the crop before rectification: similarities, or enlarged features: the release."""
     confidence_threshold: Share = 0.0
     """Rectified pseudo labels below this confidence are ignored."""
     cutmix_probability: Share = 0.5
@@ -253,11 +247,9 @@ class Distill:
     distillation_weight: Weight = 1.0
     """Weight of KL(teacher, student)."""
     student_term: Literal["log_probabilities", "probabilities"] = "log_probabilities"
-    """What stands for the student in KL(teacher, student); with probabilities it is no divergence: the
-    release."""
+    """The student in KL(teacher, student): its log-probabilities, or its probabilities: the release."""
     student: str = "previous"
-    """Start of the student: previous (the stage before), imagenet, random, or a file of self-supervised
-    weights."""
+    """Start of the student: previous (the stage before), imagenet, random, or a file of weights."""
     output_norm: bool = True
     """Whether a BatchNorm follows the backbone of a student that does not start from the stage before."""
     void_index: Annotated[int, Range(1, 255)] = 255
@@ -303,6 +295,7 @@ class Config:
     views: Views = field(default_factory=Views)
     model: Model = field(default_factory=Model)
     source_only: WarmUp = field(default_factory=lambda: WarmUp(adversarial_weight=0))
+    """The model without adaptation, for comparison: a warm-up with adversarial weight 0."""
     warmup: WarmUp = field(default_factory=WarmUp)
     self_label: SelfLabel = field(default_factory=SelfLabel)
     distill: Distill = field(default_factory=Distill)
@@ -310,8 +303,7 @@ class Config:
     evaluate_every: Amount = 0
     """Steps between evaluations of the student while it trains; 0 evaluates at the end alone."""
     hand_on: Literal["last", "best"] = "last"
-    """Which weights a stage ends with: the last, or the best of these evaluations, which selects a model by
-    labels of the target: the release."""
+    """Weights a stage ends with: the last, or the best by target labels: the release."""
     seed: int = 0
     """Another seed is another run; the same seed gives the same result on the same machine."""
     device: str = "auto"
@@ -321,14 +313,13 @@ class Config:
     compile: bool = False
     """Whether the networks are compiled (torch.compile): minutes at the start, faster afterwards on a GPU."""
     accumulate: Count = 1
-    """Split each batch into this many, one after the other: less memory, same result up to what is computed
-    of a part alone: BatchNorm, means over valid pixels, assignments."""
+    """Split each batch into this many: less memory, same result but for BatchNorm and means over pixels."""
     workers: Amount = 4
     """Processes that load images, for each process that trains."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints; a stopped run goes on from the last one."""
     check: bool = False
-    """Only look for problems in all the images and labels, and list them."""
+    """Only read all images and labels, rehearse each stage, list all problems and say what the run takes."""
     debug: bool = False
     """Show where in the code an error was raised."""
 
@@ -340,7 +331,7 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
     """Reads settings: those of `--config FILE`, one file after the other, then those of the command line.
 
     The keys of the file are the options of the command line: `[self_label] iterations = 5` is
-    `--self-label.iterations 5`. So both know the same names, types and mistakes.
+    `--self-label.iterations 5`.
 
     Args:
         kind: A dataclass such as `Config`.
@@ -356,11 +347,13 @@ def parse(kind: type[C], arguments: list[str] | None = None) -> C:
     file.add_argument("--config", type=Path, metavar="FILE", action="append", default=[])
     known, others = file.parse_known_args(arguments)
     paths: list[Path] = known.config
-    options = [option for path in paths for option in _options(read_toml(path))]
+    options = [option for path in paths for option in read_options(path, kind)]
     description = (
         f"{cleandoc(kind.__doc__ or '')}\n\n--config FILE reads a TOML file first. It may be given "
         "several times: what a later file or the command line says wins."
     )
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"  # tyro knows this word only
     try:
         settings = tyro.cli(
             kind,
@@ -405,42 +398,4 @@ def _numbers(value: Any) -> Iterator[Any]:
 
 def to_toml(config: Any) -> str:
     """Writes settings as a file that `--config` reads."""
-    return tomli_w.dumps(_plain(asdict(config)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Reads a file of settings; ends the program with one line if it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SystemExit(f"{path} is not a TOML file: {error}") from error
-
-
-def _options(table: dict[str, Any], prefix: str = "--") -> list[str]:
-    """Writes a table of settings as a command line would."""
-    options: list[str] = []
-    for key, value in table.items():
-        name = prefix + key.replace("_", "-")
-        if isinstance(value, dict) and key != "ids":
-            options += _options(value, f"{name}.")
-        else:
-            options += [name, *_words(value)]
-    return options
-
-
-def _words(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [word for pair in value.items() for word in map(str, pair)]
-    if isinstance(value, list):
-        return [word for item in value for word in _words(item)]
-    return [str(value)]
+    return tomli_w.dumps(plain(asdict(config)))

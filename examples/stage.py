@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from config import Config, parse, read_toml, to_toml
+from config import Config, parse, to_toml
 from cpsl.data import HardLabelStore
 from cpsl.engine import (
     Cost,
@@ -26,6 +26,7 @@ from cpsl.randomness import derive_seed
 from domains import draw_streets, label_space
 from evaluate import evaluate
 from networks import build_model, load_model, save_model
+from settings_file import read_toml
 
 Train = Callable[[Config, Process], Cost]
 

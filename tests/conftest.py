@@ -1,7 +1,7 @@
 """What the tests share: the golden vectors, a little real input, and the skip of GPU tests."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import settings
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.load_profile("default")
@@ -40,6 +41,19 @@ def real() -> Path:
     if not path.exists():
         pytest.skip(f"the real images are not here: {path}")
     return path
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[torch.device]:
+    """Yields a CUDA device whose tensors have no values: whatever waits for one fails, on any machine."""
+    with FakeTensorMode(), torch.device("cuda"):
+        try:
+            torch.empty(2)[:1]
+        except RuntimeError:
+            pytest.skip(
+                "without a GPU this version of PyTorch (2.6) cannot index a fake one's tensors"
+            )
+        yield torch.device("cuda")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

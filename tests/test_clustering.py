@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.sinkhorn import sinkhorn
@@ -251,13 +250,11 @@ def test_runs_as_one_graph_and_under_autocast(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", [build, release])
-def test_nothing_waits_for_the_device(kind) -> None:
-    """Fake tensors have no values: whatever waits for one fails."""
-    with FakeTensorMode(), torch.device("cuda"):
-        clustering = kind()
-        features, labels = batch()
-        output = clustering(features, labels, logits=torch.randn(2, K, 6, 6))
-        clustering.update(output)
+def test_nothing_waits_for_the_device(kind, fake_cuda) -> None:
+    clustering = kind()
+    features, labels = batch()
+    output = clustering(features, labels, logits=torch.randn(2, K, 6, 6))
+    clustering.update(output)
     assert output.indices.shape == (2, 20)
 
 

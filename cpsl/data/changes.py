@@ -50,6 +50,15 @@ class StrongChanges:
         amounts: (B, 4 + n) float32, how much each operation changes.
         view: Geometry of the strong image as a view of the weak one, with the cutout; comes last.
         blur: Radius of the Gaussian blur in pixels, one for all.
+
+    Example:
+        >>> import numpy as np
+        >>> from cpsl.data import StrongAugmentation
+        >>> weak, random = View.whole((64, 128)), np.random.default_rng(0)
+        >>> drawn = [StrongAugmentation().draw_changes(weak, random)[0] for _ in range(3)]
+        >>> changes = StrongChanges.stack(drawn)
+        >>> len(changes), changes.operations.shape
+        (3, torch.Size([3, 6]))
     """
 
     blurred: Tensor

@@ -94,6 +94,11 @@ def lab_statistics(image: Tensor, pixels: int = 20_000) -> LabStatistics:
 
     Raises:
         ValueError: The image has another shape or dtype.
+
+    Example:
+        >>> white = lab_statistics(torch.full((3, 8, 8), 255, dtype=torch.uint8))
+        >>> round(float(white.mean[0])), round(float(white.deviation[0]))
+        (100, 0)
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(

@@ -92,7 +92,13 @@ class SegmentationFolder:
         if self._labels is None:
             return Sample(image, None, self.names[index])
         path = self._labels[index]
-        label = to_classes(read_stored_label(path), self._table, path)
+        stored = read_stored_label(path)
+        try:
+            label = to_classes(stored, self._table, path)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; `ids` says which class each stored number is, 255 to ignore it"
+            ) from None
         require_same_size(image, label, self._images[index], path)
         return Sample(image, label, self.names[index])
 

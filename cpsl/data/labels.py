@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 IGNORE_INDEX = 255
+"""Label of pixels that belong to no class; they are neither trained on nor counted."""
 
 
 @dataclass(frozen=True)

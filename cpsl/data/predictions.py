@@ -62,6 +62,15 @@ class ColorStore:
     Args:
         folder: Made when the first map is written.
         classes: Classes of the maps.
+
+    Example:
+        >>> import tempfile
+        >>> from cpsl.data.labels import CITYSCAPES_19
+        >>> store = ColorStore(tempfile.mkdtemp(), CITYSCAPES_19)
+        >>> store.write("a", torch.tensor([[0, 255]], dtype=torch.uint8))
+        >>> with Image.open(store.folder / "a.png") as picture:
+        ...     picture.getpixel((0, 0)), picture.getpixel((1, 0))
+        ((128, 64, 128), (0, 0, 0))
     """
 
     def __init__(self, folder: str | Path, classes: LabelSpace) -> None:

@@ -31,6 +31,11 @@ class Synthia:
 
     Raises:
         FileNotFoundError: A folder is missing or empty, or images have no labels; some are named.
+
+    Example:
+        >>> dataset = Synthia("data/synthia")  # doctest: +SKIP
+        >>> dataset[0].image.shape  # doctest: +SKIP
+        torch.Size([3, 760, 1280])
     """
 
     def __init__(self, root: str | Path, label_space: LabelSpace = CITYSCAPES_16) -> None:

@@ -115,6 +115,18 @@ class SourceViews(Dataset[SourceBatch]):
         style_from: Each image takes the LAB mean and deviation of a random image of this data set; none
             if None.
         on_device: Only measures these and leaves the rest to `SourceBatch.finish`.
+
+    Example:
+        >>> import tempfile
+        >>> from cpsl.data import GTA5, DrawSampler, write_streets
+        >>> folder = tempfile.mkdtemp()
+        >>> write_streets(folder, layout="gta5", style="game", count=2)
+        >>> weak = WeakView(full_size=(128, 256), crop=(64, 128), width=256)
+        >>> views = SourceViews(GTA5(folder), weak)
+        >>> sampler = DrawSampler(len(views), batch_size=2, seed=0)
+        >>> batch = next(iter(torch.utils.data.DataLoader(views, batch_sampler=sampler, collate_fn=collate)))
+        >>> batch.image.shape, batch.label.shape
+        (torch.Size([2, 3, 64, 128]), torch.Size([2, 64, 128]))
     """
 
     def __init__(
@@ -168,6 +180,17 @@ class TargetViews(Dataset[TargetBatch]):
         read: Reads the pseudo labels of the whole image by its name, such as `SoftLabelStore.read`; all
             must have one shape.
         on_device: Only draws what to change in strong views, and leaves the rest to `TargetBatch.finish`.
+
+    Example:
+        >>> import tempfile
+        >>> from cpsl.data import Cityscapes, write_streets
+        >>> folder = tempfile.mkdtemp()
+        >>> write_streets(folder, layout="cityscapes", style="real", count=1)
+        >>> weak = WeakView(full_size=(128, 256), crop=(64, 128), width=256)
+        >>> views = TargetViews(Cityscapes(folder), weak, StrongAugmentation())
+        >>> batch = views[Draw(index=0, seed=0)]
+        >>> batch.weak.shape, batch.strong.shape, batch.whole.shape
+        (torch.Size([1, 3, 64, 128]), torch.Size([1, 3, 64, 128]), torch.Size([1, 3, 128, 256]))
     """
 
     def __init__(
@@ -226,6 +249,11 @@ def collate(items: Sequence[Batch]) -> Batch:
 
     Raises:
         ValueError: Parts of them differ in shape.
+
+    Example:
+        >>> image, label = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4)
+        >>> collate([SourceBatch(image, label, ["a"]), SourceBatch(image, label, ["b"])]).names
+        ['a', 'b']
     """
     joined: dict[str, Any] = {}
     for field in fields(items[0]):
@@ -258,6 +286,10 @@ def whole_image(image: Tensor, full_size: tuple[int, int]) -> Tensor:
 
     Returns:
         (3, H', W') uint8.
+
+    Example:
+        >>> whole_image(torch.zeros(3, 72, 128, dtype=torch.uint8), (32, 64)).shape
+        torch.Size([3, 32, 64])
     """
     return render(image, View.whole(_size(image)).resized(full_size))
 

@@ -34,6 +34,12 @@ class WeakView:
 
     Raises:
         ValueError: A size, the width or a scale is not positive.
+
+    Example:
+        >>> weak = WeakView(full_size=(128, 256), crop=(64, 128), width=300)
+        >>> view = weak.draw(size=(720, 1280), random=np.random.default_rng(0))
+        >>> view.size
+        (64, 128)
     """
 
     full_size: tuple[int, int] = (1024, 2048)
@@ -89,6 +95,13 @@ class StrongAugmentation:
 
     Raises:
         ValueError: `order` or `translation` is another word.
+
+    Example:
+        >>> image = torch.zeros(3, 64, 128, dtype=torch.uint8)
+        >>> weak = View.whole((64, 128))
+        >>> strong, view = StrongAugmentation().draw(image, weak, np.random.default_rng(0))
+        >>> strong.shape, view.size
+        (torch.Size([3, 64, 128]), (64, 128))
     """
 
     blur: float = 1.0
@@ -350,6 +363,11 @@ def render_label(label: Tensor, view: View) -> Tensor:
 
     Raises:
         ValueError: The label has another shape or dtype, or there are several views.
+
+    Example:
+        >>> label = torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8)
+        >>> render_label(label, View.whole((1, 4)).flipped()).tolist()
+        [[3, 2, 1, 0]]
     """
     if label.dtype != torch.uint8 or label.ndim != 2:
         raise ValueError(

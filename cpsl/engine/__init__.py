@@ -3,6 +3,14 @@
 Needs the extra `cpsl[examples]`. Knows neither CPSL nor any data set.
 """
 
+from importlib.util import find_spec
+
+if missing := [name for name in ("tensorboard", "tqdm") if find_spec(name) is None]:
+    raise ImportError(
+        f"cpsl.engine needs {' and '.join(missing)}, which come with an extra: pip install 'cpsl[examples]', "
+        "or pip install '.[examples]' in a clone"
+    )
+
 from cpsl.engine.cost import Cost, peak_memory, reset_peak_memory
 from cpsl.engine.files import load, only_run_in, remove_partial_files, save, write_text
 from cpsl.engine.log import (

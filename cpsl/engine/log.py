@@ -18,6 +18,7 @@ from cpsl.engine.process import Process
 
 T = TypeVar("T")
 logger = logging.getLogger("cpsl")
+"""Where all messages of a run go; `start_logging` says where they come out."""
 
 
 def start_logging(folder: Path, process: Process) -> None:

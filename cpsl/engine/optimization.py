@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 from cpsl.engine.finite import all_finite
 
 Precision = Literal["float32", "bfloat16", "float16"]
+"""What networks compute in: single precision, or mixed with one of the half precisions."""
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

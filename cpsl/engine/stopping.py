@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-STOPPED_EXIT_CODE = 75  # "temporary failure" of sysexits.h: run the same command again
+STOPPED_EXIT_CODE = 75
+"""With which a stopped run leaves; "temporary failure" in sysexits.h: run the same command again."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

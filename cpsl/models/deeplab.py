@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from cpsl.models.resnet import BACKBONES, Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's three colours, for images in 0...1, which torchvision's weights expect."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Deviation of ImageNet's three colours, for images in 0...1, which torchvision's weights expect."""
 
 
 class SegmentationOutput(NamedTuple):

@@ -34,6 +34,10 @@ class ReleaseCheckpoint:
             a stage that has no prototypes.
         iter: Training iteration, where it is said.
         best_iou: Best mIoU so far, as the release counts it, where it is said.
+
+    Example:
+        >>> ReleaseCheckpoint({"conv1.weight": torch.zeros(1)}, iter=81_000)
+        ReleaseCheckpoint(iter=81000, best_iou=None)
     """
 
     model: dict[str, Tensor] = field(repr=False)
@@ -55,6 +59,11 @@ def read_release_checkpoint(path: str | Path) -> ReleaseCheckpoint:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, would run code when loaded, or holds no segmentation network.
+
+    Example:
+        >>> checkpoint = read_release_checkpoint("gta2citylabv2_stage1.pkl")  # doctest: +SKIP
+        >>> checkpoint.prototypes_ema.shape  # doctest: +SKIP
+        torch.Size([19, 256])
     """
     content = _load_safely(Path(path))
     # One entry a network, {"ResNet101": {"model_state": ..., "prototypes_ema": ...}}, or a bare state.
@@ -109,6 +118,11 @@ def load_release_checkpoint(path: str | Path, num_classes: int | None = 19) -> D
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read safely, or is of another network or number of classes.
+
+    Example:
+        >>> model = load_release_checkpoint("gta2citylabv2_stage1.pkl")  # doctest: +SKIP
+        >>> model(images).logits.shape  # images (1, 3, 1024, 2048) in 0...1  # doctest: +SKIP
+        torch.Size([1, 19, 129, 257])
     """
     state = read_release_checkpoint(path).model
     if "layer5.head.1.weight" not in state:
@@ -170,6 +184,13 @@ def save_release_checkpoint(
 
     Raises:
         ValueError: The network is of another architecture, or shifts or scales colours.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "stage3.pkl")
+        >>> save_release_checkpoint(file, DeepLabV2(19, feature_dim=32), iteration=7)
+        >>> read_release_checkpoint(file).iter, load_release_checkpoint(file).feature_dim
+        (7, 32)
     """
     state = to_release(model)
     with torch.device("meta"):  # shapes without memory

@@ -51,6 +51,10 @@ class BasicBlock(nn.Module):
         width: Channels that come out.
         stride: Of the first convolution.
         dilation: Of both.
+
+    Example:
+        >>> BasicBlock(8, 16, stride=2, dilation=1)(torch.zeros(2, 8, 6, 6)).shape
+        torch.Size([2, 16, 3, 3])
     """
 
     expansion = 1
@@ -80,6 +84,10 @@ class Bottleneck(nn.Module):
         width: Channels of the 3x3 convolution; four times as many come out.
         stride: Of the first convolution. (torchvision has it on the second; the weights fit both.)
         dilation: Of the 3x3 convolution.
+
+    Example:
+        >>> Bottleneck(8, 4, stride=1, dilation=2)(torch.zeros(2, 8, 6, 6)).shape
+        torch.Size([2, 16, 6, 6])
     """
 
     expansion = 4
@@ -172,17 +180,38 @@ class ResNet(nn.Module):
 
 
 def resnet101(output_norm: bool = False) -> ResNet:
-    """Returns the paper's backbone, 2048 channels."""
+    """Returns the paper's backbone, 2048 channels.
+
+    Example:
+        >>> with torch.device("meta"):  # shapes without memory
+        ...     backbone = resnet101()
+        >>> backbone.channels, backbone.stride
+        (2048, 8)
+    """
     return ResNet(Bottleneck, (3, 4, 23, 3), output_norm=output_norm)
 
 
 def resnet50(output_norm: bool = False) -> ResNet:
-    """Returns a backbone of half the depth, 2048 channels."""
+    """Returns a backbone of half the depth, 2048 channels.
+
+    Example:
+        >>> with torch.device("meta"):  # shapes without memory
+        ...     backbone = resnet50()
+        >>> backbone.channels, backbone.stride
+        (2048, 8)
+    """
     return ResNet(Bottleneck, (3, 4, 6, 3), output_norm=output_norm)
 
 
 def resnet18(output_norm: bool = False) -> ResNet:
-    """Returns a small backbone, 512 channels."""
+    """Returns a small backbone, 512 channels.
+
+    Example:
+        >>> with torch.device("meta"):  # shapes without memory
+        ...     backbone = resnet18()
+        >>> backbone.channels, backbone.stride
+        (512, 8)
+    """
     return ResNet(BasicBlock, (2, 2, 2, 2), output_norm=output_norm)
 
 
@@ -198,6 +227,10 @@ def resnet_tiny(output_norm: bool = False, stride: int = 4) -> ResNet:
 
     Raises:
         ValueError: The stride is another.
+
+    Example:
+        >>> resnet_tiny()(torch.zeros(1, 3, 32, 64)).shape
+        torch.Size([1, 64, 8, 16])
     """
     if stride not in (4, 8):
         raise ValueError(f"the stride of resnet_tiny must be 4 or 8, got {stride}")
@@ -230,6 +263,12 @@ def load_backbone_weights(backbone: nn.Module, source: str | Path, name: str = "
         ConnectionError: The weights cannot be downloaded; the message says how to do without.
         ValueError: torchvision has no such weights, the file holds something else or numbers that are not
             finite, or entries are missing.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "weights.pt")
+        >>> torch.save({"state_dict": resnet_tiny().state_dict()}, file)
+        >>> load_backbone_weights(resnet_tiny(), file)
     """
     state = _imagenet(name) if str(source) == "imagenet" else _read_state(Path(source))
     broken = [key for key, value in state.items() if not value.isfinite().all()]

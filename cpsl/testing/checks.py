@@ -34,6 +34,7 @@ from cpsl.testing.outcome import (
 )
 
 LossCheck = Callable[[Loss, SegmentationBatch], None]
+"""A check: raises an AssertionError if a loss breaks a clause of the contract on a batch."""
 
 
 def check_scalar_with_gradient(loss: Loss, batch: SegmentationBatch) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from cpsl.testing.batches import SegmentationBatch
 
 Loss = Callable[[SegmentationBatch], Tensor]
+"""A loss under test: a function of a batch that returns a scalar."""
 
 LEARNT = ("logits", "features", "prototypes")
 TEACHER = ("teacher_logits", "teacher_features")

@@ -251,7 +251,9 @@ def test_stored_ids_are_mapped_to_indices_or_names(tmp_path: Path) -> None:
         label = dataset[0].label
         assert label is not None
         assert label.tolist() == [[1, 0, 255, 1]]
-    with pytest.raises(ValueError, match=r"a\.png has 2 unknown id.*1000 \(1 pixels\), 2000"):
+    with pytest.raises(
+        ValueError, match=r"a\.png has 2 unknown id.*1000 \(1 pixels\), 2000.*`ids` says"
+    ):
         SegmentationFolder(
             tmp_path / "images", tmp_path / "labels", ["ground", "thing"], ids={0: 0, 7: 0}
         )[0]

@@ -1,15 +1,23 @@
+import ast
+import inspect
+import itertools
 import tomllib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import distill
+import evaluate
+import warmup
 from config import Config, parse, to_toml
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 # The others are laid over one of these.
-OVERLAYS = {"release", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
+OVERLAYS = {"cpu", "release", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
 CONFIGS = sorted(path for path in CONFIG_FOLDER.glob("*.toml") if path.stem not in OVERLAYS)
 MINIMAL = ["--output", "r", "--source.images", "a", "--target.images", "b"]
 
@@ -98,19 +106,67 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ('output = "x"\n[self_label]\niteration = 5', "--self-label.iterations"),
-        ('output = "x"\n[sorce]\nimages = "a"', "--source.images"),
-        ('output = "x"\n[self_label]\niterations = "many"', "--self-label.iterations"),
+        (
+            "[self_label]\niteration = 5",
+            "self_label.iteration; did you mean self_label.iterations?",
+        ),
+        ("[self_labels]\niterations = 5", "did you mean self_label.iterations?"),
+        ('[sorce]\nimages = "a"', "did you mean source.images?"),
+        ("crop = [4, 8]", "there is no setting crop; did you mean views.crop?"),
+        ("[model]\ncompile = true", "there is no setting model.compile; did you mean compile?"),
+        ("frobnicate = 1", "there is no setting frobnicate"),
+        ("self_label = 5", "self_label = 5: it is a table, [self_label]"),
+        (
+            '[self_label]\niterations = "many"',
+            "self_label.iterations = 'many': expected whole number",
+        ),
+        ("[self_label]\niterations = 1.5", "self_label.iterations = 1.5: expected whole number"),
+        ("[warmup]\nfreeze_batch_norm = 1", "warmup.freeze_batch_norm = 1: expected true or false"),
+        ("[warmup]\nmomentum = true", "warmup.momentum = True: expected number"),
+        ('[warmup]\noptimizer = "adam"', 'expected "sgd" or "adamw"'),
+        (
+            "[views]\ncrop = [1, 2, 3]",
+            "views.crop = [1, 2, 3]: expected [whole number, whole number]",
+        ),
+        ('classes = "road"', "classes = 'road': expected [text, ...]"),
+        ("palette = [[1, 2]]", "palette = [[1, 2]]: expected [[whole number,"),
+        ("[source]\nids = { road = 1 }", "source.ids = {'road': 1}: expected { whole number ="),
     ],
 )
-def test_mistakes_in_a_file_are_named(tmp_path: Path, capsys, text: str, wanted: str) -> None:
+def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, wanted: str) -> None:
     path = tmp_path / "mistaken.toml"
     path.write_text(text)
+    with pytest.raises(SystemExit) as error:
+        parse(Config, ["--config", str(path)])
+    assert str(error.value).startswith(f"{path}: ")
+    assert wanted in str(error.value)
+
+
+def test_all_mistakes_in_a_file_are_listed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mistaken.toml"
+    path.write_text('sede = 1\ndevice = "cpu"\n[views]\nwidth = "wide"')
+    with pytest.raises(SystemExit) as error:
+        parse(Config, ["--config", str(path)])
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_what_is_missing_is_said_with_the_files_that_were_read(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "short.toml"
+    path.write_text('[source]\nimages = "a"')
     with pytest.raises(SystemExit):
         parse(Config, ["--config", str(path)])
     told = capsys.readouterr()
-    assert wanted in told.out + told.err
-    assert "mistaken.toml" in told.out + told.err
+    assert "--output" in told.out + told.err
+    assert "short.toml" in told.out + told.err
+
+
+def test_hyphens_in_a_file_are_the_command_lines(tmp_path: Path) -> None:
+    path = tmp_path / "hyphens.toml"
+    path.write_text("[self-label]\nbank-size = 5\nlearning-rate = 1")
+    config = parse(Config, [*MINIMAL, "--config", str(path)])
+    assert (config.self_label.bank_size, config.self_label.learning_rate) == (5, 1)
 
 
 def test_mistakes_on_the_command_line_are_named(capsys) -> None:
@@ -134,6 +190,16 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | No
         parse(Config, ["--config", str(path)])
 
 
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colours_are_left_out_where_they_are_not_wanted(capsys, monkeypatch, no_color: str) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        parse(Config, ["--help"])
+    assert ("\x1b[" in capsys.readouterr().out) == (not no_color)
+
+
 def test_help_says_what_each_option_is(capsys) -> None:
     with pytest.raises(SystemExit):
         parse(Config, ["--help"])
@@ -145,3 +211,44 @@ def test_help_says_what_each_option_is(capsys) -> None:
         "--config FILE",
     ):
         assert text in told
+
+
+def dataclasses_of(kind: type) -> set[type]:
+    hints = get_type_hints(kind)
+    inner = (hint for hint in hints.values() if is_dataclass(hint))
+    return {kind}.union(*(dataclasses_of(hint) for hint in inner))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    sorted(
+        set[type]().union(
+            *map(dataclasses_of, (Config, warmup.Arguments, distill.Arguments, evaluate.Arguments))
+        ),
+        key=lambda kind: (kind.__module__, kind.__name__),
+    ),
+    ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
+)
+def test_every_setting_says_what_it_is_in_one_line(kind: type) -> None:
+    assert kind.__doc__
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    documented = {
+        before.target.id: after.value.value
+        for before, after in itertools.pairwise(body)
+        if isinstance(before, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+    }
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        text = documented.get(field.name)
+        if text is None and is_dataclass(hints[field.name]):
+            continue  # the description of its class stands for it
+        assert text, f"{kind.__name__}.{field.name} has no description"
+        # The help would break a second line in the middle of a sentence.
+        assert "\n" not in text, field.name
+        if {"size", "width", "crop"} & set(
+            field.name.split("_")[-1:]
+        ) and "batch" not in field.name:
+            said = f"{kind.__doc__} {text}".lower()
+            assert "pixel" in said or "channel" in said, f"{field.name}: in which unit?"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import cpsl.engine.loop
 import cpsl.models.ema
@@ -98,8 +98,8 @@ def train(
 
 
 @pytest.fixture
-def no_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Yields a CUDA device whose tensors have no values: whatever asks for one fails."""
+def no_device(monkeypatch: pytest.MonkeyPatch, fake_cuda: torch.device) -> torch.device:
+    """Returns a CUDA device whose tensors have no values: whatever asks for one fails."""
     monkeypatch.setattr(cpsl.engine.loop, "reset_peak_memory", lambda _: None)
     monkeypatch.setattr(cpsl.engine.loop, "peak_memory", lambda _: 0)
     # Fetched without waiting, and read two iterations later.
@@ -111,8 +111,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(cpsl.models.ema, "copy", another)
     # Modules are made on the device; moving parameters that have no values is not possible.
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)
-    with FakeTensorMode(), torch.device("cuda"):
-        yield torch.device("cuda")
+    return fake_cuda
 
 
 @pytest.mark.parametrize("stage", ["warmup", "self_label", "distill_1"])

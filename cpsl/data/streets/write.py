@@ -50,6 +50,13 @@ def write_streets(
     Raises:
         ValueError: Unknown layout, style or size; `root` holds scenes of other
             settings, or images that are not generated ones.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_streets(folder, layout="gta5", style="game", count=2)
+        >>> sorted(str(path.relative_to(folder)) for path in folder.glob("*/*"))
+        ['images/00001.png', 'images/00002.png', 'labels/00001.png', 'labels/00002.png']
     """
     if layout not in ("gta5", "cityscapes"):
         raise ValueError(f'layout must be "gta5" or "cityscapes", got {layout!r}')
