@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test check docs pictures bench paper-scale clean
+.PHONY: help demo miniature test check docs pictures bench faults paper-scale package test-oldest clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -32,10 +32,12 @@ pictures: .venv/installed  ## the pictures of docs/method.md, from the demo's ru
 bench: .venv/installed  ## how fast it is, beside the authors' release; a quarter of an hour on two cores
 	$(BIN)/python benchmarks/bench.py
 
+faults: .venv/installed  ## bad input, broken files, killed runs: tried, survived, lost; a quarter of an hour
+	$(BIN)/python faults
+
 paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores
 	$(BIN)/python benchmarks/paper_scale.py
 
-.PHONY: package test-oldest
 package: .venv/installed  ## builds wheel and source distribution, and tries the wheel in an empty environment
 	.ci/package
 
