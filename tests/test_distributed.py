@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from cpsl.alignment import DistributionAligner
 from cpsl.clustering import ClassBalancedPrototypeClustering
-from cpsl.prototypes import ClassMeanPrototypes
+from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans
 from cpsl.sinkhorn import sinkhorn
 
 RANKS = 2
@@ -62,6 +62,8 @@ def work(rank: int, port: int, folder: Path) -> None:
         features[rank : rank + 1], F.one_hot(labels, 4).movedim(-1, 1)[rank : rank + 1].float()
     )
     means.reduce()
+    running = RunningClassMeans(4, 6)
+    running.update(features[rank : rank + 1], labels[rank : rank + 1])
     clustering = ClassBalancedPrototypeClustering(4, 6, bank_size=40, samples_per_image=10)
     output = clustering(features[rank : rank + 1], labels[rank : rank + 1])
     clustering.update(output)
@@ -71,6 +73,7 @@ def work(rank: int, port: int, folder: Path) -> None:
             "huge": sinkhorn(scores[mine] * 1e4),
             "distribution": aligner.distribution,
             "means": means.compute().prototypes,
+            "running": running.state_dict(),
             "clustering_distribution": clustering.aligner.distribution,
             "bank": clustering.bank.features,
             "drawn": output.features,
@@ -106,6 +109,11 @@ def test_two_ranks_compute_what_one_would(tmp_path: Path) -> None:
     means.update(features, F.one_hot(labels, 4).movedim(-1, 1).float())
     for rank in ranks:
         torch.testing.assert_close(rank["means"], means.compute().prototypes)
+
+    running = RunningClassMeans(4, 6)
+    running.update(features, labels)
+    for rank in ranks:
+        torch.testing.assert_close(rank["running"], dict(running.state_dict()))
 
     first, second = ranks
     assert torch.equal(first["clustering_distribution"], second["clustering_distribution"])
