@@ -55,9 +55,9 @@ def adapt(student: nn.Module, batches: Iterable[Batch], *, cpsl: bool) -> nn.Mod
 
         with torch.no_grad():
             logits, features = teacher(batch.target)
-            confidence, labels = logits.softmax(dim=1).max(dim=1)
+            soft = logits.softmax(dim=1)
+            confidence, labels = soft.max(dim=1)
             if cpsl:
-                soft = logits.softmax(dim=1)
                 labels = rectifier(soft, features, clustering.ema_prototypes).labels
         logits, _ = student(batch.strong)
         trusted = (confidence > 0.9).float().mean()

@@ -65,6 +65,26 @@ def lines_of_cpsl(source: str) -> set[int]:
     return lines
 
 
+def as_diff(source: str) -> str:
+    """Returns the loop of a file as its user would change it, with a + before what is new."""
+    tree, lines = ast.parse(source), source.splitlines()
+    (loop,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "adapt")
+    assert loop.end_lineno is not None
+    shown = {number: "  " + lines[number - 1] for number in range(loop.lineno, loop.end_lineno + 1)}
+    for node in ast.walk(loop):
+        if not isinstance(node, ast.If):
+            continue
+        assert node.end_lineno is not None
+        # "if cpsl:" itself is dropped, "if cpsl and ...:" keeps the rest.
+        always = isinstance(node.test, ast.Name)
+        for number in range(node.lineno, node.end_lineno + 1):
+            line = lines[number - 1].replace("cpsl and ", "")
+            shown[number] = "+ " + (line.removeprefix("    ") if always else line)
+        if always:
+            del shown[node.lineno]
+    return "\n".join(line.replace(", *, cpsl: bool", "").rstrip() for line in shown.values())
+
+
 def adapted(module: Any, network: nn.Module, batches: list[Batch], cpsl: bool) -> list[Tensor]:
     torch.manual_seed(1)
     teacher = module.adapt(copy.deepcopy(network), iter(batches), cpsl=cpsl)
@@ -74,6 +94,12 @@ def adapted(module: Any, network: nn.Module, batches: list[Batch], cpsl: bool) -
 def test_cpsl_is_at_most_25_lines_more(integration: ModuleType) -> None:
     assert integration.__file__ is not None
     assert 10 < len(lines_of_cpsl(Path(integration.__file__).read_text())) <= 25
+
+
+def test_the_documentation_shows_these_lines() -> None:
+    source = Path(compare.__file__).with_name("plain_smp.py").read_text()
+    page = Path(__file__).parents[2] / "docs" / "plug_in.md"
+    assert f"```diff\n{as_diff(source)}\n```" in page.read_text()
 
 
 def test_what_is_left_without_them_is_the_mean_teacher(
