@@ -25,8 +25,9 @@ class Network(DeepLabV2):
 class MeanTeacher(lightning.LightningModule):
     """Mean teacher with online pseudo labels.
 
-    On several devices: `Trainer(strategy=DDPStrategy(broadcast_buffers=False))`, since each rank fills a bank
-    of its own.
+    On several devices: `Trainer(strategy=DDPStrategy(broadcast_buffers=False), sync_batchnorm=True)`. Each
+    rank fills a bank of its own, which must not be overwritten with rank 0's. It is made before the processes
+    start, so each has its full size.
 
     Args:
         student: Network that is trained.
@@ -66,7 +67,7 @@ class MeanTeacher(lightning.LightningModule):
             if self.cpsl:
                 prototypes = self.clustering.ema_prototypes
                 labels = self.rectifier(soft, target.features, prototypes).labels
-        trusted = (confidence > 0.9).float().mean()
+        trusted = (confidence > 0.968).float().mean()
         logits = self.student(batch.strong).logits
         loss = loss + trusted * F.cross_entropy(logits, labels, ignore_index=255)
         if self.cpsl:

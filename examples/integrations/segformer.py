@@ -75,7 +75,7 @@ def adapt(student: Network, batches: Iterable[Batch], *, cpsl: bool) -> nn.Modul
             if cpsl:
                 labels = rectifier(soft, features, clustering.ema_prototypes).labels
         logits, _ = student(batch.strong)
-        trusted = (confidence > 0.9).float().mean()
+        trusted = (confidence > 0.968).float().mean()
         loss = loss + trusted * F.cross_entropy(logits, labels, ignore_index=255)
         if cpsl:
             clusters = clustering(features, labels)

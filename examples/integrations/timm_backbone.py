@@ -70,7 +70,7 @@ def adapt(student: DeepLabV2, batches: Iterable[Batch], *, cpsl: bool) -> nn.Mod
             confidence, labels = soft.max(dim=1)
             if cpsl:
                 labels = rectifier(soft, target.features, clustering.ema_prototypes).labels
-        trusted = (confidence > 0.9).float().mean()
+        trusted = (confidence > 0.968).float().mean()
         logits = student(batch.strong).logits
         loss = loss + trusted * F.cross_entropy(logits, labels, ignore_index=255)
         if cpsl:
