@@ -52,7 +52,7 @@ clean:  ## removes what the targets above made, but for the runs
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "cpsl needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[examples,video,export,docs,test,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[examples,video,export,integrations,docs,test,dev]'
 	touch $@
 
 .venv-oldest/installed: pyproject.toml

@@ -21,7 +21,12 @@ from cpsl.losses import (
 from cpsl.memory import PixelMemoryBank
 from cpsl.metrics import ConfusionMatrix
 from cpsl.mixing import Mixed, cutmix
-from cpsl.prototypes import ClassMeanPrototypes, ClassMeans, prototype_similarity
+from cpsl.prototypes import (
+    ClassMeanPrototypes,
+    ClassMeans,
+    RunningClassMeans,
+    prototype_similarity,
+)
 from cpsl.rectification import PseudoLabelRectifier, RectifiedLabels
 from cpsl.sampling import class_quotas, draw_class_proportional, draw_uniform, labels_of_crop
 from cpsl.sinkhorn import marginal_error, sinkhorn
@@ -41,6 +46,7 @@ __all__ = [
     "Prediction",
     "PseudoLabelRectifier",
     "RectifiedLabels",
+    "RunningClassMeans",
     "Segmenter",
     "View",
     "__version__",

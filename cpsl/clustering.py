@@ -161,8 +161,9 @@ class ClassBalancedPrototypeClustering(nn.Module):
     def initialize(self, prototypes: Tensor, class_distribution: Tensor) -> None:
         """Starts from known prototypes and a known class distribution.
 
-        A class whose prototype is all zero (no image had it, see `ClassMeanPrototypes`) keeps its random
-        start.
+        They come from a pass over the target before training (`ClassMeanPrototypes`), or from the first
+        iterations (`RunningClassMeans`): then this is called in each of them. A class whose prototype is all
+        zero, since no image had it, keeps the one that it has.
 
         Args:
             prototypes: (K, D), any length.

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cpsl.alignment import DistributionAligner
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.metrics import ConfusionMatrix
-from cpsl.prototypes import ClassMeanPrototypes
+from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans
 from cpsl.sampling import class_quotas, draw_over_ranks
 from cpsl.sinkhorn import marginal_error, sinkhorn
 
@@ -134,6 +134,8 @@ def work(rank: int, ranks: int, folder: Path) -> None:
     means = ClassMeanPrototypes(K, D, min_pixels=1)
     means.update(unequal_share(features, rank, ranks), unequal_share(features[:, :K], rank, ranks))
     means.reduce()
+    running = RunningClassMeans(K, D)
+    running.update(unequal_share(features, rank, ranks), unequal_share(labels, rank, ranks))
     confusion = ConfusionMatrix(K)
     confusion.update(
         unequal_share(labels.roll(1).clamp_max(K - 1), rank, ranks),
@@ -148,6 +150,7 @@ def work(rank: int, ranks: int, folder: Path) -> None:
         "huge": sinkhorn(mine * 1e4),
         "distribution": aligner.distribution,
         "means": means.compute().prototypes,
+        "running": running.state_dict(),
         "confusion": confusion.matrix,
         "by_turns": by_turns(features),
         "clustered": cluster(features, labels, ranks),
@@ -187,9 +190,12 @@ def test_counts_and_means_are_those_of_the_joined_batch(results: Results) -> Non
     aligner.update(labels)
     means = ClassMeanPrototypes(K, D, min_pixels=1)
     means.update(features, features[:, :K])
+    running = RunningClassMeans(K, D)
+    running.update(features, labels)
     confusion = ConfusionMatrix(K)
     confusion.update(labels.roll(1).clamp_max(K - 1), labels)
     for rank in results:
+        torch.testing.assert_close(rank["running"], dict(running.state_dict()))
         torch.testing.assert_close(rank["distribution"], aligner.distribution)
         torch.testing.assert_close(rank["means"], means.compute().prototypes)
         assert torch.equal(rank["confusion"], confusion.matrix)

@@ -64,7 +64,8 @@ def blocks(*languages: str) -> list[Any]:
 
 
 def test_every_block_has_a_language_that_is_checked() -> None:
-    checked = {"", "sh", "bash", "python", "pycon", "toml", "text"}
+    # The one that shows a difference is compared with the files in test_integrations.py.
+    checked = {"", "sh", "bash", "python", "pycon", "toml", "text", "diff"}
     used = {block.values[0].language for block in blocks(*checked)}
     fences = {
         language

@@ -12,6 +12,7 @@ from cpsl import (
     DistributionAligner,
     PixelMemoryBank,
     PseudoLabelRectifier,
+    RunningClassMeans,
     View,
     carry_enlarged,
     class_counts,
@@ -44,6 +45,11 @@ def follow(aligner: DistributionAligner, labels: torch.Tensor) -> torch.Tensor:
     return aligner(torch.ones(9, K))
 
 
+def average(means: RunningClassMeans, features: torch.Tensor) -> torch.Tensor:
+    means.update(features, LABELS)
+    return torch.cat([means.prototypes, means.distribution[:, None]], dim=1)
+
+
 def count(confusion: ConfusionMatrix, labels: torch.Tensor) -> torch.Tensor:
     confusion.matrix.zero_()
     confusion.update(labels, labels)
@@ -61,6 +67,7 @@ OPERATIONS: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
     ("labels_of_crop", labels_of_crop, (LABELS, (9, 11), 30)),
     ("PixelMemoryBank.push", remember, (PixelMemoryBank(60, D), PIXELS)),
     ("DistributionAligner", follow, (DistributionAligner(K), LABELS)),
+    ("RunningClassMeans", average, (RunningClassMeans(K, D), torch.randn(2, D, 3, 4))),
     ("ConfusionMatrix.update", count, (ConfusionMatrix(K), LABELS)),
     ("PseudoLabelRectifier", PseudoLabelRectifier(), (SOFT, torch.randn(2, D, 3, 4), PROTOTYPES)),
     ("carry_enlarged", carry_enlarged, (SOFT, WHOLE, WEAK, (5, 6), (10, 12))),
