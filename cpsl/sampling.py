@@ -119,9 +119,10 @@ def draw_over_ranks(
         The drawn pixels in one order for all ranks, by class.
 
     Example:
-        >>> drawn = draw_over_ranks(torch.tensor([0, 1, 1]), torch.tensor([0.5, 0.5]), total=4)
-        >>> drawn.positions, drawn.mine
-        (tensor([0, 0, 1, 2]), tensor([True, True, True, True]))
+        >>> labels = torch.tensor([0, 1, 1])
+        >>> drawn = draw_over_ranks(labels, torch.tensor([0.5, 0.5]), total=4)
+        >>> labels[drawn.positions], drawn.mine
+        (tensor([0, 0, 1, 1]), tensor([True, True, True, True]))
     """
     _check_labels(labels)
     rank, ranks = rank_and_size(group)

@@ -28,13 +28,13 @@ def setting_cases() -> list[Case]:
         of(
             "misspelled key",
             settings("bank_size", "bank_sise"),
-            "--self-label.bank-size",
+            r"self_label\.bank_size",
             "settings.toml",
         ),
         of(
             "misspelled table",
             settings("[self_label]", "[self_lable]"),
-            "--self-label",
+            r"self_label\.iterations",
             "settings.toml",
         ),
         of(
@@ -46,20 +46,20 @@ def setting_cases() -> list[Case]:
         of(
             "word in the place of a number",
             settings("bank_size = 64", 'bank_size = "many"'),
-            "bank-size",
+            "bank_size",
             "many",
             "settings.toml",
         ),
         of(
             "fraction in the place of a whole number",
             settings("bank_size = 64", "bank_size = 6.5"),
-            "bank-size",
+            "bank_size",
             "6.5",
         ),
         of(
             "word in the place of true or false",
             settings("freeze_batch_norm = false", "freeze_batch_norm = 7"),
-            "freeze-batch-norm",
+            "freeze_batch_norm",
             "7",
         ),
         of("three numbers in the place of two", settings("[16, 32]", "[16, 32, 3]"), "3|crop"),

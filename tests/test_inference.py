@@ -101,7 +101,7 @@ class Runs:
         ({"version": 2}, "version 2 of the format, this cpsl reads up to 1; install a newer"),
         ({"backbone": None, "feature_dim": None}, "no model of cpsl: it has no backbone, no fea"),
         ({"feature_dim": 16}, "does not fit the network that it describes"),
-        ({"extra": Runs()}, "damaged, or no model of cpsl"),
+        ({"extra": Runs()}, "damaged or no model of cpsl"),
     ],
 )
 def test_files_of_something_else_are_refused(
@@ -122,7 +122,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         Segmenter.load(tmp_path / "nowhere.pt")
     Segmenter(network(), ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "model.pt").read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"cut\.pt is damaged"):
+    with pytest.raises(ValueError, match=r"cut\.pt cannot be read"):
         Segmenter.load(tmp_path / "cut.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list"):

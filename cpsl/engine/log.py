@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +43,9 @@ def start_logging(folder: Path, process: Process) -> None:
         logger.addHandler(file)
 
 
-def progress(items: Iterable[T], title: str, process: Process, **options: int) -> Iterator[T]:
+def progress(
+    items: Iterable[T], title: str, process: Process, **options: int
+) -> Generator[T, None, None]:
     """Shows a bar while items are worked through; in a log file instead of a terminal, nothing.
 
     Args:

@@ -159,6 +159,7 @@ class TrainingLoop:
                         )
                         raise SystemExit(STOPPED_EXIT_CODE)
         finally:
+            bar.close()  # gives the log its handlers back
             self._peak_memory = peak_memory(self.process.device)
             self.log.close()
 

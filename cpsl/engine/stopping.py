@@ -16,7 +16,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """Notes SIGTERM and SIGINT while a training loop runs, instead of dying of them; true once one came.
 
-    A second SIGINT interrupts at once, for people who do not want to wait for the checkpoint.
+    A second SIGINT leaves at once, for people who do not want to wait for the checkpoint.
 
     Example:
         >>> import os
@@ -50,7 +50,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._came and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise SystemExit(STOPPED_EXIT_CODE)
         self._came = True
 
 
