@@ -152,7 +152,7 @@ class TrainingLoop:
                         self._write_scalars(done)
                     if done % self._checkpoint_every == 0 or done == self.iterations or stop:
                         self._save(done)
-                    if stop and done < self.iterations:
+                    if stop:
                         logger.info(
                             f"{self.stage}: stopped after {done} of {self.iterations} iterations; "
                             "the same command goes on from here"
