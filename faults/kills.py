@@ -212,7 +212,7 @@ class Victims:
                 process.join(kill.when)
                 if process.is_alive():
                     os.kill(process.pid, getattr(signal, kill.way))
-            process.join(60)
+            process.join(300)
             if process.is_alive():
                 process.kill()
                 return Trial([*kills, kill], "the process hangs")
