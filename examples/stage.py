@@ -54,7 +54,7 @@ def run_stage(stage: str, train: Train, config: Config, process: Process) -> Non
         process: This process.
     """
     folder = config.output / stage
-    if (folder / "metrics.json").exists():
+    if (folder / "metrics.json").exists() and (folder / "model.pt").exists():
         logger.info(f"{stage}: finished before")
         return
     logger.info(f"{stage}: begins")
