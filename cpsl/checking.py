@@ -32,3 +32,23 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
             f"labels must be 0...{num_classes - 1} or {ignore_index} (ignored), "
             f"got {sorted(set(wrong.tolist()))[:10]}"
         )
+
+
+def check_probabilities(values: Tensor) -> None:
+    """Raises ValueError if values cannot be probabilities, as logits are not; on the CPU alone.
+
+    Args:
+        values: Floating, of any shape; NaN is let through.
+
+    Example:
+        >>> check_probabilities(torch.tensor([0.1, 0.9]))
+    """
+    if values.device.type != "cpu" or type(values) is not Tensor or torch.compiler.is_compiling():
+        return
+    if values.numel():
+        low, high = values.aminmax()
+        if low < 0 or high > 1.001:
+            raise ValueError(
+                f"soft labels must be probabilities in 0...1, got {float(low):.3g} to {float(high):.3g}; "
+                "of logits take softmax(dim=1)"
+            )

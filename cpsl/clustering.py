@@ -273,7 +273,12 @@ class ClassBalancedPrototypeClustering(nn.Module):
         Args:
             output: What `forward` returned; of a batch in several parts, what it returned for each.
             momentum: C' ← momentum · C' + (1 - momentum) · C.
+
+        Raises:
+            ValueError: momentum lies outside 0...1.
         """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must lie in 0...1, got {momentum}")
         outputs = [output] if isinstance(output, ClusteringOutput) else output
         for output in outputs:
             self.bank.push(output.features, output.labels)

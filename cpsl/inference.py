@@ -194,8 +194,13 @@ class Segmenter:
             raise ValueError("the network is in training mode; call model.eval() first")
         if not scales or not all(scale > 0 for scale in scales):
             raise ValueError(f"scales must be positive numbers, got {tuple(scales)}")
-        if not isinstance(image, Tensor):
+        if isinstance(image, str | Path):
             image = read_image(Path(image))
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"an image must be a path or a tensor (3, H, W), got {type(image).__name__}; of an array "
+                "take torch.from_numpy(array).permute(2, 0, 1)"
+            )
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"an image must be (3, H, W), got shape {tuple(image.shape)}")
         if image.dtype != torch.uint8:
@@ -281,6 +286,10 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no model at {path}") from None
     except Exception as error:  # torch raises nearly anything on broken bytes
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder; of a run give the model, such as {path / 'distill_2' / 'model.pt'}"
+            ) from None
         reason = str(error).partition(". ")[0]  # torch goes on with how to run the file's code
         raise ValueError(
             f"{path} cannot be read: it is damaged or no model of cpsl ({reason})"

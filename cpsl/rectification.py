@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cpsl.checking import check_probabilities
 from cpsl.prototypes import prototype_similarity
 
 
@@ -86,7 +87,7 @@ class PseudoLabelRectifier(nn.Module):
             Labels, confidence and probabilities at H x W.
 
         Raises:
-            ValueError: The shapes do not fit.
+            ValueError: The shapes do not fit, or (on the CPU) the soft labels are no probabilities.
         """
         if soft_labels.ndim != 4 or features.ndim != 4:
             raise ValueError(
@@ -98,6 +99,7 @@ class PseudoLabelRectifier(nn.Module):
                 f"{features.shape[0]} images and {prototypes.shape[0]} prototypes need soft labels "
                 f"of as many, got shape {tuple(soft_labels.shape)}"
             )
+        check_probabilities(soft_labels)
         return self.rectify(soft_labels, self._similarity(features, prototypes, soft_labels.shape))
 
     @torch.no_grad()

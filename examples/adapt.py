@@ -9,6 +9,7 @@ pseudo_labels.py, self_label.py, distill.py take the same settings.
 
 import json
 from functools import partial
+from shlex import quote
 
 from check import check, look_ahead
 from config import Config, parse
@@ -52,15 +53,20 @@ def conclude(config: Config, process: Process) -> None:
         f"\nIn {config.output}: report.html to look at, metrics.json to compute with, "
         "distill_2/model.pt is the adapted model."
         "\nTo use it: python examples/predict.py --weights "
-        f"{config.output}/distill_2/model.pt --input IMAGES --output RESULTS"
-        "\nTo adapt to images of your own: examples/configs/my_folders.toml."
+        f"{quote(str(config.output / 'distill_2' / 'model.pt'))} --input IMAGES --output RESULTS"
     )
+    if config.target.streets:
+        logger.info("To adapt to images of your own: docs/your_data.md.")
 
 
 def main(config: Config) -> None:
     """Runs, or checks, what the settings say."""
     if config.check:
-        with friendly_errors(config.debug), start_process(config.device) as process:
+        with (
+            friendly_errors(config.debug),
+            exit_when_stopped(),
+            start_process(config.device) as process,
+        ):
             check(config, process)
         return
     with begin_run(config) as process:

@@ -11,11 +11,18 @@ import torch
 
 from config import Config
 from cpsl.data import check_dataset
-from cpsl.engine import Process, logger, progress, start_logging, write_text
+from cpsl.engine import (
+    STOPPED_EXIT_CODE,
+    Process,
+    logger,
+    progress,
+    start_logging,
+    write_text,
+)
 from domains import draw_streets, evaluation_dataset, label_space, source_dataset, target_dataset
 from networks import build_model, load_model
 from rehearse import rehearse, table
-from stage import stages_of
+from stage import changed_settings, stages_of
 
 TOLD = 10  # of one domain, in the terminal: one wrong setting can make every label a problem
 OPEN = {"source": source_dataset, "target": target_dataset, "evaluation": evaluation_dataset}
@@ -31,7 +38,10 @@ def check(config: Config, process: Process) -> None:
         raise SystemExit("--check True is for one process: start it without torchrun")
     start_logging(config.output, process)
     draw_streets(config)
+    (config.output / "problems.txt").unlink(missing_ok=True)  # of an earlier check
     problems = [*look_ahead(config, process), *_weights(config)]
+    if changed := changed_settings(config):
+        problems.append(changed)
     for name in _domains(config):
         try:
             dataset = OPEN[name](config)
@@ -47,10 +57,12 @@ def check(config: Config, process: Process) -> None:
         problems += [f"{name}: {problem}" for problem in result.problems]
         if name != "target" and not result.labelled and not result.problems:
             problems.append(f"{name}: none of the images has a label")
-        elif name != "target" and not result.counts.sum():
+        elif name != "target" and not result.counts.sum() and not result.problems:
             problems.append(f"{name}: all pixels of all labels are ignored")
-    problems += _measure(config, process, known=bool(problems))
     _tell(problems, config.output / "problems.txt")
+    found = _measure(config, process, known=bool(problems))
+    _tell(found, config.output / "problems.txt")
+    problems += found
     if problems:
         raise SystemExit(f"{len(problems)} problem(s)")
     logger.info("no problems")
@@ -182,6 +194,8 @@ def _measure(config: Config, process: Process, known: bool) -> list[str]:
             "Try --precision bfloat16, a larger --accumulate, a smaller --views.crop."
         ]
     except (OSError, ValueError, RuntimeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == STOPPED_EXIT_CODE:
+            raise  # by the user
         return [] if known else [f"a first iteration fails: {error}"]
     logger.info(table(parts))
     needed, free = sum(part.disk for part in parts), shutil.disk_usage(config.output).free

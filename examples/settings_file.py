@@ -6,6 +6,7 @@ file it knows neither the name nor how a key is written there.
 
 import tomllib
 import types
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
@@ -28,9 +29,15 @@ def read_options(path: Path, kind: type) -> list[str]:
     """
     table = read_toml(path)
     known = schema(kind)
-    settings = dict(_flat(table, known))
+    pairs = list(_flat(table, known))
+    settings = dict(pairs)
     mistakes = [
         mistake for name, value in settings.items() if (mistake := _mistake(name, value, known))
+    ]
+    mistakes += [
+        f"{name} is there twice, with - and with _"
+        for name, times in Counter(name for name, _ in pairs).items()
+        if times > 1
     ]
     if mistakes:
         raise SystemExit("\n".join(f"{path}: {mistake}" for mistake in mistakes))

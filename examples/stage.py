@@ -140,19 +140,25 @@ def main(stage: str, train: Train) -> None:
 
 
 def _note_settings(config: Config) -> None:
-    noted, now = config.output / "config.toml", to_toml(config)
+    if changed := changed_settings(config):
+        raise SystemExit(changed)
+    write_text(config.output / "config.toml", to_toml(config))
+
+
+def changed_settings(config: Config) -> str:
+    """Says how settings differ from those of the run in their folder; nothing if they do not."""
+    noted = config.output / "config.toml"
     # Before the first checkpoint a setting can still be mended without losing anything.
-    begun = any(config.output.glob("*/checkpoint.pt*"))
-    if noted.exists() and begun:
-        before = read_toml(noted)
-        changed = _differences(before, tomllib.loads(now))
-        if changed:
-            raise SystemExit(
-                f"{config.output} holds a run with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nChoose another folder with --output, or delete this one."
-            )
-    write_text(noted, now)
+    if not noted.exists() or not any(config.output.glob("*/checkpoint.pt*")):
+        return ""
+    changed = _differences(read_toml(noted), tomllib.loads(to_toml(config)))
+    if not changed:
+        return ""
+    return (
+        f"{config.output} holds a run with other settings:\n  "
+        + "\n  ".join(changed)
+        + "\nChoose another folder with --output, or delete this one."
+    )
 
 
 def read_metrics(config: Config) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -22,6 +23,9 @@ from cpsl.engine.stopping import STOPPED_EXIT_CODE, StopSignals
 from cpsl.randomness import derive_seed
 
 B = TypeVar("B")
+
+TELL_EVERY = 30.0
+"""Seconds after which a stage first says how far it is."""
 
 MAX_LEFT_OUT, WINDOW = 10, 100
 """A stage is stopped when more than so many of the last so many steps had numbers that are not finite."""
@@ -112,6 +116,7 @@ class TrainingLoop:
         self._checkpoint_every = checkpoint_every
         self.examining = False
         self._seconds = 0.0
+        self._tell_at = TELL_EVERY
         self._peak_memory = 0
         self._durations: deque[float] = deque(maxlen=1000)
         self._values: dict[str, list[Tensor]] = {}
@@ -249,8 +254,14 @@ class TrainingLoop:
             return
         self.log.scalars(done, values)
         text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        pace = self._seconds / done
-        logger.debug(f"{self.stage} {done}/{self.iterations}  {text}  {pace:.2f} s/it")
+        if self._seconds < self._tell_at:
+            return
+        # Ever more seldom: a line each minute at first, some dozens in a stage of days.
+        self._tell_at = 1.05 * self._seconds + TELL_EVERY
+        left = (self.iterations - done) * self._seconds / done
+        logger.info(
+            f"{self.stage}: {done} of {self.iterations}, {timedelta(seconds=round(left))} left  {text}"
+        )
 
     def _means(self) -> dict[str, float]:
         """Averages the finite ones of what was recorded since the last point of the curves."""
@@ -315,6 +326,7 @@ class TrainingLoop:
                 )
         self.start = checkpoint["iteration"]
         self._seconds = checkpoint["seconds"]
+        self._tell_at = self._seconds + TELL_EVERY
         self._values = {name: list(v.unbind()) for name, v in checkpoint["unlogged"].items()}
         self._left_out = deque(checkpoint.get("left_out", []))
         if 0 < self.start < self.iterations:
