@@ -278,7 +278,13 @@ class Given:
 
 @dataclass(frozen=True)
 class Config:
-    """Adapts a segmentation model from a labelled source domain to an unlabelled target domain."""
+    """Adapts a segmentation model from a labelled source domain to an unlabelled target domain.
+
+    Begin with a file: --config examples/configs/my_folders.toml for images of your own,
+    gta5_to_cityscapes.toml for the paper's experiment, demo.toml to see it work. Most runs set little
+    besides: --output, --seed, --device, --precision, --accumulate, --check. The defaults are the paper's;
+    "the release" is the authors' code, of which docs/fidelity.md explains each option.
+    """
 
     output: Path
     """Folder of everything this run writes."""
