@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 
@@ -22,6 +23,7 @@ from cpsl.engine import (
     start_process,
     write_text,
 )
+from cpsl.files import check_sums
 from cpsl.randomness import derive_seed
 from domains import draw_streets, label_space
 from evaluate import evaluate
@@ -54,7 +56,7 @@ def run_stage(stage: str, train: Train, config: Config, process: Process) -> Non
         process: This process.
     """
     folder = config.output / stage
-    if (folder / "metrics.json").exists() and (folder / "model.pt").exists():
+    if (folder / "metrics.json").exists() and _is_whole(folder / "model.pt"):
         logger.info(f"{stage}: finished before")
         return
     logger.info(f"{stage}: begins")
@@ -82,6 +84,19 @@ def run_stage(stage: str, train: Train, config: Config, process: Process) -> Non
             f"peak memory {cost.peak_memory / 1e9:.1f} GB"
         )
     process.barrier()
+
+
+def _is_whole(model: Path) -> bool:
+    """Returns whether a model is there and undamaged; without it a stage is not finished."""
+    try:
+        check_sums(model)
+    except FileNotFoundError:
+        logger.warning(f"{model} is gone: it is made again")
+        return False
+    except (OSError, BadZipFile) as error:
+        logger.warning(f"{model} is damaged ({error}): it is made again")
+        return False
+    return True
 
 
 @contextmanager

@@ -54,9 +54,11 @@ def progress(
         process: Only rank 0 shows it.
         options: `total` and `initial`, as tqdm knows them.
     """
-    silent = not (process.is_main and sys.stderr.isatty())
+    if not (process.is_main and sys.stderr.isatty()):
+        yield from items
+        return
     with logging_redirect_tqdm([logger]):
-        yield from tqdm(items, title, disable=silent, leave=False, dynamic_ncols=True, **options)
+        yield from tqdm(items, title, leave=False, dynamic_ncols=True, **options)
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
