@@ -45,7 +45,7 @@ def check(config: Config, process: Process) -> None:
     for name in _domains(config):
         try:
             dataset = OPEN[name](config)
-        except (OSError, ValueError, SystemExit):
+        except (OSError, ValueError):
             continue  # look_ahead has listed it
         read = partial(progress, title=name, process=process, total=len(dataset))
         result = check_dataset(dataset, read)
@@ -96,7 +96,7 @@ def look_ahead(config: Config, process: Process) -> list[str]:
     for name in _domains(config):
         try:
             OPEN[name](config)
-        except (OSError, ValueError, SystemExit) as error:
+        except (OSError, ValueError) as error:
             problems.append(f"{name}: {error}")
         problems += _overlaps(config, name)
     trained = [stage for stage in stages_of(config) if not getattr(config.given, stage)]

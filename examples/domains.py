@@ -72,12 +72,12 @@ def _dataset(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
 def _all_images(domain: Domain, classes: LabelSpace) -> SegmentationDataset:
     if domain.dataset == "folder":
         if domain.images is None:
-            raise SystemExit(
+            raise ValueError(
                 'a domain of dataset "folder" needs `images`, the folder of its images'
             )
         return SegmentationFolder(domain.images, domain.labels, classes, ids=domain.ids or None)
     if domain.root is None:
-        raise SystemExit(
+        raise ValueError(
             f'a domain of dataset "{domain.dataset}" needs `root`, the folder of its files'
         )
     if domain.dataset == "gta5":

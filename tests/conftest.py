@@ -1,5 +1,6 @@
 """What the tests share: the golden vectors, a little real input, and the skip of GPU tests."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,16 @@ def real() -> Path:
     if not path.exists():
         pytest.skip(f"the real images are not here: {path}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives each test the log as it is before anything has begun to log."""
+    log = logging.getLogger("cpsl")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "level", log.level)
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=150, help="iterations of self-training")
     parser.add_argument("--streets", type=Path, default=Path("runs/integrations"))
     arguments = parser.parse_args()
-    logging.disable(logging.INFO)  # Lightning has much to say
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it has much to say
     warnings.filterwarnings("ignore", module="lightning")
 
     streets = Streets(arguments.streets)
