@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config, Distill, SelfLabel, WarmUp
-from cpsl import Segmenter
+from cpsl import ClassBalancedPrototypeClustering, Segmenter
 from cpsl.engine import Optimization, RepeatedSGD, trainable
 from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
 from domains import label_space
@@ -71,6 +71,32 @@ def _channels_last(model: DeepLabV2) -> DeepLabV2:
 def save_model(path: Path, model: DeepLabV2, config: Config) -> None:
     """Saves the network together with what it takes to use it."""
     Segmenter(model, label_space(config), config.views.full_size).save(path)
+
+
+def build_clustering(
+    settings: SelfLabel, num_classes: int, feature_dim: int
+) -> ClassBalancedPrototypeClustering:
+    """Builds the clustering that self-labeling learns its prototypes by.
+
+    Args:
+        settings: Those of the stage.
+        num_classes: K.
+        feature_dim: D of the network's features.
+    """
+    return ClassBalancedPrototypeClustering(
+        num_classes,
+        feature_dim,
+        bank_size=settings.bank_size,
+        samples_per_image=settings.samples_per_image,
+        temperature=settings.temperature,
+        epsilon=settings.epsilon,
+        sinkhorn_iterations=settings.sinkhorn_iterations,
+        sampling=settings.sampling,
+        distribution_momentum=settings.distribution_momentum,
+        assignment=settings.assignment,
+        bank_scores=settings.bank_scores,
+        logit_assignments=settings.logit_assignments,
+    )
 
 
 def build_optimization(

@@ -1,5 +1,7 @@
 """Gathers from the folder of a run what its report shows."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from cpsl.data import HardLabelStore, Sample, whole_image
 from cpsl.engine import Process, autocast, load, read_scalars
 from cpsl.randomness import derive_seed
 from domains import evaluation_dataset, label_space, source_dataset
-from networks import build_model, resize, to_unit
+from networks import build_clustering, build_model, resize, to_unit
 from pseudo_labels import read_start
 from report import Clusters, Picture, Report
 from stage import STAGES, read_metrics
@@ -47,21 +49,10 @@ def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeC
     """Loads the prototypes, bank and class distribution that self-labeling ended with."""
     path = config.output / "self_label" / "clustering.pt"
     state = load(path, process.device)
-    settings = config.self_label
     try:
-        num_classes, feature_dim = state["prototypes"].shape
-        clustering = ClassBalancedPrototypeClustering(
-            num_classes,
-            feature_dim,
-            bank_size=len(state["bank.features"]),
-            samples_per_image=settings.samples_per_image,
-            epsilon=settings.epsilon,
-            sinkhorn_iterations=settings.sinkhorn_iterations,
-            sampling=settings.sampling,
-            assignment=settings.assignment,
-            bank_scores=settings.bank_scores,
-            logit_assignments="logit_bank.features" in state,
-        )
+        # The bank is the share of rank 0, whatever the number of ranks was.
+        settings = replace(config.self_label, bank_size=len(state["bank.features"]))
+        clustering = build_clustering(settings, *state["prototypes"].shape)
         clustering.load_state_dict(state)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not what self-labeling writes: {error}") from error

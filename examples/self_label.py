@@ -9,7 +9,6 @@ import torch
 
 from config import Config
 from cpsl import (
-    ClassBalancedPrototypeClustering,
     PseudoLabelRectifier,
     carry,
     carry_enlarged,
@@ -26,6 +25,7 @@ from cpsl.models import ExponentialMovingAverage
 from domains import source_batches, target_batches, training_picture
 from hand_on import HandOn
 from networks import (
+    build_clustering,
     build_model,
     build_optimization,
     compile_networks,
@@ -43,20 +43,8 @@ def self_label(config: Config, process: Process) -> Cost:
 
     student = build_model(config, config.output / "warmup" / "model.pt").to(process.device).train()
     teacher = ExponentialMovingAverage(student, settings.teacher_mode)
-    clustering = ClassBalancedPrototypeClustering(
-        student.num_classes,
-        student.feature_dim,
-        bank_size=settings.bank_size,
-        samples_per_image=settings.samples_per_image,
-        temperature=settings.temperature,
-        epsilon=settings.epsilon,
-        sinkhorn_iterations=settings.sinkhorn_iterations,
-        sampling=settings.sampling,
-        distribution_momentum=settings.distribution_momentum,
-        assignment=settings.assignment,
-        bank_scores=settings.bank_scores,
-        logit_assignments=settings.logit_assignments,
-    ).to(process.device)
+    clustering = build_clustering(settings, student.num_classes, student.feature_dim)
+    clustering.to(process.device)
     start = read_start(config, clustering.prototypes.shape)
     clustering.initialize(start.prototypes, start.class_distribution)
     rectifier = PseudoLabelRectifier(settings.temperature, settings.confidence_threshold)

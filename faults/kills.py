@@ -29,46 +29,7 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-SETTINGS = """
-output = "{folder}/run"
-workers = {workers}
-device = "cpu"
-checkpoint_every = 2
-[source]
-dataset = "gta5"
-root = "{streets}/game"
-[target]
-dataset = "cityscapes"
-root = "{streets}/real"
-[evaluation]
-dataset = "cityscapes"
-root = "{streets}/real"
-split = "val"
-[views]
-full_size = [32, 64]
-crop = [24, 32]
-width = 64
-[model]
-backbone = "resnet_tiny"
-feature_dim = 8
-[source_only]
-start = "random"
-iterations = 5
-batch_size = 2
-[warmup]
-start = "source_only"
-iterations = 5
-batch_size = 2
-discriminator_width = 4
-[self_label]
-iterations = 5
-batch_size = 2
-bank_size = 64
-samples_per_image = 16
-[distill]
-iterations = 5
-batch_size = 2
-"""
+from healthy import write_project  # noqa: E402
 
 Way = Literal["SIGKILL", "SIGTERM", "SIGKILL while writing", "SIGKILL before moving into place"]
 WAYS: tuple[Way, ...] = Way.__args__  # type: ignore[attr-defined]
@@ -100,8 +61,9 @@ class Trial:
     problem: str
 
 
-def run(config: Path, kill: Kill | None) -> None:
+def run(project: Path, kill: Kill | None) -> None:
     """Runs the whole pipeline in this process, as `adapt.py` does; dies while it writes if asked to."""
+    os.chdir(project)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     import adapt
@@ -109,10 +71,10 @@ def run(config: Path, kill: Kill | None) -> None:
 
     if kill is not None and "SIGKILL " in kill.way:
         _die_while_writing(int(kill.when), whole="moving" in kill.way)
-    with open(config.parent / "output.txt", "a") as file:
+    with open("output.txt", "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    adapt.main(parse(Config, ["--config", str(config)]))
+    adapt.main(parse(Config, ["--config", "settings.toml"]))
 
 
 def _die_while_writing(number: int, whole: bool) -> None:
@@ -180,34 +142,23 @@ class Victims:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["adapt", "torch"])
         self._folder = folder
-        self._streets = folder / "streets"
-        from cpsl.data import write_streets
-
-        for layout, style, split in (
-            ("gta5", "game", "train"),
-            ("cityscapes", "real", "train"),
-            ("cityscapes", "real", "val"),
-        ):
-            write_streets(
-                self._streets / style,
-                layout=layout,  # type: ignore[arg-type]
-                style=style,  # type: ignore[arg-type]
-                count=4,
-                split=split,
-                size=(32, 64),
-            )
         begun = time.perf_counter()
-        self._start(self._config("undisturbed"), None).join()
+        undisturbed = self._project("undisturbed")
+        process = self._start(undisturbed, None)
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError((undisturbed / "output.txt").read_text())
         self.duration = time.perf_counter() - begun
-        self.wanted = fingerprints(folder / "undisturbed" / "run")
+        self.wanted = fingerprints(undisturbed / "run")
         self.files = sum(name.endswith((".png", ".pt", ".json")) for name in self.wanted) + 20
 
     def trial(self, number: int, random: random.Random) -> Trial:
         """Kills one run until it gets to its end."""
-        config, kills = self._config(f"trial {number}", workers=number % 2), list[Kill]()
+        project = self._project(f"trial {number}", workers=number % 2)
+        kills: list[Kill] = []
         while len(kills) < 100:
             kill = self._draw(random)
-            process = self._start(config, kill)
+            process = self._start(project, kill)
             if kill.way in ("SIGKILL", "SIGTERM"):
                 process.join(kill.when)
                 if process.is_alive():
@@ -217,10 +168,10 @@ class Victims:
                 process.kill()
                 return Trial([*kills, kill], "the process hangs")
             if process.exitcode == 0:
-                return Trial(kills, self._difference(config.parent / "run"))
+                return Trial(kills, self._difference(project / "run"))
             kills.append(kill)
             if process.exitcode not in (-signal.SIGKILL, -signal.SIGTERM, 75):
-                told = (config.parent / "output.txt").read_text()[-300:]
+                told = (project / "output.txt").read_text()[-300:]
                 return Trial(kills, f"exit code {process.exitcode}: {told}")
         return Trial(kills, "no end after 100 kills")
 
@@ -237,15 +188,22 @@ class Victims:
         )
         return f"{len(names)} results differ, such as {names[0]}" if names else ""
 
-    def _config(self, name: str, workers: int = 0) -> Path:
+    def _project(self, name: str, workers: int = 0) -> Path:
         folder = self._folder / name
-        folder.mkdir()
-        config = folder / "config.toml"
-        config.write_text(SETTINGS.format(folder=folder, streets=self._streets, workers=workers))
-        return config
+        write_project(folder)
+        settings = folder / "settings.toml"
+        text = settings.read_text()
+        for old, new in (
+            ("iterations = 2", "iterations = 5"),
+            ("checkpoint_every = 1", "checkpoint_every = 2"),  # what lies between is done again
+            ("workers = 0", f"workers = {workers}"),
+        ):
+            text = text.replace(old, new)
+        settings.write_text(text)
+        return folder
 
-    def _start(self, config: Path, kill: Kill | None) -> Any:
-        process = self._context.Process(target=run, args=(config, kill))
+    def _start(self, project: Path, kill: Kill | None) -> Any:
+        process = self._context.Process(target=run, args=(project, kill))
         process.start()
         return process
 

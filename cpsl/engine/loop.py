@@ -253,11 +253,11 @@ class TrainingLoop:
         if not values:
             return
         self.log.scalars(done, values)
-        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         if self._seconds < self._tell_at:
             return
-        # Ever more seldom: a line each minute at first, some dozens in a stage of days.
+        # Ever more seldom: a line each half minute at first, some hundred in a stage of days.
         self._tell_at = 1.05 * self._seconds + TELL_EVERY
+        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         left = (self.iterations - done) * self._seconds / done
         logger.info(
             f"{self.stage}: {done} of {self.iterations}, {timedelta(seconds=round(left))} left  {text}"
@@ -277,11 +277,13 @@ class TrainingLoop:
         }
 
     def _save(self, iteration: int) -> None:
-        mine = {name: _on_cpu(part.state_dict()) for name, part in self._state_of_rank.items()}
+        shared = {name: part.state_dict() for name, part in self._state.items()}
+        self._check_weights(
+            iteration, shared
+        )  # on every rank, so that none waits for one that fails
+        mine = {name: _copy(part.state_dict()) for name, part in self._state_of_rank.items()}
         of_ranks = self.process.gather(mine)
         if self.process.is_main:
-            shared = {name: part.state_dict() for name, part in self._state.items()}
-            self._check_weights(iteration, shared)
             save_checkpoint(
                 self._path,
                 {
@@ -331,12 +333,6 @@ class TrainingLoop:
         self._left_out = deque(checkpoint.get("left_out", []))
         if 0 < self.start < self.iterations:
             logger.info(f"{self.stage}: goes on after iteration {self.start}")
-
-
-def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()
-    }
 
 
 def _copy(state: dict[str, Any]) -> Any:
