@@ -1,62 +1,65 @@
-# Everything is installed into .venv; nothing outside this folder is touched but pip's cache.
+# Everything is installed into .venv. Outside this folder only pip's cache changes.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test check docs pictures bench faults paper-scale package test-oldest clean
+.PHONY: help demo miniature test check browser docs pictures bench faults paper-scale package test-oldest clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: .venv/installed  ## the whole pipeline on generated streets; ends with runs/demo/report.html
-	$(BIN)/python examples/adapt.py --config examples/configs/demo.toml
+demo: .venv/installed  ## all stages on generated street scenes, minutes on two cores: runs/demo/report.html
+	$(BIN)/cpsl demo
 
-miniature: .venv/installed  ## the same in about a minute: does everything run?
+miniature: .venv/installed  ## all stages on tiny data, about a minute
 	rm -rf runs/miniature
-	$(BIN)/python examples/adapt.py --config examples/configs/miniature.toml
+	$(BIN)/cpsl adapt --config miniature
 
-test: .venv/installed  ## tests and doctests
+test: .venv/installed  ## run the tests and doctests
 	$(BIN)/pytest
 
-check: .venv/installed  ## format, lint, types
+check: .venv/installed  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: .venv/installed  ## the documentation, into site/
+browser: .venv/installed  ## tests of the report in Chromium, which must be installed
+	$(BIN)/pytest tests/app/report_in_browser.py
+
+docs: .venv/installed  ## build the documentation in site/; dead links are errors
 	$(BIN)/mkdocs build --strict
 
-pictures: .venv/installed  ## the pictures of docs/method.md, from the demo's run
-	$(BIN)/python examples/adapt.py --config examples/configs/demo.toml
-	$(BIN)/python examples/method_pictures.py --config examples/configs/demo.toml
+pictures: .venv/installed  ## draw the pictures of docs/method.md from a run of the demo
+	$(BIN)/cpsl demo
+	$(BIN)/python docs/method_pictures.py --config demo
 
-bench: .venv/installed  ## how fast it is, beside the authors' release; a quarter of an hour on two cores
+bench: .venv/installed  ## measure the speed, next to the authors' code; 15 minutes on two cores
 	$(BIN)/python benchmarks/bench.py
 
-faults: .venv/installed  ## bad input, broken files, killed runs: tried, survived, lost; a quarter of an hour
-	$(BIN)/python faults
+faults: .venv/installed  ## damage input, files and runs, and print the outcomes; 15 minutes on two cores
+	$(BIN)/python tests/robustness
 
-paper-scale: .venv/installed  ## some iterations of each stage at the paper's sizes; most of an hour on two cores
-	$(BIN)/python benchmarks/paper_scale.py
+paper-scale: .venv/installed  ## run iterations of each stage at the paper's sizes; 20 minutes on two cores
+	$(BIN)/cpsl check --config benchmarks/paper_scale.toml
 
-package: .venv/installed  ## builds wheel and source distribution, and tries the wheel in an empty environment
+package: .venv/installed  ## build wheel and source distribution, test both in an empty environment
 	.ci/package
 
-test-oldest: .venv-oldest/installed  ## the tests with the oldest core dependencies; Python 3.11 or 3.12
+test-oldest: .venv-oldest/installed  ## run the tests with the oldest core dependencies; Python 3.11 or 3.12
 	.venv-oldest/bin/python -m pytest
 
-clean:  ## removes what the targets above made, but for the runs
+clean:  ## remove everything but the runs
 	rm -rf .venv .venv-oldest site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# A marker file, written last: an interrupted installation is done again.
+# The marker is written last, so that an interrupted installation is repeated.
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "cpsl needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+		{ echo "cpsl needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[examples,video,export,integrations,docs,test,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,docs,test,dev]'
 	touch $@
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --editable '.[examples,test]' \
-		torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 pillow==10.1.0 typing-extensions==4.10.0
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[train,docs,test]' \
+		torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 pillow==10.1.0
 	touch $@

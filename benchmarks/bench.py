@@ -1,51 +1,40 @@
-"""How fast the pieces and a full step are, beside the authors' release and what the machine allows.
+"""Speed of the components and of a full step, next to the authors' code and the limits of this machine.
 
     make bench          # python benchmarks/bench.py, a quarter of an hour on two cores
 
-"release" are milliseconds of the authors' release on a machine with 2 cores; "reach" what this project set
-out to reach; "bound" below what this machine cannot come: bytes over the pace of a copy, multiplications over
-that of a matrix product or of its best convolution, or decoding alone.
+"authors" are milliseconds of the authors' code on a machine with 2 cores, "target" those that this project
+aims at, "bound" the roofline lower bound of this machine: bytes moved / copy bandwidth, or operations / the
+rate of its best matrix product or convolution; for a training sample, decoding alone.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-import tyro
+import subprocess
+import sys
 
 import growth
 import pieces
 import step
-from machine import survey
-from table import HEAD, line
+from measure import Row, timing
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Measures all of it."""
+def import_row() -> Row:
+    """Measures `import cpsl` in new processes, relative to `import torch` in the same process."""
+    clock = "from time import perf_counter as t; a = t(); import torch; b = t(); import cpsl; c = t(); "
+    command = [sys.executable, "-c", clock + "print(b - a, c - a)"]
+    printed = [subprocess.check_output(command) for _ in range(5)]
+    torch_alone, both = zip(*(map(float, times.split()) for times in printed), strict=True)
+    target, row = timing([*torch_alone]).median * 1.25, timing([*both])
+    note = f"{1.25 * row.median / target:.2f} torch (1.25)"
+    return Row("import cpsl", row, "", 1e3 * target, None, note)
 
-    data: Path = Path("runs/paper_scale_streets")
-    """Where generated images of the data sets' sizes are drawn, unless they are there."""
-    iterations: int = 4
-    """Full steps of each way; the first is not counted."""
 
-
-def main(arguments: Arguments) -> None:
-    """Prints the table, the parts of the step, and how the cost grows with the work."""
-    pieces.draw(arguments.data)
-    machine = survey(torch.device("cpu"))
-    print(f"{machine}\n\n{HEAD}")
-    for row in pieces.rows(machine, arguments.data):
-        print(line(row), flush=True)
-    splits = []
-    for row, split in step.rows(arguments.iterations):
-        print(line(row), flush=True)
-        splits.append(split)
-    size = pieces.soft_label_size()
-    print(f"\nsoft labels of an image on disk: {size:.2f} MB (release: 2.5 MB, aim: 0.5)")
-    print("\n".join(["", step.PARTS_HEAD, *splits, ""]))
+def main() -> None:
+    """Prints the table, the parts of the step, and the growth of the cost."""
+    pieces.main()
+    print(import_row(), end="\n\n", flush=True)
+    step.main()
+    print()
     growth.main()
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main()

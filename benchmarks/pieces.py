@@ -1,35 +1,34 @@
-"""Pieces of the method at the paper's sizes, beside the authors' release.
+"""Pieces of the method at the paper's sizes, next to the authors' code.
 
     python benchmarks/pieces.py
 
-The release's figures were measured on a machine with 2 cores and 2 threads (1 for what loads data). The
-bound is the time in which the machine at hand copies the bytes that have to be moved, or multiplies the
-numbers that have to be multiplied, whichever is longer; both are measured in the same run.
+The authors' code was measured on a machine with 2 cores and 2 threads (1 for data). The bound is the roofline
+lower bound of this machine, measured in the same run; for a training sample it is the time of decoding.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
+import torch.nn.functional as F
 
 from cpsl import (
     ClassBalancedPrototypeClustering,
     ConfusionMatrix,
     PseudoLabelRectifier,
     View,
-    carry,
-    carry_enlarged,
     prototype_similarity,
+    warp,
 )
+from cpsl.authors import AuthorsClustering
+from cpsl.authors.geometry import warp_upsampled
 from cpsl.data import (
     GTA5,
     Cityscapes,
-    Draw,
     SoftLabelStore,
     SourceViews,
     StrongAugmentation,
@@ -37,92 +36,104 @@ from cpsl.data import (
     WeakView,
     write_streets,
 )
-from machine import Machine, measure, survey
-from table import HEAD, Row, line
+from cpsl.data.training import SeededIndex
+from measure import HEAD, Machine, Row, measure, survey
 
 K, D, IMAGES, BANK = 19, 256, 4, 65_536
-GRID, QUARTER, CROP, FULL = (129, 257), (128, 224), (512, 896), (1024, 2048)
+GRID, QUARTER, FULL = (129, 257), (128, 224), (1024, 2048)
+
+Work = Callable[[], object]
+
+DATA = Path("runs/paper_scale_streets")
+"""Folder of generated images of the data sets' sizes; they are written if missing."""
 
 
-def self_labeling(both: bool) -> Callable[[], object]:
-    """Returns the clustering step of four images with a full bank: draw, assign, loss, gradient, remember."""
-    clustering = ClassBalancedPrototypeClustering(K, D, bank_size=BANK, logit_assignments=both)
-    clustering.bank.push(torch.randn(BANK, D))
-    if clustering.logit_bank is not None:
-        clustering.logit_bank.push(torch.nn.functional.normalize(torch.randn(BANK, K), dim=1))
-    features, labels = torch.randn(IMAGES, D, *GRID), torch.randint(K, (IMAGES, *GRID))
-    logits = torch.randn(IMAGES, K, *GRID)
+def clustering_step(
+    bank: int = BANK,
+    classes: int = K,
+    pixels: int = 256,
+    grid: tuple[int, int] = GRID,
+    logit_assignments: bool = False,
+) -> Work:
+    """Returns a clustering step of four images with a full bank: sample, assign, loss, gradient, update.
+
+    `pixels` are sampled per image, `grid` is the size of the features, `logit_assignments` adds the authors'
+    second assignment.
+    """
+    options: dict[str, Any] = {"bank_size": bank, "samples_per_image": pixels}
+    clustering = ClassBalancedPrototypeClustering(classes, D, **options)
+    inputs = {"features": torch.randn(IMAGES, D, *grid)}
+    inputs["labels"] = torch.randint(classes, (IMAGES, *grid))
+    if logit_assignments:
+        clustering = AuthorsClustering(classes, D, logit_assignments=True, **options)
+        assert clustering.logit_bank is not None
+        clustering.logit_bank.push(F.normalize(torch.randn(bank, classes), dim=1))
+        inputs["logits"] = torch.randn(IMAGES, classes, *grid)
+    clustering.bank.push(F.normalize(torch.randn(bank, D), dim=1))
 
     def work() -> None:
-        output = clustering(features, labels, logits=logits if both else None)
+        output = clustering(**inputs)
         output.loss.backward()
         clustering.update(output)
 
     return work
 
 
-def weak_views() -> View:
-    """Returns weak views of four images as they are drawn in training."""
-    random = np.random.default_rng(0)
-    return View.stack([WeakView().draw(FULL, random) for _ in range(IMAGES)])
+def rectification(
+    by: str, classes: int = K, grid: tuple[int, int] = GRID, view: tuple[int, int] = QUARTER
+) -> Work:
+    """Returns the rectification of the pseudo labels of four crops by features of the whole images.
 
-
-def strong_views(weak: View) -> View:
-    """Returns strong views of them."""
-    moved = weak.sheared(x=0.1).rotated(11).translated(y=20)
-    return moved.with_cutout(torch.tensor([200.0, 100, 370, 270]))
-
-
-def rectification(by: str) -> Callable[[], object]:
-    """Returns the rectification of four crops' pseudo labels by features of the whole images."""
-    rectifier, whole, weak = PseudoLabelRectifier(), View.whole(FULL, IMAGES), weak_views()
-    features, prototypes = torch.randn(IMAGES, D, *GRID), torch.randn(K, D)
-    features = features.to(memory_format=torch.channels_last)
-    soft = torch.rand(IMAGES, K, *QUARTER).softmax(dim=1)
+    The "similarity" is warped, or the "features" as in the authors' code. `grid` is the size of the features,
+    `view` that of the result, a quarter of the crop.
+    """
+    full, rectifier = (8 * grid[0] - 8, 8 * grid[1] - 8), PseudoLabelRectifier()
+    whole = View.whole(full, IMAGES)
+    weak = whole.cropped(8, 8, (4 * view[0], 4 * view[1]))
+    features, prototypes = torch.randn(IMAGES, D, *grid), torch.randn(classes, D)
+    features = features.to(memory_format=torch.channels_last)  # as networks return them
+    soft = torch.rand(IMAGES, classes, *view).softmax(dim=1)
 
     def work() -> object:
         if by == "similarity":
-            cosines = prototype_similarity(features, prototypes)
-            cosines, _ = carry(cosines, whole, weak, QUARTER, layout="corners")
+            similarity = prototype_similarity(features, prototypes)
+            similarity = warp(similarity, whole, weak, view, align_corners=True).values
         else:
-            quarter = (FULL[0] // 4, FULL[1] // 4)
-            carried = carry_enlarged(features, whole, weak, QUARTER, quarter)
-            cosines = prototype_similarity(carried, prototypes)
-        return rectifier.rectify(soft, cosines)
+            warped = warp_upsampled(features, whole, weak, view, (full[0] // 4, full[1] // 4))
+            similarity = prototype_similarity(warped, prototypes)
+        return rectifier.rectify(soft, similarity)
 
     return work
 
 
-def carrying() -> Callable[[], object]:
-    """Returns the carrying of 19 channels of four crops through a strong view."""
-    weak = weak_views()
-    strong, maps = strong_views(weak), torch.rand(IMAGES, K, *QUARTER)
-    return lambda: carry(maps, weak, strong, QUARTER, layout="corners")
+def warping() -> Work:
+    """Returns the warp of 19 channels of four crops into strong views."""
+    random, maps = np.random.default_rng(0), torch.rand(IMAGES, K, *QUARTER)
+    weak = View.stack([WeakView().sample(FULL, random) for _ in range(IMAGES)])
+    strong = weak.sheared(x=0.1).rotated(11).translated(y=20)
+    strong = strong.with_cutout(torch.tensor([200.0, 100, 370, 270]))
+    return lambda: warp(maps, weak, strong, QUARTER, align_corners=True)
 
 
-def evaluating(root: Path) -> Callable[[], object]:
-    """Returns what evaluation does beside the network: decode, upsample, count."""
-    dataset, confusion = Cityscapes(root / "cityscapes", "val"), ConfusionMatrix(K)
-    logits, indices = torch.randn(1, K, *GRID), iter(range(10**9))
-    logits = logits.to(memory_format=torch.channels_last)  # as the networks give them
+def evaluation() -> Work:
+    """Returns evaluation without the network: decode, upsample, count."""
+    dataset, confusion, indices = Cityscapes(DATA / "cityscapes", "val"), ConfusionMatrix(K), count()
+    logits = torch.randn(1, K, *GRID).to(memory_format=torch.channels_last)
 
     def work() -> None:
         image, label, _ = dataset[next(indices) % len(dataset)]
         assert label is not None
-        scores = torch.nn.functional.interpolate(
-            logits, image.shape[1:], mode="bilinear", align_corners=True
-        )
+        scores = F.interpolate(logits, image.shape[1:], mode="bilinear", align_corners=True)
         confusion.update(scores.argmax(dim=1)[0], label)
 
     return work
 
 
-def storing(folder: Path) -> Callable[[], object]:
-    """Returns the writing and reading of one image's soft labels."""
-    # Smooth maps with sharp areas, as a network gives them: flat in most places.
-    coarse = torch.randn(1, K, 9, 17) * 4
-    logits = torch.nn.functional.interpolate(coarse, GRID, mode="bilinear", align_corners=True)
-    soft, store = (2 * logits[0]).softmax(dim=0), SoftLabelStore(folder)
+def soft_labels(store: SoftLabelStore) -> Work:
+    """Returns writing and reading of the soft labels of one image."""
+    coarse = 4 * torch.randn(1, K, 9, 17)  # flat areas with sharp borders, as of a network
+    logits = F.interpolate(coarse, GRID, mode="bilinear", align_corners=True)
+    soft = (2 * logits[0]).softmax(dim=0)
 
     def work() -> None:
         store.write("image", soft)
@@ -131,135 +142,72 @@ def storing(folder: Path) -> Callable[[], object]:
     return work
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Computes with some number of threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def rows(machine: Machine, data: Path) -> Iterator[Row]:
-    """Yields each row as soon as it is measured."""
+def method_rows(machine: Machine) -> Iterator[Row]:
+    """Measures clustering, rectification and warping."""
     scores, bank = (BANK + 1024) * K * 4, BANK * D * 4
-    # The bank is read; in each of three iterations the scores are read and written twice.
-    transport = 3 * 4 * scores
-    matrix = 2.0 * BANK * D * K
-    yield Row(
-        "self-labeling loss, one assignment",
-        measure(self_labeling(False)),
-        "",
-        30,
-        machine.bound(bank + transport, matrix),
-    )
-    yield Row(
-        "self-labeling loss, both assignments",
-        measure(self_labeling(True)),
-        "195",
-        50,
-        machine.bound(bank + 2 * transport, matrix),
-    )
-    places, quarter = IMAGES * GRID[0] * GRID[1], IMAGES * QUARTER[0] * QUARTER[1]
-    yield Row(
-        "rectification by similarity",
-        measure(rectification("similarity")),
-        "",
-        60,
-        machine.bound(4.0 * (places * D + 4 * quarter * K), 2.0 * places * D * K),
-    )
-    yield Row(
-        "rectification in the release's order",
-        measure(rectification("features"), repeats=5),
-        "934",
-        300,
-        machine.bound(4.0 * (places * D + 2 * quarter * D), 2.0 * quarter * D * (K + 8)),
-    )
-    yield Row(
-        "carry 19 channels through a strong view",
-        measure(carrying()),
-        "23",
-        15,
-        machine.bound(4.0 * 2 * quarter * K, 2.0 * 8 * quarter * K),
-    )
-    weak, strong = WeakView(), StrongAugmentation()
-    target, source = Cityscapes(data / "cityscapes", "train"), GTA5(data / "gta5")
-    with threads(1), tempfile.TemporaryDirectory() as folder:
-        seeds = iter(range(10**9))
+    # The bank is read; each of three iterations reads and writes the scores twice.
+    transport, product = 3 * 4 * scores, 2.0 * BANK * D * K
+    bound = machine.bound(bank + transport, product)
+    yield Row("self-labeling loss, one assignment", measure(clustering_step()), "", 30, bound)
+    timing = measure(clustering_step(logit_assignments=True))
+    bound = machine.bound(bank + 2 * transport, product)
+    yield Row("self-labeling loss, both assignments", timing, "195", 50, bound)
+    positions, quarter = IMAGES * GRID[0] * GRID[1], IMAGES * QUARTER[0] * QUARTER[1]
+    timing = measure(rectification("similarity"))
+    bound = machine.bound(4.0 * (positions * D + 4 * quarter * K), 2.0 * positions * D * K)
+    yield Row("rectification by similarity", timing, "", 60, bound)
+    timing = measure(rectification("features"), repeats=5)
+    bound = machine.bound(4.0 * (positions * D + 2 * quarter * D), 2.0 * quarter * D * (K + 8))
+    yield Row("rectification in the authors' order", timing, "934", 300, bound)
+    bound = machine.bound(4.0 * 2 * quarter * K, 2.0 * 8 * quarter * K)
+    yield Row("warp of 19 channels to a strong view", measure(warping()), "23", 15, bound)
+
+
+def data_rows() -> Iterator[Row]:
+    """Measures training samples, evaluation and pseudo-label files, with one thread."""
+    source, target, weak = GTA5(DATA / "gta5"), Cityscapes(DATA / "cityscapes", "train"), WeakView()
+    seeds = count()
+
+    def sample(views: SourceViews | TargetViews) -> object:
+        seed = next(seeds)
+        return views[SeededIndex(seed % len(views), seed)]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        store = SoftLabelStore(Path(name))
+        for key in target.names:
+            store.write(key, torch.rand(K, *GRID).softmax(dim=0))
         views = SourceViews(source, weak, style_from=target)
-        decoding = measure(lambda: (source[next(seeds) % len(source)], target.image(0)), repeats=8)
-        yield Row(
-            "a GTA5 training sample, 1 thread",
-            measure(lambda: views[Draw((s := next(seeds)) % len(source), s)], repeats=16),
-            "821",
-            120,
-            decoding.low,
-        )
-        store = SoftLabelStore(folder)
-        for name in target.names:
-            store.write(name, torch.rand(K, *GRID).softmax(dim=0))
-        of_target = TargetViews(target, weak, strong, store.read)
-        decoding = measure(lambda: target.image(next(seeds) % len(target)), repeats=8)
-        yield Row(
-            "a Cityscapes training sample, 1 thread",
-            measure(lambda: of_target[Draw((s := next(seeds)) % len(target), s)], repeats=16),
-            "520",
-            120,
-            decoding.low,
-        )
-        yield Row(
-            "evaluation beside the network, 1 thread",
-            measure(evaluating(data)),
-            "",
-            333,
-            None,
-        )
-        yield Row(
-            "soft labels, write and read, 1 thread",
-            measure(storing(Path(folder))),
-            "",
-            20,
-            None,
-        )
+        decode = measure(lambda: (source[next(seeds) % len(source)], target.image(0)), repeats=8)
+        timing = measure(lambda: sample(views), repeats=16)
+        yield Row("a GTA5 training sample, 1 thread", timing, "821", 120, decode.low)
+        target_views = TargetViews(target, weak, StrongAugmentation(), store.read)
+        decode = measure(lambda: target.image(next(seeds) % len(target)), repeats=8)
+        timing = measure(lambda: sample(target_views), repeats=16)
+        yield Row("a Cityscapes training sample, 1 thread", timing, "520", 120, decode.low)
+        yield Row("evaluation without the network, 1 thread", measure(evaluation()), "", 333, None)
+        timing = measure(soft_labels(store))
+        size = (Path(name) / "image.png").stat().st_size / 1e6
+        yield Row(f"soft labels ({size:.2f} MB), write and read", timing, "", 20, None)
+    torch.set_num_threads(threads)
 
 
-def soft_label_size() -> float:
-    """Returns the megabytes that the soft labels of one image take on disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        storing(Path(folder))()
-        return (Path(folder) / "image.png").stat().st_size / 1e6
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Measures the pieces of the method."""
-
-    data: Path = Path("runs/paper_scale_streets")
-    """Where generated images of the data sets' sizes are drawn, unless they are there."""
-
-
-def draw(data: Path) -> None:
-    """Draws images of the data sets' sizes, unless they are there."""
-    write_streets(data / "gta5", layout="gta5", style="game", count=4, size=(1052, 1914))
+def write_images() -> None:
+    """Writes generated images of the data sets' sizes, unless they exist."""
+    write_streets(DATA / "gta5", layout="gta5", style="game", count=4, size=(1052, 1914))
     for split in ("train", "val"):
-        write_streets(
-            data / "cityscapes", layout="cityscapes", style="real", count=4, split=split, size=FULL
-        )
+        write_streets(DATA / "cityscapes", layout="cityscapes", style="real", count=4, split=split, size=FULL)
 
 
-def main(arguments: Arguments) -> None:
-    """Measures all rows and prints the table."""
-    draw(arguments.data)
+def main() -> None:
+    """Prints a table of all components."""
+    write_images()
     machine = survey(torch.device("cpu"))
     print(f"{machine}\n\n{HEAD}")
-    for row in rows(machine, arguments.data):
-        print(line(row), flush=True)
-    print(
-        f"soft labels of an image on disk: {soft_label_size():.2f} MB (release: 2.5 MB, aim: 0.5)"
-    )
+    for row in chain(method_rows(machine), data_rows()):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main()

@@ -1,14 +1,15 @@
 """Class-Balanced Pixel-Level Self-Labeling for domain-adaptive semantic segmentation.
 
-The pieces of the method, each of which works alone; networks are in `cpsl.models`, data sets in `cpsl.data`.
-`Segmenter` uses a trained network.
+The components of the method, each usable on its own. Networks are in `cpsl.models`, data sets in `cpsl.data`,
+and training steps in `cpsl.methods`. `Segmenter` applies a trained network.
 """
 
-from cpsl import data, metrics, models
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from cpsl.alignment import DistributionAligner, class_counts
-from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
-from cpsl.geometry import Carried, View, carry, carry_enlarged
-from cpsl.inference import Prediction, Segmenter
+from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.geometry import View, warp
 from cpsl.losses import (
     cross_entropy,
     discriminator_loss,
@@ -20,50 +21,38 @@ from cpsl.losses import (
 )
 from cpsl.memory import PixelMemoryBank
 from cpsl.metrics import ConfusionMatrix
-from cpsl.mixing import Mixed, cutmix
-from cpsl.prototypes import (
-    ClassMeanPrototypes,
-    ClassMeans,
-    RunningClassMeans,
-    prototype_similarity,
-)
-from cpsl.rectification import PseudoLabelRectifier, RectifiedLabels
-from cpsl.sampling import class_quotas, draw_class_proportional, draw_uniform, labels_of_crop
+from cpsl.mixing import cutmix
+from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans, prototype_similarity
+from cpsl.rectification import PseudoLabelRectifier
 from cpsl.sinkhorn import marginal_error, sinkhorn
+
+if TYPE_CHECKING:
+    from cpsl import authors, data, methods, metrics, models, testing, visualize
+    from cpsl.inference import Segmenter
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Carried",
     "ClassBalancedPrototypeClustering",
     "ClassMeanPrototypes",
-    "ClassMeans",
-    "ClusteringOutput",
     "ConfusionMatrix",
     "DistributionAligner",
-    "Mixed",
     "PixelMemoryBank",
-    "Prediction",
     "PseudoLabelRectifier",
-    "RectifiedLabels",
     "RunningClassMeans",
     "Segmenter",
     "View",
     "__version__",
-    "carry",
-    "carry_enlarged",
+    "authors",
     "class_counts",
-    "class_quotas",
     "cross_entropy",
     "cutmix",
     "data",
     "discriminator_loss",
     "distillation",
-    "draw_class_proportional",
-    "draw_uniform",
     "generator_loss",
-    "labels_of_crop",
     "marginal_error",
+    "methods",
     "metrics",
     "models",
     "pixel_contrast",
@@ -71,4 +60,16 @@ __all__ = [
     "prototype_similarity",
     "sinkhorn",
     "symmetric_cross_entropy",
+    "testing",
+    "visualize",
+    "warp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Modules that import torchvision are loaded at first use, which keeps `import cpsl` fast.
+    if name == "Segmenter":
+        return import_module("cpsl.inference").Segmenter
+    if name in ("authors", "data", "methods", "models", "testing", "visualize"):
+        return import_module(f"cpsl.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,32 +1,36 @@
 """The class distribution that assignments are aligned to, and its moving average."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cpsl.checking import check_labels
-from cpsl.distributed import all_reduce_sum
+from cpsl._internal.averaging import check_momentum, update_moving_average
+from cpsl._internal.checking import check_labels
+from cpsl._internal.distributed import all_reduce_sum
 from cpsl.sinkhorn import check_distribution, sinkhorn
 
 
 class DistributionAligner(nn.Module):
-    r"""Keeps the sizes of the classes' assignments at the class distribution of the pseudo labels.
+    r"""Aligns the class sizes of assignments with the class distribution of the pseudo labels.
 
     The distribution δ follows the labels of each batch, δ ← m δ + (1 - m) δ_batch (section 3.3 of CPSL),
-    and is the marginal that `sinkhorn` assigns by. Without it, rare classes are swallowed by frequent ones
-    or, with a uniform marginal, inflated at their expense.
+    and is the marginal of `sinkhorn`. Without alignment, frequent classes absorb rare ones; a uniform
+    marginal inflates rare classes instead.
 
     Args:
         num_classes: Number of classes K.
-        momentum: m, 0...1; 1 keeps the distribution as it is.
-        initial: (K,) distribution to start from, scaled to sum 1; None is uniform.
-        ignore_index: Label that counts for no class.
+        momentum: m, 0...1; 1 keeps the distribution fixed.
+        initial: (K,) initial distribution, normalized to sum 1; None is uniform.
+        ignore_index: Label of pixels that are not counted.
+        group: Process group whose pixels are counted and assigned together; None is the default group.
 
     Attributes:
-        distribution: (K,) float32 buffer, sums to 1.
+        distribution: (K,) float32 buffer δ, sums to 1.
 
     Raises:
-        ValueError: momentum lies outside 0...1 or `initial` is not a distribution over K classes.
+        ValueError: momentum is outside 0...1, or `initial` is not a distribution over K classes.
 
     Example:
         >>> aligner = DistributionAligner(num_classes=2, momentum=0.5)
@@ -45,44 +49,46 @@ class DistributionAligner(nn.Module):
         momentum: float = 0.99,
         initial: Tensor | None = None,
         ignore_index: int = 255,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in 0...1, got {momentum}")
+        check_momentum(momentum)
         self.num_classes = num_classes
         self.momentum = momentum
         self.ignore_index = ignore_index
+        self.group = group
         self.register_buffer("distribution", torch.full((num_classes,), 1 / num_classes))
         if initial is not None:
             self.set(initial)
 
     @torch.no_grad()
     def set(self, distribution: Tensor) -> None:
-        """Replaces the distribution.
+        """Replaces the distribution (K,); the new one is normalized to sum 1.
 
-        Args:
-            distribution: (K,) non-negative, scaled to sum 1.
+        Raises:
+            ValueError: It is not a distribution over K classes.
         """
         check_distribution(distribution, self.num_classes)
         self.distribution.copy_(distribution / distribution.sum())
 
     @torch.no_grad()
-    def update(self, batch: Tensor, group: dist.ProcessGroup | None = None) -> None:
-        """Moves the distribution towards that of a batch; a batch without a valid pixel moves nothing.
+    def update(
+        self, batch: Tensor, group: dist.ProcessGroup | None = None, applied: Tensor | None = None
+    ) -> None:
+        """Moves the distribution towards that of a batch; a batch without valid pixels changes nothing.
 
         Args:
-            batch: Integer: labels of any shape, ignored pixels skipped. Floating: class probabilities
-                (or counts) of any shape with the classes on axis 1.
-            group: Ranks whose batches are counted together; None is the default group.
+            batch: Integer labels of any shape, or floating probabilities or counts, (B, K, ...).
+            group: Process group whose batches are counted together; None is that of the constructor.
+            applied: Scalar bool on the device; False changes nothing.
 
         Raises:
-            ValueError: Probabilities do not have K classes on axis 1, or (on the CPU) a label is neither
-                a class nor ignored.
+            ValueError: Axis 1 has not K classes, or (on the CPU) a label is neither a class nor ignored.
         """
-        mass = all_reduce_sum(self._mass(batch), group)
+        mass = all_reduce_sum(self._mass(batch), group or self.group)
         total = mass.sum()
         target = torch.where(total > 0, mass / total, self.distribution)
-        self.distribution.lerp_(target.to(self.distribution), 1 - self.momentum)
+        update_moving_average([self.distribution], [target], self.momentum, applied)
 
     def forward(
         self,
@@ -92,47 +98,33 @@ class DistributionAligner(nn.Module):
         iterations: int = 3,
         group: dist.ProcessGroup | None = None,
     ) -> Tensor:
-        """Assigns pixels to classes in the proportions of `distribution`; see `sinkhorn`.
+        """Calls `sinkhorn` with `distribution`; `group` None is that of the constructor."""
+        group = group or self.group
+        return sinkhorn(scores, self.distribution, epsilon=epsilon, iterations=iterations, group=group)
 
-        Args:
-            scores: (N, K) similarity of each pixel to each class.
-            epsilon: Strength of the entropy term.
-            iterations: Number of column and row scalings.
-            group: Ranks whose pixels are assigned together.
-
-        Returns:
-            (N, K) float32 assignments; each row sums to 1.
-        """
-        return sinkhorn(
-            scores, self.distribution, epsilon=epsilon, iterations=iterations, group=group
-        )
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _mass(self, batch: Tensor) -> Tensor:
         if not batch.is_floating_point():
             return class_counts(batch, self.num_classes, self.ignore_index).double()
         if batch.ndim < 2 or batch.shape[1] != self.num_classes:
-            raise ValueError(
-                f"probabilities must have {self.num_classes} classes on axis 1, "
-                f"got shape {tuple(batch.shape)}"
-            )
+            wanted = f"(B, {self.num_classes}, ...)"
+            raise ValueError(f"probabilities must be {wanted}, got shape {tuple(batch.shape)}")
         return batch.double().sum(dim=[axis for axis in range(batch.ndim) if axis != 1])
 
 
 def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Counts the pixels of each class without waiting for the device.
+    """Counts the pixels of each class, (K,) int64, without synchronizing with the device.
 
     Args:
         labels: Integer class indices of any shape.
         num_classes: Number of classes K.
-        ignore_index: Label that is not counted.
-
-    Returns:
-        (K,) int64 counts.
+        ignore_index: Label of pixels that are not counted.
 
     Raises:
         TypeError: The labels are not integers.
-        ValueError: On the CPU, a label is neither a class nor ignored. (On a CUDA device such a label
-            stops the program with a device-side assertion.)
+        ValueError: On the CPU, a label is neither a class nor ignored; on CUDA an assertion fails.
 
     Example:
         >>> class_counts(torch.tensor([0, 2, 2, 255]), num_classes=3)
@@ -140,7 +132,7 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
     """
     check_labels(labels, num_classes, ignore_index)
     flat = labels.flatten().long()
-    # torch.bincount waits for the device, a scatter into one more bin than there are classes does not.
+    # torch.bincount synchronizes; a scatter with one more bin for ignored pixels does not.
     bins = flat.masked_fill(flat == ignore_index, num_classes)
     counts = flat.new_zeros(num_classes + 1)
     return counts.scatter_add_(0, bins, torch.ones_like(flat))[:num_classes]

@@ -1,33 +1,30 @@
-"""The losses of the method: tensors in, one scalar out.
+"""The losses of the method, as functions and as modules that hold the hyper-parameters.
 
-All are means over the valid pixels, computed in float32 (or in float64 where it is given), and zero with zero
-gradient where no pixel is valid.
+All losses are scalars: means over valid pixels, computed in float32 (in float64 for float64 inputs). If no
+pixel is valid, loss and gradients are zero.
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from cpsl.checking import check_labels
+from cpsl._internal.checking import check_labels, check_shape
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Cross-entropy that is zero, not NaN, where every pixel is ignored.
+    """Computes the cross-entropy, which is zero instead of NaN if all pixels are ignored.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, h, w) integer.
-        ignore_index: Label of pixels that do not count.
-
-    Returns:
-        Scalar mean over valid pixels.
+        ignore_index: Label of pixels that are ignored.
 
     Raises:
         TypeError: The labels are not integers.
-        ValueError: The shapes do not fit or (on the CPU) a label is neither a class nor ignored.
+        ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
@@ -35,9 +32,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Te
     """
     _check_labels(logits, labels, ignore_index)
     labels = labels.long()
-    total = F.cross_entropy(
-        _at_least_float32(logits), labels, ignore_index=ignore_index, reduction="sum"
-    )
+    total = F.cross_entropy(_at_least_float32(logits), labels, ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp_min(1)
 
 
@@ -49,26 +44,23 @@ def symmetric_cross_entropy(
     rce_weight: float = 1.0,
     ignore_index: int = 255,
 ) -> Tensor:
-    r"""Cross-entropy that tolerates wrong labels (Wang et al., 2019).
+    r"""Computes the symmetric cross-entropy, which is robust to wrong labels (Wang et al., 2019).
 
         α · CE + β · RCE,   RCE = - Σ_k max(p_k, 1e-7) · log max(y_k, 1e-4)
 
-    The reverse term takes the prediction p as the target and the one-hot label y as the prediction; it
-    is bounded, so a label that contradicts a confident prediction pulls less than in CE.
+    The reverse term exchanges prediction p and one-hot label y. It is bounded, so that a label which
+    contradicts a confident prediction has less influence than in CE.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, h, w) integer.
         ce_weight: α.
         rce_weight: β.
-        ignore_index: Label of pixels that do not count.
-
-    Returns:
-        Scalar mean over valid pixels.
+        ignore_index: Label of pixels that are ignored.
 
     Raises:
         TypeError: The labels are not integers.
-        ValueError: The shapes do not fit or (on the CPU) a label is neither a class nor ignored.
+        ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored.
 
     Example:
         >>> logits = torch.tensor([10.0, 0.0]).reshape(1, 2, 1, 1)
@@ -80,7 +72,7 @@ def symmetric_cross_entropy(
     valid = labels != ignore_index
     classes = labels.long().masked_fill(~valid, 0)
     p = _at_least_float32(logits).softmax(dim=1).clamp_min(1e-7)
-    # log max(y_k, 1e-4) is 0 for the labelled class and log 1e-4 for all others.
+    # log max(y_k, 1e-4) is 0 for the labeled class and log 1e-4 for all others.
     others = p.sum(dim=1) - p.gather(1, classes[:, None])[:, 0]
     reverse = -math.log(1e-4) * others.masked_fill(~valid, 0).sum() / valid.sum().clamp_min(1)
     return ce_weight * cross_entropy(logits, labels, ignore_index) + rce_weight * reverse
@@ -93,19 +85,15 @@ def prototype_consistency(
     *,
     temperature: float = 0.08,
 ) -> Tensor:
-    """KL divergence of the student's soft assignment to prototypes from the teacher's.
+    """Computes the KL divergence between the soft prototype assignments of teacher and student.
 
         mean over valid pixels and classes of  t_k (log t_k - log s_k),   t, s = softmax_k( cos / τ )
 
     Args:
-        teacher_similarity: (B, K, h, w) cosines of the teacher's features and the prototypes; they get
-            no gradient.
-        student_similarity: (B, K, h, w) cosines of the student's.
-        valid: (B, h, w) bool, where the views show the same; everywhere if None.
+        teacher_similarity: (B, K, h, w) `prototype_similarity` of the teacher; gets no gradient.
+        student_similarity: (B, K, h, w) `prototype_similarity` of the student.
+        valid: (B, h, w) bool, pixels that both views contain; None is all.
         temperature: τ.
-
-    Returns:
-        Scalar.
 
     Raises:
         ValueError: The shapes differ.
@@ -115,58 +103,36 @@ def prototype_consistency(
         >>> prototype_consistency(cosines, cosines).item()
         0.0
     """
-    # Cosines of half precision would lose what a division by a few hundredths makes large.
+    # Converted before the division, which amplifies the rounding of half precision.
     student = _at_least_float32(student_similarity) / temperature
     teacher = _at_least_float32(teacher_similarity) / temperature
     return distillation(student, teacher, valid)
 
 
-def distillation(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    valid: Tensor | None = None,
-    *,
-    student_term: Literal["log_probabilities", "probabilities"] = "log_probabilities",
-) -> Tensor:
-    """KL divergence of the student's class probabilities from the teacher's (Hinton et al., 2015).
+def distillation(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Computes the KL divergence of class probabilities of teacher and student (Hinton et al., 2015).
 
         mean over valid pixels and classes of  t_k (log t_k - log s_k)
 
     Args:
         student_logits: (B, K, h, w).
         teacher_logits: (B, K, h, w); they get no gradient.
-        valid: (B, h, w) bool; everywhere if None.
-        student_term: "probabilities" puts s_k in the place of log s_k, as the authors' release does: no
-            divergence, mostly negative, with a gradient that ignores how unlikely a class is.
-
-    Returns:
-        Scalar.
+        valid: (B, h, w) bool, pixels that are counted; None is all.
 
     Raises:
-        ValueError: The shapes differ, or `student_term` is another word.
+        ValueError: The shapes differ.
 
     Example:
         >>> distillation(torch.zeros(1, 2, 1, 1), torch.tensor([9.0, 0.0]).reshape(1, 2, 1, 1))
         tensor(0.3460)
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student and teacher must have one shape, got {tuple(student_logits.shape)} and "
-            f"{tuple(teacher_logits.shape)}"
-        )
-    if student_term not in ("log_probabilities", "probabilities"):
-        raise ValueError(
-            f'student_term must be "log_probabilities" or "probabilities", got {student_term!r}'
-        )
+    check_shape("teacher", teacher_logits, *student_logits.shape)
     student = _at_least_float32(student_logits).log_softmax(dim=1)
-    if student_term == "probabilities":
-        student = student.exp()
     teacher = _at_least_float32(teacher_logits.detach()).log_softmax(dim=1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
     if valid is None:
         return divergence.mean() / student.shape[1]
-    if valid.shape != divergence.shape:
-        raise ValueError(f"valid must be {tuple(divergence.shape)}, got {tuple(valid.shape)}")
+    check_shape("valid", valid, *divergence.shape)
     total = divergence.masked_fill(~valid, 0).sum()
     return total / (valid.sum() * student.shape[1]).clamp_min(1)
 
@@ -181,28 +147,25 @@ def pixel_contrast(
     temperature: float = 0.08,
     ignore_index: int = 255,
 ) -> Tensor:
-    r"""Pulls pixels towards those of their class in a bank and away from the others (Wang et al., 2021).
+    r"""Computes the contrastive loss of pixels against a memory bank (Wang et al., 2021).
 
         s_ij = x_i·b_j / τ
         mean_i 1/|P_i| Σ_{j in P_i} - log( exp s_ij / (exp s_ij + Σ_{n in N_i} exp s_in) )
 
-    P_i are the bank's pixels of i's class, N_i those of other classes. Pixels that are ignored or have
-    no positive do not count.
+    The positives P_i are the pixels of the bank that have the class of pixel i; the negatives N_i are those
+    of other classes. Pixels that are ignored or have no positive are not counted.
 
     Args:
-        features: (N, D), normalised here.
+        features: (N, D) of any length.
         labels: (N,) integer.
-        bank: (M, D), normalised here; gets no gradient.
+        bank: (M, D) of any length; gets no gradient.
         bank_labels: (M,) integer.
-        bank_valid: (M,) bool, rows that hold a pixel; all if None.
+        bank_valid: (M,) bool, rows of the bank that hold a pixel; None is all.
         temperature: τ.
-        ignore_index: Label of pixels that do not count.
-
-    Returns:
-        Scalar mean over the pixels that count.
+        ignore_index: Label of pixels that are ignored.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not match.
 
     Example:
         >>> x = torch.eye(2)
@@ -211,16 +174,10 @@ def pixel_contrast(
         >>> bool(near < far)
         True
     """
-    if features.ndim != 2 or bank.ndim != 2 or features.shape[1] != bank.shape[1]:
-        raise ValueError(
-            "features and bank must be (N, D) and (M, D), got "
-            f"{tuple(features.shape)} and {tuple(bank.shape)}"
-        )
-    if labels.shape != features.shape[:1] or bank_labels.shape != bank.shape[:1]:
-        raise ValueError(
-            "labels must be (N,) and (M,) like features and bank, got "
-            f"{tuple(labels.shape)} and {tuple(bank_labels.shape)}"
-        )
+    check_shape("features", features, "N", "D")
+    check_shape("bank", bank, "M", features.shape[1])
+    check_shape("labels", labels, len(features))
+    check_shape("bank_labels", bank_labels, len(bank))
     usable = bank_labels != ignore_index
     if bank_valid is not None:
         usable = usable & bank_valid
@@ -229,7 +186,7 @@ def pixel_contrast(
         scores = x @ F.normalize(_at_least_float32(bank.detach()), dim=1).t() / temperature
     same = labels[:, None] == bank_labels[None]
     positive = same & usable
-    # A finite floor, since the gradient of logsumexp over nothing but -inf is NaN.
+    # A finite value, because the gradient of logsumexp is NaN if all inputs are -inf.
     negatives = scores.masked_fill(same | ~usable, -1e30).logsumexp(dim=1, keepdim=True)
     each = F.softplus(negatives - scores)
     count = positive.sum(dim=1)
@@ -239,15 +196,14 @@ def pixel_contrast(
 
 
 def generator_loss(decision: Tensor) -> Tensor:
-    """Least-squares loss of a segmentation network that wants its target output taken for the source's.
+    """Computes the least-squares adversarial loss of the segmentation network (Mao et al., 2017).
 
-        mean (D(target) - 1)²      (Mao et al., 2017, as in the output-space adaptation of Tsai et al., 2018)
+        mean (D(target) - 1)²
+
+    Used for output-space adaptation as in Tsai et al. (2018).
 
     Args:
-        decision: The discriminator's output for the target, any shape; 1 means source, 0 target.
-
-    Returns:
-        Scalar.
+        decision: Discriminator output for the target, any shape; 1 means source, 0 means target.
 
     Example:
         >>> generator_loss(torch.zeros(1, 1, 2, 2))
@@ -257,16 +213,13 @@ def generator_loss(decision: Tensor) -> Tensor:
 
 
 def discriminator_loss(decision_source: Tensor, decision_target: Tensor) -> Tensor:
-    """Least-squares loss of the discriminator: the sum of the two mean squared errors.
+    """Computes the least-squares loss of the discriminator (Mao et al., 2017).
 
         mean (D(source) - 1)² + mean D(target)²
 
     Args:
-        decision_source: The discriminator's output for the source, any shape.
-        decision_target: The same for the target.
-
-    Returns:
-        Scalar.
+        decision_source: Discriminator output for the source, any shape.
+        decision_target: Discriminator output for the target, any shape.
 
     Example:
         >>> discriminator_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
@@ -275,14 +228,116 @@ def discriminator_loss(decision_source: Tensor, decision_target: Tensor) -> Tens
     return generator_loss(decision_source) + _at_least_float32(decision_target).square().mean()
 
 
+class CrossEntropyLoss(nn.Module):
+    """`cross_entropy` as a module."""
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss; see `cross_entropy`."""
+        return cross_entropy(logits, labels, self.ignore_index)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class SymmetricCrossEntropyLoss(nn.Module):
+    """`symmetric_cross_entropy` as a module; the arguments are those of the function, as in all modules here.
+
+    Example:
+        >>> loss = SymmetricCrossEntropyLoss(ce_weight=1.0, rce_weight=0.0)
+        >>> loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
+        tensor(0.6931)
+    """
+
+    def __init__(self, ce_weight: float = 0.1, rce_weight: float = 1.0, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ce_weight = ce_weight
+        self.rce_weight = rce_weight
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss; see `symmetric_cross_entropy`."""
+        return symmetric_cross_entropy(
+            logits,
+            labels,
+            ce_weight=self.ce_weight,
+            rce_weight=self.rce_weight,
+            ignore_index=self.ignore_index,
+        )
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class PrototypeConsistencyLoss(nn.Module):
+    """`prototype_consistency` as a module."""
+
+    def __init__(self, temperature: float = 0.08) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self, teacher_similarity: Tensor, student_similarity: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Returns the loss; see `prototype_consistency`."""
+        return prototype_consistency(
+            teacher_similarity, student_similarity, valid, temperature=self.temperature
+        )
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class DistillationLoss(nn.Module):
+    """`distillation` as a module."""
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Returns the loss; see `distillation`."""
+        return distillation(student_logits, teacher_logits, valid)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class PixelContrastLoss(nn.Module):
+    """`pixel_contrast` as a module."""
+
+    def __init__(self, temperature: float = 0.08, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.ignore_index = ignore_index
+
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        bank: Tensor,
+        bank_labels: Tensor,
+        bank_valid: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the loss; see `pixel_contrast`."""
+        return pixel_contrast(
+            features,
+            labels,
+            bank,
+            bank_labels,
+            bank_valid,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+        )
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
-    if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(
-            "logits must be (B, K, h, w) and labels (B, h, w) on the same grid, got "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
+    check_shape("logits", logits, "B", "K", "h", "w")
+    check_shape("labels", labels, len(logits), *logits.shape[2:])
     check_labels(labels, logits.shape[1], ignore_index)

@@ -1,31 +1,32 @@
-"""A memory of pixel features from past iterations."""
+"""A memory bank of pixel features from past iterations."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from cpsl._internal.checking import check_shape
+
 
 class PixelMemoryBank(nn.Module):
     """Ring buffer of the last pixel features and their labels.
 
-    All shapes are fixed and `valid` says which rows hold a pixel, so that nothing waits for the device to
-    learn how full the bank is. A feature that is not finite is stored as an invalid row: it would
-    otherwise spoil every assignment until it is overwritten.
+    All shapes are fixed, and `valid` marks the rows that hold a pixel: the host never reads how full the
+    bank is. Non-finite features are stored as invalid rows, since one of them would spoil all assignments.
 
-    In a distributed run each rank fills a bank of its own. A bank must not be inside a
-    DistributedDataParallel module that broadcasts buffers: it would become rank 0's on every rank.
+    Each rank fills its own bank. DistributedDataParallel must have `broadcast_buffers=False`; otherwise
+    all banks become rank 0's.
 
     Args:
-        capacity: Number of pixels that are kept.
+        capacity: Number of pixels.
         feature_dim: Number of channels D of a feature.
-        ignore_index: Label of the pixels that are pushed without labels.
+        ignore_index: Label of pixels that are pushed without labels.
 
     Attributes:
         features: (capacity, D) float32.
         labels: (capacity,) int64.
         valid: (capacity,) bool.
-        cursor: () int64, the row that is written next.
+        cursor: () int64, row that is written next.
 
     Raises:
         ValueError: capacity or feature_dim is not positive.
@@ -48,9 +49,7 @@ class PixelMemoryBank(nn.Module):
     def __init__(self, capacity: int, feature_dim: int, ignore_index: int = 255) -> None:
         super().__init__()
         if capacity < 1 or feature_dim < 1:
-            raise ValueError(
-                f"capacity and feature_dim must be positive, got {capacity} and {feature_dim}"
-            )
+            raise ValueError(f"capacity and feature_dim must be positive, got {capacity} and {feature_dim}")
         self.capacity = capacity
         self.feature_dim = feature_dim
         self.ignore_index = ignore_index
@@ -60,51 +59,41 @@ class PixelMemoryBank(nn.Module):
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def push(self, features: Tensor, labels: Tensor | None = None) -> None:
-        """Stores pixels over the oldest ones, in O(N).
+    def push(self, features: Tensor, labels: Tensor | None = None, applied: Tensor | None = None) -> None:
+        """Overwrites the oldest pixels with new ones, in O(N).
 
         Args:
-            features: (N, D) floating; of more pixels than the capacity the last are kept.
-            labels: (N,) integer, or None where they are unknown.
+            features: (N, D) floating. If N exceeds the capacity, the last pixels are kept.
+            labels: (N,) integer, or None if unknown.
+            applied: Scalar bool on the device; False changes nothing.
 
         Raises:
-            ValueError: The shapes do not fit the bank or each other.
+            ValueError: The shapes match neither the bank nor each other.
         """
-        if features.ndim != 2 or features.shape[1] != self.feature_dim:
-            raise ValueError(
-                f"features must be (N, {self.feature_dim}), got shape {tuple(features.shape)}"
-            )
+        check_shape("features", features, "N", self.feature_dim)
         if labels is None:
-            labels = self.labels.new_full((features.shape[0],), self.ignore_index)
-        if labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"labels must be ({features.shape[0]},) like the features, "
-                f"got shape {tuple(labels.shape)}"
-            )
+            labels = self.labels.new_full((len(features),), self.ignore_index)
+        check_shape("labels", labels, len(features))
         features, labels = features[-self.capacity :], labels[-self.capacity :]
         finite = features.isfinite().all(dim=1)
         rows = self.next_rows(len(features))
-        clean = features.masked_fill(~finite[:, None], 0)
-        self.features.index_copy_(0, rows, clean.to(self.features))
-        self.labels.index_copy_(0, rows, labels.to(self.labels))
-        self.valid.index_copy_(0, rows, finite)
-        self.cursor.copy_((self.cursor + len(features)) % self.capacity)
+        new = features.masked_fill(~finite[:, None], 0), labels, finite
+        for buffer, values in zip((self.features, self.labels, self.valid), new, strict=True):
+            values = values.to(buffer)
+            if applied is not None:
+                values = torch.where(applied, values, buffer[rows])
+            buffer.index_copy_(0, rows, values)
+        count = len(features) if applied is None else len(features) * applied
+        self.cursor.copy_((self.cursor + count) % self.capacity)
 
     @torch.no_grad()
-    def load_shards(
-        self, shards: Sequence[Mapping[str, Tensor]], rank: int = 0, ranks: int = 1
-    ) -> None:
-        """Takes this rank's share of banks that another number of ranks had.
+    def load_shards(self, shards: Sequence[Mapping[str, Tensor]], rank: int = 0, ranks: int = 1) -> None:
+        """Loads this rank's share of the banks of another number of ranks, from their state dictionaries.
 
-        Their pixels are dealt out in turn, from the oldest to the newest, and each rank keeps its newest.
-
-        Args:
-            shards: State dictionary of each of these banks.
-            rank: Rank of this bank.
-            ranks: Number of ranks now.
+        The pixels are distributed round-robin from the oldest to the newest; each rank keeps its newest.
 
         Raises:
-            ValueError: The banks have other features than this one.
+            ValueError: The number of feature channels differs.
 
         Example:
             >>> halves = [PixelMemoryBank(2, 1), PixelMemoryBank(2, 1)]
@@ -114,36 +103,20 @@ class PixelMemoryBank(nn.Module):
             >>> whole.features.flatten()
             tensor([0., 1., 2., 3.])
         """
-        of_age = [
-            {
-                name: shard[name].roll(-int(shard["cursor"]), dims=0).to(self.cursor.device)
-                for name in ("features", "labels", "valid")
-            }
+        names = ("features", "labels", "valid")
+        by_age = [
+            [shard[name].roll(-int(shard["cursor"]), dims=0).to(self.cursor.device) for name in names]
             for shard in shards
         ]
-        joined = {
-            name: torch.stack([shard[name] for shard in of_age], dim=1).flatten(0, 1)
-            for name in ("features", "labels", "valid")
-        }
-        if joined["features"].shape[1:] != (self.feature_dim,):
-            raise ValueError(
-                f"the banks hold features of {joined['features'].shape[1]} channels, this one has "
-                f"{self.feature_dim}"
-            )
-        known = joined["valid"].nonzero().flatten()[rank::ranks]
+        joined = [torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_age, strict=True)]
+        features, labels, valid = joined
+        check_shape("features of the other banks", features, "N", self.feature_dim)
+        share = valid.nonzero().flatten()[rank::ranks]
         self.valid.fill_(False)
         self.cursor.zero_()
-        self.push(joined["features"][known], joined["labels"][known])
+        self.push(features[share], labels[share])
 
     def next_rows(self, count: int, after: int = 0) -> Tensor:
-        """Returns the rows that will be written next.
-
-        Args:
-            count: Number of rows, at most the capacity.
-            after: Pixels that will be pushed before these.
-
-        Returns:
-            (count,) int64.
-        """
+        """Returns the `count` rows (at most the capacity) that are written after `after` other pixels."""
         rows = torch.arange(after, after + count, device=self.cursor.device)
         return (self.cursor + rows) % self.capacity

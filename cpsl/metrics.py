@@ -4,41 +4,47 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cpsl.distributed import all_reduce_sum
+from cpsl._internal.checking import check_shape
+from cpsl._internal.distributed import all_reduce_sum
 
 
 class ConfusionMatrix(nn.Module):
-    """Counts which class is predicted where which class is true.
+    """Counts pixels by target and predicted class.
+
+    `compute` returns the result of all ranks; the attribute and the properties are those of this process.
 
     Args:
         num_classes: Number of classes K.
-        ignore_index: Pixels with this target do not count.
+        ignore_index: Target of pixels that are not counted.
+        group: Process group over which `compute` sums; None is the default group.
 
     Attributes:
-        matrix: (K, K) int64 buffer; rows are targets, columns predictions.
+        matrix: (K, K) int64 buffer; rows are targets, columns are predictions.
 
     Example:
         >>> confusion = ConfusionMatrix(num_classes=3)
         >>> confusion.update(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 255]))
-        >>> confusion.iou
+        >>> iou = confusion.compute()
+        >>> iou
         tensor([0.5000, 0.5000,    nan])
-        >>> confusion.miou
+        >>> iou.nanmean()  # mIoU; for 13 of SYNTHIA's 16 classes: iou[indices].nanmean()
         tensor(0.5000)
-
-        The mean over some of the classes, such as SYNTHIA's 13 of 16: `confusion.iou[indices].nanmean()`.
     """
 
     matrix: Tensor
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, group: dist.ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.group = group
         self.register_buffer("matrix", torch.zeros(num_classes, num_classes, dtype=torch.int64))
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Counts label maps.
+        """Counts the pixels of a batch.
 
         Args:
             prediction: Integer class indices of any shape.
@@ -46,35 +52,37 @@ class ConfusionMatrix(nn.Module):
 
         Raises:
             ValueError: The shapes differ, or (on the CPU) a target is neither a class nor ignored, or a
-                prediction is no class where the target is one.
+                prediction at a valid target is not a class.
         """
-        if prediction.shape != target.shape:
-            raise ValueError(
-                f"prediction and target must have one shape, got {tuple(prediction.shape)} and "
-                f"{tuple(target.shape)}"
-            )
+        check_shape("target", target, *prediction.shape)
         prediction, target = prediction.flatten(), target.flatten()
         ignored = target == self.ignore_index
         if target.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check("target", target.masked_fill(ignored, 0))
             self._check("prediction", prediction.masked_fill(ignored, 0))
         bins = self.num_classes**2
-        # Ignored pixels fall into one more bin than the matrix has.
+        # Ignored pixels are counted in one extra bin.
         cell = (target.long() * self.num_classes).add_(prediction).masked_fill_(ignored, bins)
         counts = torch.zeros(bins + 1, dtype=torch.int64, device=cell.device)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
         self.matrix += counts[:bins].reshape_as(self.matrix).to(self.matrix.device)
 
+    def compute(self) -> Tensor:
+        """Returns the IoU (K,) over the pixels of all ranks, each of which must call it; see `iou`."""
+        return _iou(all_reduce_sum(self.matrix.clone(), self.group))
+
+    def reset(self) -> None:
+        """Sets all counts to zero."""
+        self.matrix.zero_()
+
     def reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Sums the counts of all ranks; call it once, at the end."""
-        all_reduce_sum(self.matrix, group)
+        """Sums `matrix` over the ranks in place, after the last `update`; `compute` needs no such call."""
+        all_reduce_sum(self.matrix, group or self.group)
 
     @property
     def iou(self) -> Tensor:
-        """(K,) intersection over union, 0...1; NaN for a class neither present nor predicted."""
-        matrix = self.matrix.double()
-        intersection = matrix.diagonal()
-        return (intersection / (matrix.sum(0) + matrix.sum(1) - intersection)).float()
+        """(K,) float32 intersection over union of `matrix`; NaN for a class neither present nor predicted."""
+        return _iou(self.matrix)
 
     @property
     def miou(self) -> Tensor:
@@ -83,7 +91,11 @@ class ConfusionMatrix(nn.Module):
 
     def _check(self, name: str, labels: Tensor) -> None:
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(
-                f"{name} must be 0...{self.num_classes - 1} where the target is not "
-                f"{self.ignore_index}, got {int(labels.min())}...{int(labels.max())}"
-            )
+            wanted = f"0...{self.num_classes - 1} where the target is not {self.ignore_index}"
+            raise ValueError(f"{name} must be {wanted}, got {int(labels.min())}...{int(labels.max())}")
+
+
+def _iou(matrix: Tensor) -> Tensor:
+    matrix = matrix.double()
+    intersection = matrix.diagonal()
+    return (intersection / (matrix.sum(0) + matrix.sum(1) - intersection)).float()

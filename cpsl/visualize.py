@@ -1,4 +1,4 @@
-"""Pictures of labels, maps, assignments and views, as uint8 tensors that any image library writes."""
+"""Pictures of labels, heatmaps, assignments and views, as uint8 tensors (3, H, W)."""
 
 from collections.abc import Sequence
 
@@ -8,28 +8,25 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cpsl._internal.checking import check_shape
 from cpsl.geometry import View
 
 Color = tuple[int, int, int]
 Palette = Sequence[Color]
 
-# Anchors of a perceptually even map from dark blue over green to yellow (after viridis, Smith and van der
-# Walt, 2015).
+# Five colors of viridis (Smith and van der Walt, 2015), between which the heatmap interpolates.
 _HEAT = torch.tensor(
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=torch.float32
 )
-_RIM = (20, 20, 20)  # around dots, so that they stand out from a ground of their own colour
+_RIM = (20, 20, 20)  # around dots, for contrast with a background of their own color
 
 
 def colorize(label: Tensor, palette: Palette) -> Tensor:
-    """Shows classes in their colours.
+    """Colors each pixel by its class.
 
     Args:
-        label: (H, W) integer class indices; what is no class is black.
-        palette: K colours (R, G, B), 0...255.
-
-    Returns:
-        (3, H, W) uint8.
+        label: (H, W) integer class indices; other values are black.
+        palette: K colors (R, G, B), 0...255.
 
     Example:
         >>> colorize(torch.tensor([[0, 255]]), [(10, 20, 30)]).flatten(1)
@@ -44,19 +41,16 @@ def colorize(label: Tensor, palette: Palette) -> Tensor:
 
 
 def overlay(image: Tensor, label: Tensor, palette: Palette, alpha: float = 0.5) -> Tensor:
-    """Lays classes over an image; ignored pixels show the image alone.
+    """Blends an image with the colors of its classes; ignored pixels show the image alone.
 
     Args:
         image: (3, H, W) uint8.
         label: (H, W) integer class indices.
-        palette: K colours (R, G, B), 0...255.
-        alpha: Weight of the colours, 0...1.
-
-    Returns:
-        (3, H, W) uint8.
+        palette: K colors (R, G, B), 0...255.
+        alpha: Weight of the colors, 0...1.
 
     Raises:
-        ValueError: The image is no image, or the label has another size.
+        ValueError: The image is not uint8 (3, H, W), or the label has another size.
 
     Example:
         >>> image = torch.full((3, 1, 2), 100, dtype=torch.uint8)
@@ -64,39 +58,24 @@ def overlay(image: Tensor, label: Tensor, palette: Palette, alpha: float = 0.5) 
         tensor([[150, 100]], dtype=torch.uint8)
     """
     _check_image(image)
-    if label.shape != image.shape[1:]:
-        raise ValueError(
-            f"an image {tuple(image.shape)} needs labels {tuple(image.shape[1:])}, "
-            f"got shape {tuple(label.shape)}"
-        )
+    check_shape("label", label, *image.shape[1:])
     known = (label >= 0) & (label < len(palette))
     return _blend(image, colorize(label, palette), alpha * known)
 
 
 def heatmap(values: Tensor) -> Tensor:
-    """Shows values from dark blue (0) to yellow (1).
-
-    Args:
-        values: (H, W) floating; clipped to 0...1.
-
-    Returns:
-        (3, H, W) uint8.
+    """Colors values (H, W) from dark blue (0 and below) to yellow (1 and above).
 
     Example:
         >>> heatmap(torch.tensor([[0.0, 1.0]])).flatten(1).t()
         tensor([[ 68,   1,  84],
                 [253, 231,  37]], dtype=torch.uint8)
     """
-    place = values.float().nan_to_num().clamp(0, 1) * (len(_HEAT) - 1)
-    low = place.floor().long().clamp_max(len(_HEAT) - 2)
+    position = values.float().nan_to_num().clamp(0, 1) * (len(_HEAT) - 1)
+    low = position.floor().long().clamp_max(len(_HEAT) - 2)
     heat = _HEAT.to(values.device)
-    return (
-        heat[low]
-        .lerp(heat[low + 1], (place - low)[..., None])
-        .round()
-        .to(torch.uint8)
-        .movedim(-1, 0)
-    )
+    colors = heat[low].lerp(heat[low + 1], (position - low)[..., None])
+    return colors.round().to(torch.uint8).movedim(-1, 0)
 
 
 def similarity_map(
@@ -105,24 +84,21 @@ def similarity_map(
     prototype: int | None = None,
     limits: tuple[float, float] = (-1.0, 1.0),
 ) -> Tensor:
-    """Shows how similar each place of an image is to one prototype, or to the one it is most similar to.
+    """Colors an image by the similarity to one prototype, or to the most similar one of each pixel.
 
-    The cosines are resized like any output of a network: bilinear, corners aligned.
+    The similarities are upsampled bilinearly with aligned corners, like the networks' outputs.
 
     Args:
         similarity: (K, h, w) cosines of one image, from `prototype_similarity`.
         size: (H, W) of the image.
-        prototype: Which of the K; None takes the largest cosine at each place.
-        limits: Cosines shown as dark blue and as yellow. Give all pictures that are compared the same.
-
-    Returns:
-        (3, H, W) uint8.
+        prototype: Index of the prototype; None takes the largest cosine of each pixel.
+        limits: Cosines shown as dark blue and as yellow; pictures to be compared need the same limits.
 
     Raises:
-        ValueError: The shape does not fit, there is no such prototype, or the limits are not in order.
+        ValueError: The shape is wrong, the prototype does not exist, or the limits are not in order.
 
     Example:
-        A feature on the prototype, one at right angles to it, one opposite:
+        A feature equal to the prototype, one orthogonal to it, one opposite:
 
         >>> cosines = torch.tensor([[[1.0, 0.0, -1.0]]])
         >>> similarity_map(cosines, (1, 3), prototype=0).flatten(1).t()
@@ -130,10 +106,7 @@ def similarity_map(
                 [ 33, 145, 140],
                 [ 68,   1,  84]], dtype=torch.uint8)
     """
-    if similarity.ndim != 3:
-        raise ValueError(
-            f"similarities of one image must be (K, h, w), got shape {tuple(similarity.shape)}"
-        )
+    check_shape("similarity", similarity, "K", "h", "w")
     if prototype is not None and not 0 <= prototype < len(similarity):
         raise ValueError(f"there are prototypes 0...{len(similarity) - 1}, not {prototype}")
     low, high = limits
@@ -141,9 +114,7 @@ def similarity_map(
         raise ValueError(f"limits must be (low, high) with low < high, got {limits}")
     if prototype is not None:
         similarity = similarity[prototype : prototype + 1]
-    resized = F.interpolate(
-        similarity[None].float(), list(size), mode="bilinear", align_corners=True
-    )
+    resized = F.interpolate(similarity[None].float(), list(size), mode="bilinear", align_corners=True)
     return heatmap((resized[0].amax(dim=0) - low) / (high - low))
 
 
@@ -155,28 +126,27 @@ def assignment_map(
     palette: Palette,
     radius: int = 3,
 ) -> Tensor:
-    """Shows the pixels that a clustering step drew, at their places, in the colours they were assigned to.
+    """Draws the pixels sampled by a clustering step as dots in the colors of their classes.
 
-    A dot has the colour of the class with the largest share of the pixel; it lies where the node of the
-    features' grid lies on the image, corners aligned. Of dots that overlap the last drawn is on top.
+    The color of a dot is that of the largest assignment. Its position is that of the feature in the image,
+    with aligned corners. Later dots cover earlier ones.
 
     Args:
-        images: (B, 3, H, W) uint8, the batch whose features were clustered.
-        indices: Positions b·h·w + y·w + x of N pixels in the flattened batch, any shape:
-            `ClusteringOutput.indices`.
-        assignments: (N, K) in the order of the indices: `ClusteringOutput.assignments`.
+        images: (B, 3, H, W) uint8, the clustered batch.
+        indices: `ClusteringOutput.indices`, positions of N pixels in the flattened batch, any shape.
+        assignments: `ClusteringOutput.assignments`, (N, K) in the order of the indices.
         grid: (h, w) of the features.
-        palette: K colours (R, G, B), 0...255.
-        radius: Of a dot, in pixels.
+        palette: K colors (R, G, B), 0...255.
+        radius: Radius of a dot in pixels.
 
     Returns:
         (B, 3, H, W) uint8.
 
     Raises:
-        ValueError: The shapes do not fit, or (on the CPU) an index lies outside the batch.
+        ValueError: A shape is wrong, or (on the CPU) an index is outside of the batch.
 
     Example:
-        The lower right of 2 x 2 nodes was drawn and assigned to the second class:
+        The lower right of 2 x 2 features is assigned to the second class:
 
         >>> images = torch.full((1, 3, 5, 5), 255, dtype=torch.uint8)
         >>> shown = assignment_map(
@@ -186,23 +156,16 @@ def assignment_map(
         >>> shown[0, :, 4, 4]
         tensor([7, 8, 9], dtype=torch.uint8)
     """
-    if images.ndim != 4:
-        raise ValueError(f"images must be (B, 3, H, W), got shape {tuple(images.shape)}")
+    check_shape("images", images, "B", 3, "H", "W")
     for image in images:
         _check_image(image)
     indices = indices.flatten()
-    if assignments.shape != (len(indices), len(palette)):
-        raise ValueError(
-            f"{len(indices)} drawn pixels and {len(palette)} colours need assignments "
-            f"{(len(indices), len(palette))}, got shape {tuple(assignments.shape)}"
-        )
-    nodes = len(images) * grid[0] * grid[1]
-    if indices.device.type == "cpu" and ((indices < 0) | (indices >= nodes)).any():
-        raise ValueError(
-            f"{len(images)} images with features on {tuple(grid)} have pixels 0...{nodes - 1}, got "
-            f"{int(indices.min())}...{int(indices.max())}"
-        )
-    image_of, node = indices // (grid[0] * grid[1]), indices % (grid[0] * grid[1])
+    check_shape("assignments", assignments, len(indices), len(palette))
+    nodes = grid[0] * grid[1]
+    last = len(images) * nodes - 1
+    if indices.device.type == "cpu" and ((indices < 0) | (indices > last)).any():
+        raise ValueError(f"indices must be 0...{last}, got {int(indices.min())}...{int(indices.max())}")
+    image_of, node = indices // nodes, indices % nodes
     y = _pixel_of_node(node // grid[1], grid[0], images.shape[2])
     x = _pixel_of_node(node % grid[1], grid[1], images.shape[3])
     color_of = torch.tensor(palette, dtype=torch.uint8, device=images.device)
@@ -216,27 +179,22 @@ def assignment_map(
     return shown.movedim(0, 1)
 
 
-def outline(
-    image: Tensor, view: View, color: Color = (255, 255, 255), thickness: float = 2.0
-) -> Tensor:
-    """Draws the frame of a view over the original image, and the box that the view hides.
+def outline(image: Tensor, view: View, color: Color = (255, 255, 255), thickness: float = 2.0) -> Tensor:
+    """Draws the outlines of a view and of its cutout, as far as they are inside, over the original image.
 
-    A disc lies on the view's own upper left corner: a mirrored or turned view is known by it.
+    A disc marks the upper left corner of the view, which shows whether it is mirrored or rotated.
 
     Args:
         image: (3, H, W) uint8, the original.
-        view: Of one image.
+        view: One view of this image.
         color: (R, G, B), 0...255.
-        thickness: Of the lines, in pixels of the image.
-
-    Returns:
-        (3, H, W) uint8; parts of the frame outside the image are not seen.
+        thickness: Thickness of the lines in pixels of the image.
 
     Raises:
-        ValueError: The image is no image, or there are several views.
+        ValueError: The image is not uint8 (3, H, W), or there are several views.
 
     Example:
-        The upper right quarter of a black image, and the rows its frame touches:
+        The upper right quarter of a black image, and the rows of its outline:
 
         >>> view = View.whole((16, 16)).cropped(0, 8, (8, 8))
         >>> shown = outline(torch.zeros(3, 16, 16, dtype=torch.uint8), view, thickness=1.0)
@@ -245,40 +203,37 @@ def outline(
     """
     _check_image(image)
     if len(view) != 1:
-        raise ValueError(f"one image is outlined by one view, got {len(view)}")
+        raise ValueError(f"an image needs one view, got {len(view)}")
     height, width = view.size
-    frames = [view.matrix.new_tensor([0, 0, width, height])]
-    if view.hidden is not None:
-        frames.append(view.hidden[0])
+    boxes = [view.matrix.new_tensor([0, 0, width, height])]
+    if view.cutout is not None:
+        boxes.append(view.cutout[0])
     y = torch.arange(image.shape[1], device=image.device)[:, None] + 0.5
     x = torch.arange(image.shape[2], device=image.device) + 0.5
     distance = torch.full(image.shape[1:], torch.inf, device=image.device)
     linear, shift = view.matrix[0].to(image.device).split([2, 1], dim=1)
-    for left, top, right, bottom in frames:
-        places = torch.stack([left, top, right, top, right, bottom, left, bottom]).reshape(4, 2)
-        corners = (places.to(linear)[:, None] * linear).sum(dim=2) + shift[:, 0]
+    for left, top, right, bottom in boxes:
+        points = torch.stack([left, top, right, top, right, bottom, left, bottom]).reshape(4, 2)
+        corners = (points.to(linear)[:, None] * linear).sum(dim=2) + shift[:, 0]
         for start, end in zip(corners, corners.roll(-1, dims=0), strict=True):
             distance = torch.minimum(distance, _distance_to_segment(x, y, start, end))
     origin = torch.hypot(x - shift[0], y - shift[1]) - 2 * thickness
-    # One pixel of transition: the lines of a turned view are smooth.
+    # A transition of one pixel, for smooth lines of rotated views.
     alpha = (thickness / 2 + 0.5 - torch.minimum(distance, origin)).clamp(0, 1)
     ink = torch.tensor(color, dtype=torch.uint8, device=image.device)[:, None, None]
     return _blend(image, ink.expand_as(image), alpha)
 
 
 def titled(image: Tensor, title: str, height: int = 22) -> Tensor:
-    """Puts a heading above a picture, black on white like the ground of a `panel`.
+    """Adds a title above a picture, black on white.
 
     Args:
         image: (3, H, W) uint8.
-        title: One line; what is wider than the picture is cut off.
-        height: Of the heading, in pixels.
-
-    Returns:
-        (3, height + H, W) uint8.
+        title: One line; a title wider than the picture is cut off.
+        height: Height of the title in pixels, which is added to that of the picture.
 
     Raises:
-        ValueError: The image is no image, or the heading has no room.
+        ValueError: The image is not uint8 (3, H, W), or the height is below 8 pixels.
 
     Example:
         >>> titled(torch.zeros(3, 40, 80, dtype=torch.uint8), "before").shape
@@ -286,7 +241,7 @@ def titled(image: Tensor, title: str, height: int = 22) -> Tensor:
     """
     _check_image(image)
     if height < 8:
-        raise ValueError(f"a heading needs a height of 8 pixels or more, got {height}")
+        raise ValueError(f"a title needs a height of 8 pixels or more, got {height}")
     strip = Image.new("RGB", (image.shape[2], height), "white")
     font = ImageFont.load_default(size=round(0.62 * height))
     ImageDraw.Draw(strip).text((1, height // 2), title, fill="black", font=font, anchor="lm")
@@ -295,15 +250,12 @@ def titled(image: Tensor, title: str, height: int = 22) -> Tensor:
 
 
 def panel(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
-    """Arranges pictures of one size in a grid on white; `titled` gives them headings.
+    """Arranges pictures of one size in a grid on a white background.
 
     Args:
         images: (3, H, W) uint8 each, row by row.
-        columns: Pictures in a row.
-        gap: Pixels between them.
-
-    Returns:
-        (3, H', W') uint8.
+        columns: Number of pictures per row.
+        gap: Gap between pictures in pixels.
 
     Raises:
         ValueError: The sizes differ.
@@ -314,7 +266,7 @@ def panel(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
         torch.Size([3, 62, 164])
     """
     if len({image.shape for image in images}) != 1:
-        raise ValueError("pictures of one panel must have one size")
+        raise ValueError("the pictures of a panel must have one size")
     padded = [F.pad(image, (0, gap, 0, gap), value=255) for image in images]
     blank = torch.full_like(padded[0], 255)
     padded += [blank] * (-len(padded) % columns)
@@ -324,9 +276,7 @@ def panel(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
 
 def _check_image(image: Tensor) -> None:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"an image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}"
-        )
+        raise ValueError(f"an image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}")
 
 
 def _blend(image: Tensor, colors: Tensor, alpha: Tensor) -> Tensor:
@@ -335,27 +285,27 @@ def _blend(image: Tensor, colors: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _pixel_of_node(node: Tensor, nodes: int, pixels: int) -> Tensor:
-    """Returns the pixel nearest to a node of a corner-aligned grid along one axis."""
+    """Returns the pixel nearest to a node of a grid with aligned corners, along one axis."""
     return (node * ((pixels - 1) / max(nodes - 1, 1))).round().long()
 
 
 def _disc_owners(image_of: Tensor, y: Tensor, x: Tensor, radius: int, like: Tensor) -> Tensor:
-    """Returns for each pixel of (B, H, W) the last of N discs that covers it, or -1."""
+    """Returns for each pixel of (B, H, W) the index of the last of N discs that covers it, or -1."""
     batch, height, width = like.shape
     side = torch.arange(-radius, radius + 1, device=like.device)
-    # Half a pixel more than the radius gives small discs their round shape.
+    # Half a pixel more than the radius makes small discs round.
     dy, dx = (side[:, None] ** 2 + side**2 <= (radius + 0.5) ** 2).nonzero().t() - radius
     y, x = y[:, None] + dy, x[:, None] + dx
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    place = ((image_of[:, None] * height + y) * width + x)[inside]
+    position = ((image_of[:, None] * height + y) * width + x)[inside]
     number = torch.arange(len(y), device=like.device)[:, None].expand_as(y)[inside]
     owners = torch.full((batch * height * width,), -1, device=like.device)
-    return owners.scatter_reduce_(0, place, number, "amax").reshape(like.shape)
+    return owners.scatter_reduce_(0, position, number, "amax").reshape(like.shape)
 
 
 def _distance_to_segment(x: Tensor, y: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Returns the distance of places (H, 1), (W,) from a segment, (H, W)."""
+    """Returns the distances (H, W) of the points x (W,), y (H, 1) from a segment."""
     along = end - start
     part = ((x - start[0]) * along[0] + (y - start[1]) * along[1]) / along.square().sum()
-    part = part.nan_to_num().clamp(0, 1)  # a segment of no length is a point
+    part = part.nan_to_num().clamp(0, 1)  # a segment of length 0 is a point
     return torch.hypot(x - start[0] - part * along[0], y - start[1] - part * along[1])

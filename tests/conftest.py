@@ -1,4 +1,4 @@
-"""What the tests share: the golden vectors, a little real input, and the skip of GPU tests."""
+"""Fixtures of all tests. Tests marked `cuda` are skipped without CUDA."""
 
 import logging
 import os
@@ -15,21 +15,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.load_profile("default")
 
-# Not part of the project: they lie beside the checkout, or where CPSL_SHARED says.
+# Results are compared bit for bit with those of other processes, which have one thread as well.
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+"""Outputs of the authors' code; its README.md describes them."""
 SHARED = Path(os.environ.get("CPSL_SHARED", Path(__file__).parents[2] / "shared"))
+"""Optional photographs of the real data sets, which are not distributed with the project."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 @pytest.fixture
 def golden() -> Callable[[str], Arrays]:
-    """Returns a function that reads one file of the release's outputs."""
+    """Returns a function that reads one file of golden vectors."""
 
     def read(name: str) -> Arrays:
-        path = SHARED / "golden" / f"{name}.npz"
-        if not path.exists():
-            pytest.skip(f"the release's outputs are not here: {path}")
-        with np.load(path) as arrays:
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
             return dict(arrays)
 
     return read
@@ -37,16 +39,16 @@ def golden() -> Callable[[str], Arrays]:
 
 @pytest.fixture
 def real() -> Path:
-    """Returns the folder of real street images."""
+    """Returns the folder of photographs in the layouts of GTA5, SYNTHIA and Cityscapes."""
     path = SHARED / "real"
     if not path.exists():
-        pytest.skip(f"the real images are not here: {path}")
+        pytest.skip(f"needs the optional photographs in {path}")
     return path
 
 
 @pytest.fixture(autouse=True)
 def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives each test the log as it is before anything has begun to log."""
+    """Restores the logger `cpsl` after each test."""
     log = logging.getLogger("cpsl")
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "propagate", True)
@@ -56,14 +58,12 @@ def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fake_cuda() -> Iterator[torch.device]:
-    """Yields a CUDA device whose tensors have no values: whatever waits for one fails, on any machine."""
+    """Yields a fake CUDA device: its tensors have no values, so that every synchronization fails."""
     with FakeTensorMode(), torch.device("cuda"):
         try:
             torch.empty(2)[:1]
         except RuntimeError:
-            pytest.skip(
-                "without a GPU this version of PyTorch (2.6) cannot index a fake one's tensors"
-            )
+            pytest.skip("PyTorch 2.6 cannot index fake CUDA tensors without a GPU")
         yield torch.device("cuda")
 
 

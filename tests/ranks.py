@@ -1,4 +1,4 @@
-"""Starts the ranks of a distributed test: processes on this machine that talk by gloo."""
+"""Starts the ranks of a distributed test as processes on this machine."""
 
 import os
 import socket
@@ -12,9 +12,9 @@ Work = Callable[[int, int, Path], None]
 
 
 def start_ranks(work: Work, ranks: int, folder: Path) -> None:
-    """Calls `work(rank, ranks, folder)` in so many processes; it must be a function of a module.
+    """Calls the module-level function `work(rank, ranks, folder)` in one process per rank.
 
-    They find what torchrun would tell them in their environment.
+    The environment variables are those of torchrun.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

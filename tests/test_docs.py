@@ -1,17 +1,15 @@
-"""The documentation is true: code runs, commands exist, links lead somewhere, no public name is missing."""
+"""The documentation is true: code runs, commands parse, settings and files exist, names are described."""
 
 import ast
 import doctest
-import importlib
 import inspect
-import itertools
-import pkgutil
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
-from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,295 +18,259 @@ import pytest
 from PIL import Image
 
 import cpsl
-import cpsl.data
-import cpsl.engine
-from config import Config, parse
 from cpsl import Segmenter
+from cpsl.app.command_line import parse, parse_arguments, read_layers
+from cpsl.app.config import Config
+from cpsl.app.export import export
+from cpsl.app.settings import UsageError, schema
 from cpsl.data import CITYSCAPES_19
 from cpsl.models import DeepLabV2
-from export import export
 
 ROOT = Path(__file__).parents[1]
-TEXTS = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
-MODULES = [
-    importlib.import_module(module.name) for module in pkgutil.iter_modules(cpsl.__path__, "cpsl.")
-]
-PACKAGES = [cpsl, *(module for module in MODULES if hasattr(module, "__path__"))]
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which also names what is gone
+WIDTH = 88
+"""Characters of a code block that fit beside the menus of the site, in a window of 1280 pixels."""
 
 
 class Block(NamedTuple):
-    """A fenced block of a page, without the indentation that a list gives it, and what it prints."""
+    """A fenced block, without the indentation of a list around it."""
 
+    page: Path
     language: str
     text: str
-    output: str = ""
 
 
-def blocks(*languages: str) -> list[Any]:
-    """Returns the blocks of some languages as parameters of a test."""
-    parameters = []
-    for page in TEXTS:
-        found = [
-            Block(language, re.sub(f"^{indent}", "", text, flags=re.M))
-            for indent, language, text in re.findall(
-                r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", page.read_text(), re.M | re.S
-            )
-        ]
-        for number, (block, after) in enumerate(itertools.zip_longest(found, found[1:])):
-            if block.language in languages:
-                # What follows code as text is what the code prints.
-                output = after.text if after and after.language == "text" else ""
-                name = f"{page.stem}-{number}"
-                parameters.append(pytest.param(block._replace(output=output), id=name))
-    return parameters
+def blocks(language: str) -> list[Block]:
+    """Returns the blocks of a language, "" for commands and output."""
+    return [
+        Block(page, found, re.sub(f"^{indent}", "", text, flags=re.M))
+        for page in PAGES
+        for indent, found, text in re.findall(r"^( *)```(\w*)\n(.*?)^\1```", page.read_text(), re.M | re.S)
+        if found == language
+    ]
 
 
-def test_every_block_has_a_language_that_is_checked() -> None:
-    # The one that shows a difference is compared with the files in test_integrations.py.
-    checked = {"", "sh", "bash", "python", "pycon", "toml", "text", "diff"}
-    used = {block.values[0].language for block in blocks(*checked)}
-    fences = {
-        language
-        for page in TEXTS
-        for language in re.findall(r"^ *```(\w+)", page.read_text(), re.M)
-    }
-    assert fences <= checked
-    assert {"", "python", "pycon"} <= used
+def by_path(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def by_name(block: Block) -> str:
+    return f"{by_path(block.page)}: {block.text.splitlines()[0]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_code_blocks_fit_the_page_and_have_a_known_language(page: Path) -> None:
+    text = page.read_text()
+    assert set(re.findall(r"^ *```(.+)$", text, re.M)) <= {"python", "pycon", "toml", "text"}
+    for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.M | re.S):
+        wide = [line for line in block.splitlines() if len(line) > WIDTH]
+        assert not wide, wide
 
 
 @pytest.fixture(scope="session")
-def around(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with the files that the pages take for granted."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with the files that the pages assume."""
     folder = tmp_path_factory.mktemp("docs")
-    model = DeepLabV2(19, "resnet_tiny", 8).eval()
-    Segmenter(model, CITYSCAPES_19, (32, 64)).save(folder / "model.pt")
+    run = folder / "runs" / "mine" / "distill_2"
+    run.mkdir(parents=True)
+    segmenter = Segmenter(DeepLabV2(19, "resnet_tiny", 8).eval(), CITYSCAPES_19, (32, 64))
+    segmenter.save(folder / "model.pt")
+    segmenter.save(run / "model.pt")
+    cpsl.authors.save_release_checkpoint(folder / "gta2citylabv2_stage1.pkl", DeepLabV2(19, "resnet101"))
+    export(segmenter, folder / "model.onnx")
     Image.new("RGB", (80, 48)).save(folder / "street.jpg")
     return folder
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_code_in_the_documentation_runs(block: Block, around: Path, monkeypatch, capsys) -> None:
-    if ".pkl" in block.text:
-        pytest.skip("the authors' checkpoints are not here")
-    monkeypatch.chdir(around)
-    if "model.onnx" in block.text:
-        pytest.importorskip("onnxruntime", reason="ONNX needs cpsl[export]")
-        export(Segmenter.load("model.pt"), Path("model.onnx"))
-    exec(compile(block.text, "docs", "exec"), {})
-    if block.output:
-        assert capsys.readouterr().out == block.output
+@pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")}), ids=by_path)
+@pytest.mark.filterwarnings("ignore")  # of Lightning, about this machine
+def test_code_runs(page: Path, folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}  # the blocks of a page build on each other
+    for block in blocks("python"):
+        if block.page == page:
+            exec(compile(block.text, page.name, "exec"), names)
+    printed = capsys.readouterr().out
+    assert all(block.text in printed for block in blocks("text") if block.page == page)
 
 
-@pytest.mark.parametrize("block", blocks("pycon"))
-def test_dialogues_in_the_documentation_are_as_they_are_written(block: Block) -> None:
-    test = doctest.DocTestParser().get_doctest(block.text, {}, "docs", None, 0)
+@pytest.mark.parametrize("block", blocks("pycon"), ids=by_name)
+def test_sessions_give_what_is_printed(block: Block) -> None:
+    test = doctest.DocTestParser().get_doctest(block.text, {}, block.page.name, None, 0)
     assert test.examples
-    told: list[str] = []
-    result = doctest.DocTestRunner().run(test, out=told.append)
-    assert result.failed == 0, "".join(told)
+    output: list[str] = []
+    assert doctest.DocTestRunner().run(test, out=output.append).failed == 0, "".join(output)
 
 
-@pytest.mark.parametrize("block", blocks("toml"))
-def test_settings_in_the_documentation_are_read(block: Block, tmp_path: Path) -> None:
-    assert tomllib.loads(block.text)
+@pytest.mark.parametrize("block", blocks("toml"), ids=by_name)
+def test_settings_files_are_read(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "docs.toml"
     file.write_text(block.text)
-    rest = ["--output", "r", "--source.images", "a", "--target.images", "b"]
-    parse(Config, ["--config", str(file), *rest])
-
-
-# What a command line may begin with besides this project's own programs.
-OTHERS = {"git", "cd", "export", "tensorboard", "ruff", "rm", "mkdir", "ls", "cp"}
+    assert read_layers([str(file)])
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yields the simple commands of a shell script, as words."""
-    text = text.replace("\\\n", " ").replace("$seed", "0")
-    for line in text.splitlines():
-        words = shlex.split(line.strip().removeprefix("$ "), comments=True)
-        if words[:1] == ["for"] or words in ([], ["done"]):
-            continue
-        part: list[str] = []
-        for word in [*words, "&&"]:
-            if word in ("&&", ";", "|"):
-                yield part
-                part = []
-            else:
-                part.append(word)
+    """Yields the words of each command of a block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for command in re.split(r"&&|\|", line):
+            if words := shlex.split(command, comments=True):
+                yield words
 
 
 def is_script(block: Block) -> bool:
-    """Whether a block without a language holds commands; others hold equations, output or trees of files."""
-    known = r"^(\$ )?(for .* in|make|pip|git|torchrun|python3?|\.venv/bin/\w+|\.ci/\w+) "
-    return block.language != "" or re.search(known, block.text, re.M) is not None
+    """Returns whether a block holds commands, and no output."""
+    return re.match(r"(cpsl|make|pip|python|torchrun|sbatch|\.venv/bin/\w+) ", block.text) is not None
 
 
-SCRIPTS = [block for block in blocks("", "sh", "bash") if is_script(block.values[0])]
-
-
-@pytest.mark.parametrize("block", SCRIPTS)
-def test_commands_in_the_documentation_exist(block: Block, monkeypatch) -> None:
-    monkeypatch.chdir(ROOT)
-    for words in commands(block.text):
-        while re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables before a command
-            words = words[1:]
-        program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
-        if program in ("python", "python3", "torchrun"):
-            if arguments[0] == "-m":
-                files = [word for word in arguments[2:] if word.endswith(".py")]
-                assert all((ROOT / file).is_file() for file in files), files
-                continue
-            place = next(i for i, word in enumerate(arguments) if word.endswith(".py"))
-            check_program(arguments[place], arguments[place + 1 :])
-        elif program == "make":
-            for target in (word for word in arguments if "=" not in word):
-                assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
-        elif program == "pip":
-            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-            for extra in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
-                assert set(extra.split(",")) <= set(extras["optional-dependencies"])
-        elif "/" in program:
-            assert (ROOT / program).is_file(), program
+def check_command(words: list[str]) -> None:
+    """Checks that a command exists and takes its options."""
+    program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
+    if program == "torchrun" or arguments[:1] == ["-m"]:
+        module, *arguments = arguments[arguments.index("-m") + 1 :]
+        if module == "cpsl":
+            check_cpsl(*arguments)
         else:
-            assert program in OTHERS, f"this test does not know the command {program}"
-
-
-def check_program(path: str, arguments: list[str]) -> None:
-    """Reads arguments as a program would: unknown options, wrong values and missing files are errors."""
-    assert (ROOT / path).is_file(), path
-    if path.startswith("examples/"):
-        module = importlib.import_module(Path(path).stem)
-        if arguments and "--help" not in arguments:
-            parse(getattr(module, "Arguments", Config), arguments)
-    else:
-        source = (ROOT / path).read_text()
+            assert all((ROOT / word).exists() for word in arguments if "/" in word)
+    elif program == "cpsl":
+        check_cpsl(*arguments)
+    elif program == "sbatch":
+        assert (ROOT / arguments[0]).is_file()
+        check_cpsl("adapt", *arguments[1:])
+    elif program == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert all(re.search(rf"^{target}:", makefile, re.M) for target in arguments)
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extra in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
+            assert set(extra.split(",")) <= set(extras["optional-dependencies"])
+    elif program == "python":
+        path = ROOT / arguments[0]
+        source = (path / "__main__.py" if path.is_dir() else path).read_text()
         for option in (word for word in arguments if word.startswith("--")):
-            field = option.removeprefix("--").replace("-", "_")  # of the arguments' dataclass
-            known = f'"{option}"' in source or re.search(rf"^    {field}: ", source, re.M)
-            assert known, f"{path} has no option {option}"
+            name = option.removeprefix("--").replace("-", "_")
+            assert f'"{option}"' in source or re.search(rf"^    {name}: ", source, re.M), option
+    else:
+        assert program in ("ruff", "tensorboard"), program
+
+
+def check_cpsl(command: str, *options: str) -> None:
+    """Parses the options of a command of `cpsl`, in a folder where each file of settings is a template."""
+    for file in (word for word in options if word.endswith(".toml")):
+        shutil.copy(ROOT / "examples" / "my_folders.toml", file)
+    module = import_module(f"cpsl.app.{command}")
+    if command in ("adapt", "check", "demo"):
+        parse(options, command, ("demo",) if command == "demo" else ())
+    elif command == "recipes":
+        module.main(list(options))
+    elif command == "report":
+        assert len(options) == 1
+    else:
+        parse_arguments(module.Arguments, options, command)
+
+
+@pytest.mark.parametrize("block", [*filter(is_script, blocks(""))], ids=by_name)
+def test_commands_parse(block: Block, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in commands(block.text):
+        check_command(words)
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        "python examples/adapt.py --config examples/configs/nowhere.toml",
-        "python examples/nowhere.py",
-        "python examples/evaluate.py --config examples/configs/demo.toml --weigths a.pt",
-        "python examples/adapt.py --config examples/configs/demo.toml --warmup.iterations many",
-        "python benchmarks/step.py --frobnicate 3",
+        "cpsl adapt --config nowhere",
+        "cpsl adapt --config demo --warmup.iterations many",
+        "cpsl evaluate --config demo --weigths a.pt",
+        "cpsl nothing",
+        "python benchmarks/step.py --nothing 3",
         "make nothing",
         "pip install '.[nothing]'",
-        "frobnicate",
+        "nothing",
     ],
 )
-def test_wrong_commands_are_noticed(command: str, monkeypatch) -> None:
-    with pytest.raises((AssertionError, SystemExit)):
-        test_commands_in_the_documentation_exist(Block("", command), monkeypatch)
+def test_wrong_commands_are_detected(command: str) -> None:
+    with pytest.raises((AssertionError, ImportError, SystemExit, UsageError)):
+        check_command(shlex.split(command))
 
 
-@pytest.mark.parametrize("page", [page for page in TEXTS if page.parent == ROOT], ids=str)
-def test_links_of_the_pages_outside_the_site_lead_somewhere(page: Path) -> None:
-    # Those between the pages of the site are checked where it is built: mkdocs build --strict.
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if not link.startswith(("https://", "http://")):
-            path, _, anchor = link.partition("#")
-            target = page.parent / path if path else page
-            assert target.exists(), link
-            if anchor:
-                titles = re.findall(r"^#+ (.*)", target.read_text(), re.M)
-                slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
-                assert anchor in slugs, link
+@pytest.mark.parametrize("page", CURRENT, ids=by_path)
+def test_files_and_settings_named_in_the_text_exist(page: Path) -> None:
+    text = page.read_text()
+    files = re.findall(r"\b(?:benchmarks|cpsl|docs|examples|tests)/[\w/]+\.\w+\b", text)
+    assert not [file for file in files if not (ROOT / file).exists()]
+    settings = schema(Config)
+    tables = {name.partition(".")[0] for name in settings if "." in name}
+    named = [n.replace("-", "_") for n in re.findall(r"`(?:--)?([a-z_\-]+\.[a-z_.\-]+)\b", text)]
+    named = [name for name in named if not name.endswith((".py", ".pt", ".toml"))]
+    assert not [n for n in named if n.partition(".")[0] in tables and n not in settings]
 
 
-def public_names() -> list[Any]:
-    """Returns package, name and value of each public name that is no module."""
-    parameters = []
-    for package in PACKAGES:
-        for name in package.__all__:
-            value = getattr(package, name)
-            if not isinstance(value, ModuleType) and name != "__version__":
-                parameters.append(
-                    pytest.param(package, name, value, id=f"{package.__name__}.{name}")
-                )
-    return parameters
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md")], ids=by_path)
+def test_links_outside_the_site_resolve(page: Path) -> None:
+    # `mkdocs build --strict` checks those of the site.
+    for link in re.findall(r"\]\(([^)\s#]+)", page.read_text()):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
-def defining_module(package: ModuleType, name: str, value: object) -> ModuleType:
-    """Returns the module that defines a public name; constants do not know theirs."""
-    if inspect.isclass(value) or inspect.isfunction(value):
-        return sys.modules[value.__module__]
-    inside = (m for n, m in sys.modules.items() if n.startswith(f"{package.__name__}."))
-    return next(m for m in inside if name in constants(m))
-
-
-def constants(module: ModuleType) -> dict[str, str]:
-    """Returns the constants of a module and what stands below each of them."""
-    body = ast.parse(inspect.getsource(module)).body
-    found = {}
-    for statement, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(statement, ast.Assign | ast.AnnAssign):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            text = getattr(getattr(after, "value", None), "value", "")
-            for target in ast.walk(targets[0]):
-                if isinstance(target, ast.Name):
-                    found[target.id] = text if isinstance(text, str) else ""
-    return found
-
-
-def in_the_reference(module: ModuleType) -> bool:
-    """Whether a page of the reference is made from a module; what has no docstring is left out there."""
-    directives = {
-        directive
-        for page in (ROOT / "docs" / "api").glob("*.md")
-        for directive in re.findall(r"^::: (\S+)", page.read_text(), re.M)
-    }
-    return any(f"{module.__name__}.".startswith(f"{directive}.") for directive in directives)
-
-
-@pytest.mark.parametrize(("package", "name", "value"), public_names())
-def test_every_public_name_is_described(package: ModuleType, name: str, value: object) -> None:
-    module = defining_module(package, name, value)
-    assert in_the_reference(module)
-    if not (inspect.isclass(value) or inspect.isfunction(value)):
-        assert constants(module)[name], f"{name} has no docstring"
-        return
-    description = inspect.getdoc(value)
-    assert description
-    # Results, enumerations and protocols are seen at work where they are made. The engine is seen at work in
-    # the trainers: most of it needs a run.
-    shown_elsewhere = inspect.isclass(value) and (
-        issubclass(value, tuple | Enum) or getattr(value, "_is_protocol", False)
-    )
-    bare = {cpsl.data.Draw, cpsl.data.SourceBatch, cpsl.data.TargetBatch}
-    if not shown_elsewhere and package is not cpsl.engine and value not in bare:
-        assert ">>>" in description, f"{name} has no example"
-
-
-# What the other modules share; nobody else needs to know it.
-INNER = {"cpsl.distributed", "cpsl.files", "cpsl.checking", "cpsl.randomness"}
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_every_module_is_in_the_reference(module: ModuleType) -> None:
-    if module not in PACKAGES:
-        assert in_the_reference(module) == (module.__name__ not in INNER)
-        for name, value in vars(module).items():
-            ours = getattr(value, "__module__", "") == module.__name__ and callable(value)
-            if ours and not name.startswith("_"):
-                assert inspect.getdoc(value), f"{module.__name__}.{name} has no docstring"
-
-
-PICTURES = [
-    pytest.param(page, alt, target, id=target)
-    for page in TEXTS
-    for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text())
-]
-
-
-@pytest.mark.parametrize(("page", "alt", "target"), PICTURES)
-def test_pictures_are_there_small_and_described(page: Path, alt: str, target: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "alt", "target"),
+    [(page, *found) for page in PAGES for found in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text())],
+)
+def test_pictures_are_small_and_described(page: Path, alt: str, target: str) -> None:
     path = page.parent / target
     assert path.stat().st_size < 200_000
     with Image.open(path) as picture:
         picture.load()
     assert len(alt) > 20
+
+
+PACKAGES = [
+    import_module(name)
+    for name in (
+        *("cpsl", "cpsl.authors", "cpsl.data", "cpsl.methods"),
+        *("cpsl.models", "cpsl.testing", "cpsl.training"),
+    )
+]
+REFERENCE = {
+    name
+    for page in (ROOT / "docs" / "api").glob("*.md")
+    for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+}
+
+
+def public_names() -> Iterator[Any]:
+    """Yields package, name and value of each public name that is no module."""
+    for package in PACKAGES:
+        for name in package.__all__:
+            value = getattr(package, name)
+            if not isinstance(value, ModuleType) and name != "__version__":
+                yield pytest.param(package, name, value, id=f"{package.__name__}.{name}")
+
+
+@pytest.mark.parametrize(("package", "name", "value"), [*public_names()])
+def test_every_public_name_is_in_the_reference(package: ModuleType, name: str, value: object) -> None:
+    if inspect.isclass(value) or inspect.isfunction(value):
+        module, description = value.__module__, inspect.getdoc(value)
+    else:  # a constant does not know its module
+        found = next(m for m in modules_of(package) if name in described_constants(m))
+        module, description = found.__name__, described_constants(found)[name]
+    assert {package.__name__, module} & REFERENCE
+    assert description
+
+
+def modules_of(package: ModuleType) -> list[ModuleType]:
+    return [m for name, m in sys.modules.items() if name.startswith(f"{package.__name__}.")]
+
+
+def described_constants(module: ModuleType) -> dict[str, str]:
+    """Returns the constants of a module with the docstring below each."""
+    body = ast.parse(inspect.getsource(module)).body
+    found = {}
+    for statement, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            text = getattr(getattr(after, "value", None), "value", "")
+            for target in ast.walk(statement):
+                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
+                    found[target.id] = text if isinstance(text, str) else ""
+    return found

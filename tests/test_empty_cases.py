@@ -1,4 +1,4 @@
-"""What there is nothing of has a defined result: never NaN, never an error deep inside."""
+"""Empty and degenerate inputs have defined results without NaN."""
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from cpsl import (
     PixelMemoryBank,
     PseudoLabelRectifier,
     View,
-    carry,
     class_counts,
     cross_entropy,
     cutmix,
@@ -20,6 +19,7 @@ from cpsl import (
     prototype_similarity,
     sinkhorn,
     symmetric_cross_entropy,
+    warp,
 )
 from cpsl.models import DeepLabV2, ExponentialMovingAverage
 
@@ -32,7 +32,7 @@ def clustering(**options: int) -> ClassBalancedPrototypeClustering:
 
 
 def check(module: ClassBalancedPrototypeClustering, features: torch.Tensor, labels) -> None:
-    """Clusters, moves and remembers; all that comes out is finite and a distribution."""
+    """Runs some steps; all results are finite, and assignments are distributions."""
     for _ in range(3):
         output = module(features, labels)
         output.loss.backward()
@@ -46,7 +46,7 @@ def check(module: ClassBalancedPrototypeClustering, features: torch.Tensor, labe
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, symmetric_cross_entropy])
-def test_no_valid_pixel_is_a_loss_of_zero(loss) -> None:
+def test_losses_without_valid_pixels_are_zero(loss) -> None:
     logits = torch.randn(2, K, 4, 6, requires_grad=True)
     value = loss(logits, IGNORED)
     value.backward()
@@ -54,7 +54,7 @@ def test_no_valid_pixel_is_a_loss_of_zero(loss) -> None:
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-def test_nothing_seen_is_a_consistency_of_zero() -> None:
+def test_consistency_without_valid_pixels_is_zero() -> None:
     student = torch.rand(2, K, 4, 6, requires_grad=True)
     loss = prototype_consistency(torch.rand(2, K, 4, 6), student, torch.zeros(2, 4, 6) > 0)
     loss.backward()
@@ -63,23 +63,21 @@ def test_nothing_seen_is_a_consistency_of_zero() -> None:
     assert distillation(torch.randn(1, K, 1, 1), torch.randn(1, K, 1, 1)).isfinite()
 
 
-def test_no_valid_pixel_is_clustered_without_changing_the_distribution() -> None:
+def test_batches_of_ignored_pixels_do_not_change_the_distribution() -> None:
     module = clustering()
     before = module.aligner.distribution.clone()
     check(module, torch.randn(2, D, 4, 6), IGNORED)
     torch.testing.assert_close(module.aligner.distribution, before)
 
 
-def test_a_class_that_is_absent_everywhere_keeps_its_prototype() -> None:
+def test_absent_classes_keep_their_prototypes() -> None:
     means = ClassMeanPrototypes(K, D, min_pixels=1)
-    means.update(
-        torch.randn(2, D, 4, 6), torch.randn(2, K, 4, 6).index_fill(1, torch.tensor(3), -99)
-    )
+    means.update(torch.randn(2, D, 4, 6), torch.randn(2, K, 4, 6).index_fill(1, torch.tensor(3), -99))
     known = means.compute().prototypes
     assert known[3].abs().sum() == 0
     module = clustering()
     start = module.prototypes[3].clone()
-    # A share of zero: nothing is assigned to the class, in the first step or with a bank.
+    # Nothing is assigned to a class with frequency zero, with an empty bank and with a filled one.
     module.initialize(known, torch.tensor([1.0, 1, 1, 0, 1]))
     assert torch.equal(module.prototypes[3], start)
     output = module(torch.randn(2, D, 4, 6), torch.randint(3, (2, 4, 6)))
@@ -87,28 +85,27 @@ def test_a_class_that_is_absent_everywhere_keeps_its_prototype() -> None:
     check(module, torch.randn(2, D, 4, 6), torch.randint(3, (2, 4, 6)))
 
 
-def test_features_of_one_pixel() -> None:
+def test_maps_of_one_pixel() -> None:
     check(clustering(), torch.randn(2, D, 1, 1), torch.randint(K, (2, 1, 1)))
     rectified = PseudoLabelRectifier()(
         torch.rand(1, K, 8, 8).softmax(dim=1), torch.randn(1, D, 1, 1), torch.randn(K, D)
     )
     assert rectified.confidence.isfinite().all()
-    carried, seen = carry(
-        torch.ones(1, 2, 1, 1), View.whole((8, 8)), View.whole((8, 8)), (4, 4), layout="corners"
-    )
-    assert torch.equal(carried[:, :, seen[0]], torch.ones_like(carried)[:, :, seen[0]])
+    view = View.whole((8, 8))
+    values, valid = warp(torch.ones(1, 2, 1, 1), view, view, (4, 4), align_corners=True)
+    assert valid.all()
+    assert torch.equal(values, torch.ones_like(values))
 
 
-def test_features_without_length() -> None:
+def test_features_of_length_zero() -> None:
     assert prototype_similarity(torch.zeros(1, D, 2, 2), torch.randn(K, D)).abs().max() == 0
     check(clustering(), torch.zeros(2, D, 4, 6), torch.randint(K, (2, 4, 6)))
 
 
-def test_an_empty_bank_and_one_that_fills() -> None:
+def test_an_empty_bank_has_no_influence() -> None:
     module = clustering()
     features, labels = torch.randn(2, D, 4, 6), torch.randint(K, (2, 4, 6))
     alone = module(features, labels)
-    # Without a bank the pixels are assigned among themselves.
     wanted = sinkhorn(alone.scores.detach(), module.aligner.distribution)
     torch.testing.assert_close(alone.assignments, wanted)
     bank = PixelMemoryBank(4, D)
@@ -117,7 +114,7 @@ def test_an_empty_bank_and_one_that_fills() -> None:
     check(module, features, labels)
 
 
-def test_no_pixel_is_assigned() -> None:
+def test_empty_batches() -> None:
     assert sinkhorn(torch.empty(0, K)).shape == (0, K)
     assert class_counts(torch.empty(0, dtype=torch.int64), K).sum() == 0
     aligner = DistributionAligner(K)
@@ -126,7 +123,7 @@ def test_no_pixel_is_assigned() -> None:
     torch.testing.assert_close(aligner.distribution, before)
 
 
-def test_a_matrix_that_saw_nothing_has_no_iou() -> None:
+def test_an_empty_confusion_matrix_has_no_iou() -> None:
     confusion = ConfusionMatrix(K)
     assert confusion.iou.isnan().all()
     assert confusion.miou.isnan()
@@ -134,23 +131,22 @@ def test_a_matrix_that_saw_nothing_has_no_iou() -> None:
     assert confusion.miou.isnan()
 
 
-def test_a_batch_of_one_with_batch_norm() -> None:
+def test_batches_of_one_image_with_batch_norm() -> None:
     model = DeepLabV2(K, "resnet_tiny", D).train()
     output = model(torch.rand(1, 3, 16, 32))
     (output.logits.mean() + output.features.mean()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     teacher = ExponentialMovingAverage(model)
     teacher.update(model)
-    # One place and one image have no deviation: torch says so instead of dividing by zero.
+    # One pixel of one image has no deviation: torch raises an error.
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         model(torch.rand(1, 3, 1, 1))
     assert teacher.module(torch.rand(1, 3, 8, 8)).logits.isfinite().all()
 
 
-def test_cutmix_of_the_smallest_crop() -> None:
+def test_cutmix_of_one_pixel() -> None:
     one = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
     label = torch.zeros(1, 1, 1, dtype=torch.int64)
     mixed, labels, _ = cutmix(one, label, one + 1, label + 1, probability=1.0)
     assert mixed.shape == one.shape
-    # Image and label come from the same of the two.
     assert mixed.max() == labels.max()

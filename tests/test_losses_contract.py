@@ -1,4 +1,4 @@
-"""The losses of the method keep the contract of `cpsl.testing`, with the exceptions that stand here."""
+"""The losses of the method pass the checks of `cpsl.testing`, with documented exceptions."""
 
 import pytest
 import torch
@@ -6,11 +6,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 import cpsl
-from cpsl.testing import (
-    LOSS_CHECKS,
-    Loss,
-    LossCheck,
-    SegmentationBatch,
+from cpsl.testing import LOSS_CHECKS, Loss, LossCheck, SegmentationBatch, segmentation_batch
+from cpsl.testing.checks import (
     check_all_ignored_is_zero,
     check_equal_shares_average_to_the_whole,
     check_gradient_matches_finite_differences,
@@ -19,7 +16,6 @@ from cpsl.testing import (
     check_nothing_waits_for_the_device,
     check_order_of_images_does_not_matter,
     check_order_of_pixels_does_not_matter,
-    segmentation_batch,
 )
 
 K, D = 5, 8
@@ -38,12 +34,6 @@ def distillation(batch: SegmentationBatch) -> Tensor:
     return cpsl.distillation(batch.logits, batch.teacher_logits, batch.valid)
 
 
-def distillation_of_the_release(batch: SegmentationBatch) -> Tensor:
-    return cpsl.distillation(
-        batch.logits, batch.teacher_logits, batch.valid, student_term="probabilities"
-    )
-
-
 def distillation_without_mask(batch: SegmentationBatch) -> Tensor:
     return cpsl.distillation(batch.logits, batch.teacher_logits)
 
@@ -53,7 +43,7 @@ def consistency(batch: SegmentationBatch) -> Tensor:
 
 
 def consistency_of_features(batch: SegmentationBatch) -> Tensor:
-    prototypes = batch.prototypes.detach()  # C', a moving average
+    prototypes = batch.prototypes.detach()  # the moving average C'
     teacher = cpsl.prototype_similarity(batch.teacher_features, prototypes)
     student = cpsl.prototype_similarity(batch.features, prototypes)
     return cpsl.prototype_consistency(teacher, student, batch.valid)
@@ -87,7 +77,6 @@ LOSSES: list[Loss] = [
     cross_entropy,
     symmetric_cross_entropy,
     distillation,
-    distillation_of_the_release,
     distillation_without_mask,
     consistency,
     consistency_of_features,
@@ -98,39 +87,30 @@ LOSSES: list[Loss] = [
 ]
 
 NO_MASK = dict.fromkeys(
-    (
-        check_ignored_pixels_have_no_influence,
-        check_ignored_pixels_are_not_counted,
-        check_all_ignored_is_zero,
-    ),
-    "the loss takes no labels: every pixel counts",
+    (check_ignored_pixels_have_no_influence, check_ignored_pixels_are_not_counted, check_all_ignored_is_zero),
+    "the loss has no labels: all pixels count",
 )
-DRAWN = "pixels are drawn at random: other places, other pixels"
+SAMPLED = "the sampled pixels depend on the number and order of pixels"
 EXCEPTIONS: dict[Loss, dict[LossCheck, str]] = {
     distillation_without_mask: NO_MASK,
     generator_loss: NO_MASK,
     discriminator_loss: NO_MASK,
     clustering: {
-        check_ignored_pixels_are_not_counted: DRAWN,
-        check_order_of_pixels_does_not_matter: DRAWN,
-        check_order_of_images_does_not_matter: DRAWN,
-        check_all_ignored_is_zero: "clusters need no labels: pixels without any are drawn uniformly",
-        check_equal_shares_average_to_the_whole: "an assignment joins all pixels, those of other ranks too",
-        check_gradient_matches_finite_differences: "the assignments are constants to the gradient",
-        # What waits on a device is found by tests/examples/test_waiting.py.
-        check_nothing_waits_for_the_device: "labels are read to be checked, on the CPU alone",
+        check_ignored_pixels_are_not_counted: SAMPLED,
+        check_order_of_pixels_does_not_matter: SAMPLED,
+        check_order_of_images_does_not_matter: SAMPLED,
+        check_all_ignored_is_zero: "pixels without labels are clustered, too",
+        check_equal_shares_average_to_the_whole: "an assignment depends on all pixels of all ranks",
+        check_gradient_matches_finite_differences: "the assignments are constants",
+        # On a GPU no label is read: see test_clustering.py.
+        check_nothing_waits_for_the_device: "labels are checked on the CPU",
     },
 }
 
 
 @pytest.mark.parametrize(
     ("loss", "check"),
-    [
-        (loss, check)
-        for loss in LOSSES
-        for check in LOSS_CHECKS
-        if check not in EXCEPTIONS.get(loss, {})
-    ],
+    [(loss, check) for loss in LOSSES for check in LOSS_CHECKS if check not in EXCEPTIONS.get(loss, {})],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_loss_keeps_the_contract(loss: Loss, check: LossCheck, seed: int) -> None:
@@ -147,7 +127,7 @@ def test_each_exception_is_still_needed(loss: Loss, check: LossCheck, reason: st
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_float64_stays_float64_but_for_cosines(loss: Loss) -> None:
+def test_only_losses_of_cosines_lower_float64(loss: Loss) -> None:
     value = loss(segmentation_batch(dtype=torch.float64))
     lowered = loss in (consistency_of_features, clustering)
     assert value.dtype == (torch.float32 if lowered else torch.float64)

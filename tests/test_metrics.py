@@ -7,7 +7,7 @@ from cpsl.metrics import ConfusionMatrix
 
 
 @given(seed=st.integers(0, 10_000), parts=st.integers(1, 4))
-def test_iou_is_intersection_over_union_of_all_that_was_counted(seed: int, parts: int) -> None:
+def test_iou_is_intersection_over_union_of_all_batches(seed: int, parts: int) -> None:
     torch.manual_seed(seed)
     prediction, target = torch.randint(4, (parts, 6, 7)), torch.randint(5, (parts, 6, 7))
     target[target == 4] = 255
@@ -23,9 +23,19 @@ def test_iou_is_intersection_over_union_of_all_that_was_counted(seed: int, parts
             torch.testing.assert_close(confusion.iou[k], expected)
         else:
             assert confusion.iou[k].isnan()
+    torch.testing.assert_close(confusion.compute(), confusion.iou, equal_nan=True)
 
 
-def test_a_class_that_is_nowhere_does_not_count() -> None:
+def test_reset_discards_all_counts() -> None:
+    confusion, once = ConfusionMatrix(3), ConfusionMatrix(3)
+    confusion.update(torch.tensor([0, 1]), torch.tensor([1, 2]))
+    confusion.reset()
+    for each in (confusion, once):
+        each.update(torch.tensor([0, 1]), torch.tensor([0, 2]))
+    assert torch.equal(confusion.matrix, once.matrix)
+
+
+def test_absent_classes_do_not_count() -> None:
     confusion = ConfusionMatrix(3)
     confusion.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
     assert confusion.iou[2].isnan()
@@ -33,7 +43,7 @@ def test_a_class_that_is_nowhere_does_not_count() -> None:
     assert ConfusionMatrix(3).miou.isnan()
 
 
-def test_what_is_predicted_on_ignored_pixels_does_not_matter() -> None:
+def test_predictions_at_ignored_pixels_are_not_counted() -> None:
     confusion = ConfusionMatrix(2)
     confusion.update(torch.tensor([1, 255]), torch.tensor([1, 255]))
     assert confusion.matrix.tolist() == [[0, 0], [0, 1]]
@@ -46,15 +56,15 @@ def test_what_is_predicted_on_ignored_pixels_does_not_matter() -> None:
         ([0, 255], [0, 1], "prediction"),
         ([0, 1], [0, 7], "target"),
         ([0, 1], [0, -1], "target"),
-        ([0], [0, 1], "one shape"),
+        ([0], [0, 1], r"target must be \(1,\), got shape \(2,\)"),
     ],
 )
-def test_wrong_labels_are_named(prediction, target, message: str) -> None:
+def test_invalid_labels_are_named(prediction, target, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConfusionMatrix(2).update(torch.tensor(prediction), torch.tensor(target))
 
 
-def test_what_is_counted_stays_as_it_was() -> None:
+def test_update_does_not_change_its_inputs() -> None:
     for dtype in (torch.uint8, torch.int64):
         prediction, target = (
             torch.tensor([[0, 1, 2]], dtype=dtype),

@@ -11,7 +11,7 @@ from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans, prototype_si
 
 
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 10_000))
-def test_similarity_is_the_cosine_whatever_the_lengths(scale: float, seed: int) -> None:
+def test_similarity_is_the_cosine_for_any_length(scale: float, seed: int) -> None:
     torch.manual_seed(seed)
     features, prototypes = torch.randn(2, 6, 3, 4), torch.randn(5, 6)
     got = prototype_similarity(features * scale, prototypes / scale)
@@ -31,37 +31,54 @@ def test_similarity_is_float32_under_autocast() -> None:
     torch.testing.assert_close(got, exact)
 
 
-def test_a_feature_of_length_zero_is_like_nothing() -> None:
+def test_features_of_length_zero_have_similarity_zero() -> None:
     assert prototype_similarity(torch.zeros(1, 3), torch.eye(3)).abs().sum() == 0
 
 
-def test_class_means_agree_with_the_release(golden) -> None:
+def test_class_means_agree_with_the_authors_code(golden) -> None:
     vectors = {name: torch.from_numpy(array) for name, array in golden("prototypes").items()}
-    means = ClassMeanPrototypes(19, 256)
-    # In two parts: how images are batched must not matter.
+    means = ClassMeanPrototypes(*vectors["prototypes"].shape)
+    # In two batches: batching must not change the result.
     means.update(vectors["features"][:1], vectors["logits"][:1])
     means.update(vectors["features"][1:], vectors["logits"][1:])
     got = means.compute()
-    assert torch.equal(got.images_seen.float(), vectors["images_seen"])
+    assert torch.equal(got.image_counts.float(), vectors["images_seen"])
     difference = (got.prototypes - vectors["prototypes"]).abs().max()
     assert difference / vectors["prototypes"].abs().max() <= 1e-4
 
 
 @given(seed=st.integers(0, 10_000))
-def test_a_class_that_is_never_predicted_has_no_prototype(seed: int) -> None:
+def test_classes_that_are_never_predicted_have_zero_prototypes(seed: int) -> None:
     torch.manual_seed(seed)
     means = ClassMeanPrototypes(3, 4, min_pixels=1)
     logits = torch.randn(2, 3, 5, 5)
     logits[:, 1] = -100
     means.update(torch.randn(2, 4, 5, 5), logits)
     got = means.compute()
-    assert got.images_seen[1] == 0
+    assert got.image_counts[1] == 0
     assert (got.prototypes[1] == 0).all()
     assert np.isfinite(got.prototypes.numpy()).all()
 
 
+def test_reset_discards_all_batches() -> None:
+    running, fresh = RunningClassMeans(4, 3), RunningClassMeans(4, 3)
+    means, fresh_means = ClassMeanPrototypes(4, 3, min_pixels=1), ClassMeanPrototypes(4, 3, 1)
+    (first, first_labels), (features, labels) = labeled(2)
+    running.update(first, first_labels)
+    means.update(first, torch.randn(2, 4, 5, 5))
+    running.reset()
+    means.reset()
+    logits = torch.randn(2, 4, 5, 5)
+    for each in (running, fresh):
+        each.update(features, labels)
+    for each in (means, fresh_means):
+        each.update(features, logits)
+    for got, wanted in ((running, fresh), (means, fresh_means)):
+        assert all(map(torch.equal, got.compute(), wanted.compute()))
+
+
 @pytest.mark.parametrize("count", [8191, 8192, 8193, 16384])
-def test_many_pixels_have_the_cosines_of_few(count: int) -> None:
+def test_similarity_of_many_pixels_is_the_cosine(count: int) -> None:
     torch.manual_seed(0)
     features, prototypes = torch.randn(count, 16), torch.randn(5, 16)
     got = prototype_similarity(features, prototypes)
@@ -69,24 +86,20 @@ def test_many_pixels_have_the_cosines_of_few(count: int) -> None:
     torch.testing.assert_close(got, wanted)
     strided = torch.randn(16, count).t()
     torch.testing.assert_close(
-        prototype_similarity(strided, prototypes),
-        prototype_similarity(strided.contiguous(), prototypes),
+        prototype_similarity(strided, prototypes), prototype_similarity(strided.contiguous(), prototypes)
     )
 
 
-def labelled(steps: int, size: int = 5) -> list[tuple[Tensor, Tensor]]:
-    """Batches of 3-dimensional features of four classes, the last of which never appears."""
+def labeled(steps: int, size: int = 5) -> list[tuple[Tensor, Tensor]]:
+    """Returns batches of 3-dimensional features and labels of four classes without the last."""
     classes = torch.tensor([0, 1, 2, 255])
-    return [
-        (torch.randn(2, 3, size, size), classes[torch.randint(4, (2, size, size))])
-        for _ in range(steps)
-    ]
+    return [(torch.randn(2, 3, size, size), classes[torch.randint(4, (2, size, size))]) for _ in range(steps)]
 
 
 @given(momentum=st.floats(0.1, 1), steps=st.integers(1, 5), seed=st.integers(0, 10_000))
-def test_running_means_weigh_each_batch_by_its_age(momentum: float, steps: int, seed: int) -> None:
+def test_running_means_weight_batches_by_age(momentum: float, steps: int, seed: int) -> None:
     torch.manual_seed(seed)
-    means, batches = RunningClassMeans(4, 3, momentum), labelled(steps)
+    means, batches = RunningClassMeans(4, 3, momentum), labeled(steps)
     for features, labels in batches:
         means.update(features, labels)
     sums, counts = torch.zeros(4, 3), torch.zeros(4)
@@ -101,20 +114,20 @@ def test_running_means_weigh_each_batch_by_its_age(momentum: float, steps: int, 
 
 
 @given(momentum=st.floats(0, 1), seed=st.integers(0, 10_000))
-def test_the_first_batch_counts_in_full(momentum: float, seed: int) -> None:
-    """Whatever the momentum: nothing is left of the zeros that the averages start from."""
+def test_the_first_batch_has_full_weight(momentum: float, seed: int) -> None:
+    """The initial zeros have no influence, for any momentum."""
     torch.manual_seed(seed)
     slow, fast = RunningClassMeans(4, 3, momentum), RunningClassMeans(4, 3, momentum=0)
-    batch = labelled(1)[0]
+    batch = labeled(1)[0]
     slow.update(*batch)
     fast.update(*batch)
     torch.testing.assert_close(slow.prototypes, fast.prototypes)
     torch.testing.assert_close(slow.distribution, fast.distribution)
 
 
-def test_a_class_that_does_not_appear_keeps_its_prototype() -> None:
+def test_absent_classes_keep_their_prototypes() -> None:
     means = RunningClassMeans(4, 3, momentum=0.5)
-    features, labels = labelled(1)[0]
+    features, labels = labeled(1)[0]
     means.update(features, labels)
     before = means.prototypes
     for _ in range(200):
@@ -124,23 +137,19 @@ def test_a_class_that_does_not_appear_keeps_its_prototype() -> None:
 
 
 @given(scale=st.floats(1e-3, 1e3), enlarged=st.integers(1, 3))
-def test_lengths_and_the_resolution_of_the_labels_do_not_matter(
-    scale: float, enlarged: int
-) -> None:
+def test_feature_lengths_and_label_resolution_do_not_matter(scale: float, enlarged: int) -> None:
     torch.manual_seed(0)
     one, other = RunningClassMeans(4, 3), RunningClassMeans(4, 3)
-    features, labels = labelled(1)[0]
+    features, labels = labeled(1)[0]
     one.update(features, labels)
-    other.update(
-        features * scale, labels.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2)
-    )
+    other.update(features * scale, labels.repeat_interleave(enlarged, 1).repeat_interleave(enlarged, 2))
     torch.testing.assert_close(one.prototypes, other.prototypes)
     torch.testing.assert_close(one.distribution, other.distribution)
 
 
-def test_features_that_are_not_finite_are_skipped() -> None:
+def test_non_finite_features_are_skipped() -> None:
     means, clean = RunningClassMeans(4, 3), RunningClassMeans(4, 3)
-    features, labels = labelled(1)[0]
+    features, labels = labeled(1)[0]
     features[0, 1, 2, 3] = torch.inf
     means.update(features, labels)
     labels[0, 2, 3] = 255
@@ -149,20 +158,20 @@ def test_features_that_are_not_finite_are_skipped() -> None:
     assert torch.equal(means.counts, clean.counts)
 
 
-def test_before_the_first_label_nothing_is_known() -> None:
+def test_running_means_before_the_first_label() -> None:
     means = RunningClassMeans(4, 3)
     means.update(torch.randn(1, 3, 2, 2), torch.full((1, 2, 2), 255))
     assert (means.prototypes == 0).all()
     torch.testing.assert_close(means.distribution, torch.full((4,), 0.25))
     clustering = ClassBalancedPrototypeClustering(4, 3, bank_size=8)
     start = clustering.prototypes.clone()
-    clustering.initialize(means.prototypes, means.distribution)
+    clustering.initialize(*means.compute())
     torch.testing.assert_close(clustering.prototypes, start)
 
 
-def test_running_means_resume_where_they_stopped() -> None:
+def test_state_dictionaries_restore_running_means() -> None:
     means, resumed = RunningClassMeans(4, 3), RunningClassMeans(4, 3)
-    first, second = labelled(2)
+    first, second = labeled(2)
     means.update(*first)
     resumed.load_state_dict(means.state_dict())
     means.update(*second)
@@ -171,15 +180,15 @@ def test_running_means_resume_where_they_stopped() -> None:
     assert torch.equal(means.distribution, resumed.distribution)
 
 
-def test_running_means_wait_for_nothing(fake_cuda) -> None:
+def test_running_means_do_not_synchronize_with_the_device(fake_cuda) -> None:
     means = RunningClassMeans(4, 3)
     clustering = ClassBalancedPrototypeClustering(4, 3, bank_size=8)
     means.update(torch.randn(2, 3, 4, 4), torch.randint(4, (2, 8, 8)))
-    clustering.initialize(means.prototypes, means.distribution)
+    clustering.initialize(*means.compute())
     assert clustering.prototypes.shape == (4, 3)
 
 
-def test_wrong_running_means_are_named() -> None:
+def test_invalid_inputs_of_running_means_are_named() -> None:
     with pytest.raises(ValueError, match=r"momentum must lie in 0\.\.\.1, got 2"):
         RunningClassMeans(4, 3, momentum=2)
     means = RunningClassMeans(4, 3)

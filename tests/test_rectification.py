@@ -8,7 +8,7 @@ from cpsl.rectification import PseudoLabelRectifier
 
 
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0, 1))
-def test_equals_the_equation(seed: int, threshold: float) -> None:
+def test_rectified_labels_equal_the_equation(seed: int, threshold: float) -> None:
     torch.manual_seed(seed)
     soft = torch.rand(2, 4, 3, 5).softmax(dim=1)
     features, prototypes = torch.randn(2, 6, 3, 5), torch.randn(4, 6)
@@ -24,7 +24,7 @@ def test_equals_the_equation(seed: int, threshold: float) -> None:
     assert torch.equal(got.labels[sure], expected[sure])
 
 
-def test_agrees_with_the_release(golden) -> None:
+def test_rectified_labels_agree_with_the_authors_code(golden) -> None:
     vectors = golden("rectify_identity")
     arrays = {name: torch.from_numpy(vectors[name]) for name in ("soft", "features", "prototypes")}
     rectifier = PseudoLabelRectifier(float(vectors["temperature"]), interpolate="features")
@@ -34,7 +34,7 @@ def test_agrees_with_the_release(golden) -> None:
     assert torch.equal(got.labels, torch.from_numpy(vectors["labels"]))
 
 
-def test_resizing_cosines_is_close_to_resizing_features_where_these_are_smooth() -> None:
+def test_resizing_cosines_is_close_to_resizing_smooth_features() -> None:
     torch.manual_seed(0)
     features = F.interpolate(torch.randn(1, 16, 3, 5), (17, 33), mode="bicubic")
     soft, prototypes = torch.rand(1, 4, 32, 64).softmax(dim=1), torch.randn(4, 16)
@@ -44,7 +44,7 @@ def test_resizing_cosines_is_close_to_resizing_features_where_these_are_smooth()
     assert (cosines.labels == resized.labels).float().mean() > 0.99
 
 
-def test_the_features_correct_the_stored_label() -> None:
+def test_features_correct_the_stored_label() -> None:
     soft = torch.tensor([0.6, 0.4]).reshape(1, 2, 1, 1)
     prototypes = torch.eye(2)
     towards = [
@@ -54,7 +54,7 @@ def test_the_features_correct_the_stored_label() -> None:
     assert towards == [0, 1]
 
 
-def test_nothing_known_is_ignored() -> None:
+def test_pixels_without_probabilities_are_ignored() -> None:
     soft = torch.zeros(1, 3, 2, 2)
     soft[0, 1, 0, 0] = 1
     soft[0, 0, 1, 1] = torch.nan
@@ -63,17 +63,15 @@ def test_nothing_known_is_ignored() -> None:
     assert got.confidence[0, 0, 1] == 0
 
 
-@pytest.mark.parametrize(
-    "options", [{"temperature": 0}, {"threshold": 1.5}, {"interpolate": "nearest"}]
-)
-def test_wrong_options_are_named(options) -> None:
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"threshold": 1.5}, {"interpolate": "nearest"}])
+def test_invalid_options_are_named(options) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         PseudoLabelRectifier(**options)
 
 
 def test_wrong_shapes_are_named() -> None:
     rectifier = PseudoLabelRectifier()
-    with pytest.raises(ValueError, match="prototypes"):
+    with pytest.raises(ValueError, match=r"soft labels must be \(1, 5, H, W\)"):
         rectifier(torch.rand(1, 3, 4, 4), torch.rand(1, 8, 4, 4), torch.rand(5, 8))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="similarity must be"):
         rectifier.rectify(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 5))

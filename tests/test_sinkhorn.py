@@ -9,7 +9,7 @@ from cpsl.sinkhorn import marginal_error, sinkhorn
 
 
 def reference(scores: Tensor, marginal: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Sinkhorn-Knopp as it is written down, in float64 and without any care for overflow."""
+    """Computes Sinkhorn-Knopp by its definition, in float64 and without protection from overflow."""
     q = (scores.double() / epsilon).exp()
     for _ in range(iterations):
         q = q * (marginal.double() / q.sum(dim=0))
@@ -24,7 +24,7 @@ def reference(scores: Tensor, marginal: Tensor, epsilon: float, iterations: int)
     iterations=st.integers(1, 6),
     seed=st.integers(0, 10_000),
 )
-def test_equals_the_definition(
+def test_assignments_equal_the_definition(
     pixels: int, classes: int, epsilon: float, iterations: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def test_equals_the_definition(
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     seed=st.integers(0, 10_000),
 )
-def test_any_scores_and_marginals_give_rows_that_sum_to_one(
+def test_rows_sum_to_one_for_any_scores_and_marginals(
     scale: float, zeros: int, iterations: int, dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -60,7 +60,7 @@ def test_any_scores_and_marginals_give_rows_that_sum_to_one(
 
 
 @given(seed=st.integers(0, 10_000))
-def test_converges_to_the_marginal(seed: int) -> None:
+def test_assignments_converge_to_the_marginal(seed: int) -> None:
     torch.manual_seed(seed)
     marginal = torch.rand(5) + 0.1
     scores = torch.rand(200, 5)
@@ -71,7 +71,7 @@ def test_converges_to_the_marginal(seed: int) -> None:
 
 
 @given(shift=st.floats(-1e3, 1e3), seed=st.integers(0, 10_000))
-def test_a_constant_added_to_all_scores_changes_nothing(shift: float, seed: int) -> None:
+def test_adding_a_constant_to_all_scores_changes_nothing(shift: float, seed: int) -> None:
     torch.manual_seed(seed)
     scores = torch.rand(30, 4, dtype=torch.float64)
     torch.testing.assert_close(sinkhorn(scores + shift), sinkhorn(scores), atol=5e-3, rtol=0)
@@ -87,7 +87,7 @@ def test_the_order_of_pixels_and_classes_does_not_matter(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 10_000), masked=st.integers(0, 20))
-def test_rows_of_minus_infinity_are_no_pixels(seed: int, masked: int) -> None:
+def test_rows_of_minus_infinity_are_padding(seed: int, masked: int) -> None:
     torch.manual_seed(seed)
     scores, marginal = torch.rand(30, 4), torch.rand(4) + 0.1
     hidden = torch.zeros(30, dtype=torch.bool)
@@ -97,7 +97,7 @@ def test_rows_of_minus_infinity_are_no_pixels(seed: int, masked: int) -> None:
     torch.testing.assert_close(got[~hidden], sinkhorn(scores[~hidden], marginal))
 
 
-def test_agrees_with_the_release(golden) -> None:
+def test_assignments_agree_with_the_authors_code(golden) -> None:
     vectors = golden("sinkhorn")
     got = sinkhorn(
         torch.from_numpy(vectors["scores"]),
@@ -105,22 +105,22 @@ def test_agrees_with_the_release(golden) -> None:
         epsilon=float(vectors["epsilon"]),
         iterations=int(vectors["iterations"]),
     )
-    wanted = vectors["assignments"]
-    assert np.abs(got.numpy() - wanted).max() / wanted.max() <= 1e-4
+    wanted = vectors["assignments"]  # of every 16th row
+    assert np.abs(got[::16].numpy() - wanted).max() / wanted.max() <= 1e-4
 
 
 def test_no_pixels_give_no_assignments() -> None:
     assert sinkhorn(torch.empty(0, 3)).shape == (0, 3)
 
 
-def test_scores_are_left_alone_and_get_no_gradient() -> None:
+def test_scores_are_not_changed_and_get_no_gradient() -> None:
     scores = torch.rand(5, 3, requires_grad=True)
     before = scores.detach().clone()
     assert not sinkhorn(scores).requires_grad
     assert torch.equal(scores, before)
 
 
-def test_not_a_number_is_not_hidden() -> None:
+def test_nan_is_propagated() -> None:
     scores = torch.rand(5, 3)
     scores[2, 1] = torch.nan
     assert sinkhorn(scores).isnan().any()
@@ -131,27 +131,25 @@ def test_not_a_number_is_not_hidden() -> None:
     [
         ((torch.rand(3),), {}, ValueError, r"\(N, K\)"),
         ((torch.ones(3, 2, dtype=torch.int64),), {}, TypeError, "floating"),
-        ((torch.rand(3, 2), torch.rand(3)), {}, ValueError, "2 classes"),
+        ((torch.rand(3, 2), torch.rand(3)), {}, ValueError, r"distribution must be \(2,\), got shape \(3,\)"),
         ((torch.rand(3, 2), torch.zeros(2)), {}, ValueError, "not all zero"),
         ((torch.rand(3, 2), torch.tensor([-1.0, 2])), {}, ValueError, "non-negative"),
         ((torch.rand(3, 2),), {"epsilon": 0.0}, ValueError, "epsilon"),
         ((torch.rand(3, 2),), {"iterations": 0}, ValueError, "iterations"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, options, error, message) -> None:
+def test_invalid_arguments_are_named(arguments, options, error, message) -> None:
     with pytest.raises(error, match=message):
         sinkhorn(*arguments, **options)
 
 
-def test_compiles_in_one_graph() -> None:
+def test_sinkhorn_compiles_to_one_graph() -> None:
     scores, marginal = torch.rand(30, 4), torch.rand(4)
     compiled = torch.compile(sinkhorn, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(scores, marginal), sinkhorn(scores, marginal))
 
 
 @pytest.mark.cuda
-def test_the_device_changes_nothing() -> None:
+def test_cuda_and_cpu_agree() -> None:
     scores, marginal = torch.rand(3000, 19), torch.rand(19)
-    torch.testing.assert_close(
-        sinkhorn(scores.cuda(), marginal.cuda()).cpu(), sinkhorn(scores, marginal)
-    )
+    torch.testing.assert_close(sinkhorn(scores.cuda(), marginal.cuda()).cpu(), sinkhorn(scores, marginal))

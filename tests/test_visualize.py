@@ -5,22 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpsl import (
-    ClassBalancedPrototypeClustering,
-    View,
-    carry,
-    prototype_similarity,
-)
-from cpsl.visualize import (
-    assignment_map,
-    colorize,
-    heatmap,
-    outline,
-    overlay,
-    panel,
-    similarity_map,
-    titled,
-)
+from cpsl import ClassBalancedPrototypeClustering, View, prototype_similarity, warp
+from cpsl.visualize import assignment_map, colorize, heatmap, outline, overlay, panel, similarity_map, titled
 
 PALETTE = [(255, 0, 0), (0, 255, 0)]
 WHITE = (255, 255, 255)
@@ -31,12 +17,12 @@ def gray(height: int, width: int, batch: int | None = None) -> torch.Tensor:
     return torch.full(size, 100, dtype=torch.uint8)
 
 
-def test_classes_get_their_colours_and_all_else_is_black() -> None:
+def test_classes_are_colored_and_other_labels_black() -> None:
     shown = colorize(torch.tensor([[0, 1, 255, 2]], dtype=torch.uint8), PALETTE)
     assert shown[:, 0].t().tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 0], [0, 0, 0]]
 
 
-def test_an_overlay_shows_the_image_where_nothing_is_known() -> None:
+def test_an_overlay_shows_the_image_alone_where_labels_are_ignored() -> None:
     image = torch.full((3, 1, 2), 100, dtype=torch.uint8)
     shown = overlay(image, torch.tensor([[0, 255]]), PALETTE, alpha=0.5)
     assert shown[:, 0, 0].tolist() == [178, 50, 50]
@@ -51,7 +37,7 @@ def test_a_heatmap_gets_brighter() -> None:
     assert brightness[5] == brightness[6]
 
 
-def test_a_panel_holds_all_pictures() -> None:
+def test_a_panel_contains_all_pictures() -> None:
     pictures = [torch.full((3, 4, 6), value, dtype=torch.uint8) for value in (0, 50, 100)]
     shown = panel(pictures, columns=2, gap=2)
     assert shown.shape == (3, 10, 14)
@@ -63,24 +49,22 @@ def test_a_panel_holds_all_pictures() -> None:
         panel([pictures[0], torch.zeros(3, 2, 2, dtype=torch.uint8)], 2)
 
 
-def test_a_heading_is_above_the_picture_and_leaves_it_alone() -> None:
+def test_a_title_is_added_above_the_unchanged_picture() -> None:
     image = torch.randint(256, (3, 20, 60), dtype=torch.uint8)
     shown = titled(image, "before", height=18)
     assert shown.shape == (3, 38, 60)
     assert torch.equal(shown[:, 18:], image)
     assert (shown[:, :18] < 100).any()
     assert (titled(image, "", height=18)[:, :18] == 255).all()
-    assert titled(image, "a heading that is far too long for this", height=18).shape == shown.shape
+    assert titled(image, "a title that is far too long for this", height=18).shape == shown.shape
     with pytest.raises(ValueError, match="8 pixels"):
         titled(image, "x", height=4)
 
 
 @given(
-    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    scale=st.integers(1, 5),
-    seed=st.integers(0, 2**20),
+    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)), scale=st.integers(1, 5), seed=st.integers(0, 2**20)
 )
-def test_a_similarity_map_is_that_of_its_grid_at_the_nodes(
+def test_a_similarity_map_equals_the_heatmap_at_the_nodes(
     grid: tuple[int, int], scale: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -89,14 +73,12 @@ def test_a_similarity_map_is_that_of_its_grid_at_the_nodes(
     best = similarity_map(similarity, size)
     one = similarity_map(similarity, size, prototype=1)
     assert best.shape == one.shape == (3, *size)
-    assert torch.equal(
-        best[:, ::scale, ::scale].int().float(), heatmap((similarity.amax(0) + 1) / 2).float()
-    )
+    assert torch.equal(best[:, ::scale, ::scale].int().float(), heatmap((similarity.amax(0) + 1) / 2).float())
     near = (one[:, ::scale, ::scale].int() - heatmap((similarity[1] + 1) / 2).int()).abs()
     assert near.max() <= 1
 
 
-def test_limits_stretch_the_colours_of_similarities() -> None:
+def test_limits_stretch_the_colors_of_similarities() -> None:
     cosines = torch.tensor([[[0.5, 0.9]]])
     assert torch.equal(
         similarity_map(cosines, (1, 2), limits=(0.5, 0.9)), heatmap(torch.tensor([[0.0, 1.0]]))
@@ -116,7 +98,7 @@ def test_limits_stretch_the_colours_of_similarities() -> None:
     size=st.tuples(st.integers(20, 40), st.integers(20, 40)),
     data=st.data(),
 )
-def test_an_assigned_pixel_is_shown_at_its_place_in_its_colour(
+def test_an_assigned_pixel_is_drawn_at_its_position_in_its_color(
     batch: int, grid: tuple[int, int], size: tuple[int, int], data: st.DataObject
 ) -> None:
     nodes = batch * grid[0] * grid[1]
@@ -125,11 +107,7 @@ def test_an_assigned_pixel_is_shown_at_its_place_in_its_colour(
     shown = assignment_map(
         gray(*size, batch=batch), torch.tensor([[index]]), torch.eye(2)[[kind]], grid, PALETTE, 2
     )
-    image, y, x = (
-        index // (grid[0] * grid[1]),
-        index // grid[1] % grid[0],
-        index % grid[1],
-    )
+    image, y, x = (index // (grid[0] * grid[1]), index // grid[1] % grid[0], index % grid[1])
     # Corners aligned: the outer nodes lie on the outer pixels.
     row = round(y * (size[0] - 1) / max(grid[0] - 1, 1))
     column = round(x * (size[1] - 1) / max(grid[1] - 1, 1))
@@ -147,7 +125,7 @@ def test_an_assigned_pixel_is_shown_at_its_place_in_its_colour(
     assert changed.sum() <= 49
 
 
-def test_the_last_of_two_dots_is_on_top_and_images_are_kept() -> None:
+def test_the_later_of_two_dots_is_on_top_and_images_are_unchanged() -> None:
     images = gray(9, 9, batch=1)
     both = torch.tensor([[4, 4]])
     for first, second in ((0, 1), (1, 0)):
@@ -156,7 +134,7 @@ def test_the_last_of_two_dots_is_on_top_and_images_are_kept() -> None:
     assert (images == 100).all()
 
 
-def test_what_clustering_gives_can_be_shown() -> None:
+def test_the_output_of_the_clustering_can_be_drawn() -> None:
     clustering = ClassBalancedPrototypeClustering(2, 4, bank_size=8, samples_per_image=5)
     output = clustering(torch.randn(2, 4, 6, 7), torch.randint(2, (2, 6, 7)))
     images = gray(48, 56, batch=2)
@@ -166,7 +144,7 @@ def test_what_clustering_gives_can_be_shown() -> None:
     none = torch.empty(0, dtype=torch.int64)
     nothing = assignment_map(images, none, torch.empty(0, 2), (6, 7), PALETTE)
     assert torch.equal(nothing, images)
-    with pytest.raises(ValueError, match=r"assignments \(10, 2\)"):
+    with pytest.raises(ValueError, match=r"assignments must be \(10, 2\)"):
         assignment_map(images, output.indices, output.assignments[:3], (6, 7), PALETTE)
     with pytest.raises(ValueError, match=r"0\.\.\.7"):
         assignment_map(images, output.indices + 50, output.assignments, (2, 2), PALETTE)
@@ -174,11 +152,7 @@ def test_what_clustering_gives_can_be_shown() -> None:
 
 views = st.builds(
     lambda top, left, degrees, shear, flip: (
-        View.whole((60, 80))
-        .cropped(top, left, (30, 40))
-        .flipped(flip)
-        .sheared(x=shear)
-        .rotated(degrees)
+        View.whole((60, 80)).cropped(top, left, (30, 40)).flipped(flip).sheared(x=shear).rotated(degrees)
     ),
     top=st.floats(0, 30),
     left=st.floats(0, 40),
@@ -189,19 +163,19 @@ views = st.builds(
 
 
 @given(view=views, thickness=st.floats(1, 4))
-def test_an_outline_is_where_the_view_ends(view: View, thickness: float) -> None:
+def test_an_outline_follows_the_border_of_the_view(view: View, thickness: float) -> None:
     shown = outline(gray(60, 80), view, WHITE, thickness)
     painted = shown[0] > 100
-    # What the view shows of the original, away from its corner's disc: its border, seen from both sides.
+    # Nothing is drawn inside or outside of the border, except the disc at the corner.
     whole = View.whole((60, 80))
     inner = view.cropped(thickness + 1, thickness + 1, (1, 1))
     margin = 2 * (thickness + 1)
     inner = View(inner.matrix, (int(30 - margin), int(40 - margin)))
     label = torch.ones(1, *inner.size, dtype=torch.int64)
-    inside = carry(label, inner, whole).seen[0]
+    inside = warp(label, inner, whole).valid[0]
     outer = view.cropped(-thickness - 1, -thickness - 1, (1, 1))
     outer = View(outer.matrix, (math.ceil(30 + margin), math.ceil(40 + margin)))
-    outside = ~carry(torch.ones(1, *outer.size, dtype=torch.int64), outer, whole).seen[0]
+    outside = ~warp(torch.ones(1, *outer.size, dtype=torch.int64), outer, whole).valid[0]
     x, y = view.matrix[0, :, 2].tolist()
     rows, columns = torch.arange(60)[:, None] + 0.5, torch.arange(80) + 0.5
     away = torch.hypot(rows - y, columns - x) > 2.5 * thickness + 1
@@ -210,7 +184,7 @@ def test_an_outline_is_where_the_view_ends(view: View, thickness: float) -> None
 
 
 @given(view=views)
-def test_the_corners_of_a_view_are_marked_where_they_are_in_the_image(view: View) -> None:
+def test_the_corners_of_a_view_are_drawn(view: View) -> None:
     shown = outline(gray(60, 80), view, WHITE, thickness=3.0)
     corners = torch.tensor([[0.0, 0, 1], [40, 0, 1], [40, 30, 1], [0, 30, 1]])
     for x, y in (view.matrix[0] @ corners.t()).t().tolist():
@@ -218,7 +192,7 @@ def test_the_corners_of_a_view_are_marked_where_they_are_in_the_image(view: View
             assert shown[0, int(y), int(x)] == 255
 
 
-def test_the_upper_left_corner_tells_a_mirrored_view() -> None:
+def test_the_upper_left_corner_shows_whether_a_view_is_mirrored() -> None:
     view = View.whole((40, 60)).cropped(5, 10, (30, 40))
     marked = [
         (outline(gray(40, 60), one, WHITE)[0, 7:9, 12:48] > 150).nonzero()[:, 1].float().mean()
@@ -228,10 +202,10 @@ def test_the_upper_left_corner_tells_a_mirrored_view() -> None:
     assert marked[1] > 28
 
 
-def test_the_hidden_box_of_a_view_is_outlined_too() -> None:
+def test_the_cutout_box_of_a_view_is_outlined_too() -> None:
     view = View.whole((40, 60)).cropped(0, 20, (40, 40))
-    hidden = view.with_cutout(torch.tensor([10.0, 10, 20, 20]))
-    before, after = (outline(gray(40, 60), one, WHITE, 1.0) for one in (view, hidden))
+    with_cutout = view.with_cutout(torch.tensor([10.0, 10, 20, 20]))
+    before, after = (outline(gray(40, 60), one, WHITE, 1.0) for one in (view, with_cutout))
     rows, columns = (before != after).any(dim=0).nonzero().t()
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (9, 20, 29, 40)
     assert torch.equal(before[:, 12:18, 32:38], after[:, 12:18, 32:38])
@@ -240,26 +214,26 @@ def test_the_hidden_box_of_a_view_is_outlined_too() -> None:
 @pytest.mark.parametrize(
     "wrong", [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8), gray(4, 4)[0]]
 )
-def test_what_is_no_image_is_refused(wrong: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="must be uint8"):
+def test_other_images_are_refused(wrong: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="uint8"):
         titled(wrong, "x")
-    with pytest.raises(ValueError, match="must be uint8"):
+    with pytest.raises(ValueError, match="uint8"):
         outline(wrong, View.whole((4, 4)))
-    with pytest.raises(ValueError, match="must be uint8"):
+    with pytest.raises(ValueError, match="uint8"):
         overlay(wrong, torch.zeros(4, 4, dtype=torch.int64), PALETTE)
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"needs labels \(4, 4\)"):
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"label must be \(4, 4\)"):
         overlay(gray(4, 4), torch.zeros(2, 2, dtype=torch.int64), PALETTE)
-    with pytest.raises(ValueError, match="one view, got 2"):
+    with pytest.raises(ValueError, match="got 2"):
         outline(gray(4, 4), View.whole((4, 4), batch=2))
     with pytest.raises(ValueError, match="B, 3, H, W"):
         assignment_map(gray(4, 4), torch.zeros(1, 1), torch.zeros(1, 2), (2, 2), PALETTE)
 
 
 @pytest.mark.cuda
-def test_pictures_are_the_same_on_a_gpu() -> None:
+def test_pictures_are_equal_on_a_gpu() -> None:
     images = torch.randint(256, (1, 3, 24, 32), dtype=torch.uint8)
     similarity = torch.rand(2, 3, 4) * 2 - 1
     indices, assignments = torch.tensor([[0, 5, 11]]), torch.eye(2)[[0, 1, 1]]

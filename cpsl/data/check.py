@@ -1,6 +1,7 @@
-"""Looks for everything that is wrong with a data set, before days are spent on it."""
+"""Check of a whole data set before it is trained on."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,38 +13,32 @@ from cpsl.data.sample import SegmentationDataset
 
 
 class DatasetCheck(NamedTuple):
-    """What reading a whole data set showed.
+    """Result of `check_dataset`.
 
     Attributes:
         images: Number of images.
-        labelled: Number of images with a label.
+        labeled: Number of images with a label.
         sizes: Number of images of each size (H, W).
         counts: (K,) pixels of each class.
-        problems: One sentence for each image that cannot be used, with the file's name; and one for each
-            image without a label where others have one.
+        problems: One sentence per image that cannot be used, or that lacks a label which others have.
     """
 
     images: int
-    labelled: int
+    labeled: int
     sizes: dict[tuple[int, int], int]
     counts: Tensor
     problems: list[str]
 
 
 def check_dataset(
-    dataset: SegmentationDataset,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    threads: int = 4,
+    dataset: SegmentationDataset, progress: Callable[[Iterable[int]], Iterable[int]] = iter, threads: int = 4
 ) -> DatasetCheck:
-    """Reads every image and label once.
+    """Reads every image and label once, and collects the problems instead of raising errors.
 
     Args:
         dataset: Any data set of this library, or of the same protocol.
-        progress: Wraps the iteration to show how far it is; tqdm for example.
-        threads: Files read at the same time.
-
-    Returns:
-        Counts and all problems; nothing is raised for a broken file.
+        progress: Wraps the iteration to show its progress, such as tqdm.
+        threads: Number of threads that read files.
 
     Example:
         >>> import tempfile
@@ -56,7 +51,7 @@ def check_dataset(
         (1, 1, True)
     """
 
-    def look(index: int) -> tuple[tuple[int, int], Tensor | None] | str:
+    def read(index: int) -> tuple[tuple[int, int], Tensor | None] | str:
         try:
             image, label, _ = dataset[index]
             counts = None if label is None else class_counts(label, len(dataset.label_space))
@@ -65,23 +60,21 @@ def check_dataset(
         return (image.shape[1], image.shape[2]), counts
 
     counts = torch.zeros(len(dataset.label_space), dtype=torch.int64)
-    sizes: dict[tuple[int, int], int] = {}
-    problems: list[str] = []
-    labelled, unlabelled = 0, []
+    sizes, labeled = Counter[tuple[int, int]](), 0
+    problems, unlabeled = list[str](), list[str]()
     with ThreadPoolExecutor(threads) as pool:
-        results: Iterator[tuple[tuple[int, int], Tensor | None] | str]
-        results = pool.map(look, range(len(dataset)))
+        results = pool.map(read, range(len(dataset)))
         for index, result in zip(progress(range(len(dataset))), results, strict=True):
             if isinstance(result, str):
                 problems.append(result)
                 continue
             size, of_image = result
-            sizes[size] = sizes.get(size, 0) + 1
+            sizes[size] += 1
             if of_image is None:
-                unlabelled.append(f"{dataset.names[index]}: no label, though other images have one")
+                unlabeled.append(f"{dataset.names[index]}: no label, though other images have one")
             else:
-                labelled += 1
+                labeled += 1
                 counts += of_image
-    if labelled:
-        problems += unlabelled
-    return DatasetCheck(len(dataset), labelled, sizes, counts, problems)
+    if labeled:
+        problems += unlabeled
+    return DatasetCheck(len(dataset), labeled, sizes, counts, problems)

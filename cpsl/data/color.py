@@ -1,4 +1,4 @@
-"""Colour transfer: an image takes the mean and deviation of another in CIELAB."""
+"""Color transfer: an image takes the mean and standard deviation of another image in CIELAB."""
 
 from typing import NamedTuple
 
@@ -15,173 +15,121 @@ _FROM_XYZ = _TO_XYZ.inverse()
 # CIE 15: L* = 116 f(Y) - 16, a* = 500 (f(X) - f(Y)), b* = 200 (f(Y) - f(Z)).
 _TO_LAB = torch.tensor([[0.0, 116, 0], [500, -500, 0], [0, 200, -200]])
 _FROM_LAB = _TO_LAB.inverse()
-_OFFSET = torch.tensor([[-16.0], [0], [0]])
-# As numbers, for a batch on some device.
-_TO_XYZ_ROWS: list[list[float]] = _TO_XYZ.tolist()
-_FROM_XYZ_ROWS: list[list[float]] = _FROM_XYZ.tolist()
+_LIGHTNESS_OFFSET = 16
 
 
-def _linear(value: Tensor) -> Tensor:
+def _decode(value: Tensor) -> Tensor:
+    """Converts sRGB values to linear ones, both in 0...1."""
     return torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def _encoded(value: Tensor) -> Tensor:
-    return torch.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
+def _encode(value: Tensor) -> Tensor:
+    """Converts linear values to sRGB, 0...255 uint8."""
+    encoded = torch.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
+    return (255 * encoded).round().to(torch.uint8)
 
 
-# Powers are slow, so each is looked up: 256 steps in, 4096 steps back, which is finer than uint8 needs.
-_LINEAR = _linear(torch.arange(256) / 255)
+# Powers are slow on the host and therefore tabulated there: 256 values to decode; 4096 to encode, by the
+# square root of the linear value, since dark colors need finer steps.
+_DECODED = _decode(torch.arange(256) / 255)
 _STEPS = 4095
-_ENCODED = (255 * _encoded((torch.arange(_STEPS + 1) / _STEPS) ** 2)).round().to(torch.uint8)
+_ENCODED = _encode((torch.arange(_STEPS + 1) / _STEPS) ** 2)
 
 
 class LabStatistics(NamedTuple):
-    """Colours of an image, summed up.
-
-    Attributes:
-        mean: (3,) of L*, a*, b*.
-        deviation: (3,) standard deviations.
-    """
+    """Means and standard deviations of L*, a* and b* in an image, (3,), or in each of a batch, (B, 3)."""
 
     mean: Tensor
     deviation: Tensor
 
 
 def rgb_to_lab(image: Tensor) -> Tensor:
-    """Converts sRGB to CIELAB under D65.
+    """Converts sRGB (..., 3, H, W) uint8 to CIELAB under D65, float32 of the same shape.
 
-    Args:
-        image: (3, H, W) uint8.
-
-    Returns:
-        (3, H, W) float32: L* in 0...100, a* and b* in about -110...110.
-
-    Example:
-        >>> rgb_to_lab(torch.full((3, 1, 1), 255, dtype=torch.uint8)).flatten().round().abs()
-        tensor([100.,   0.,   0.])
+    L* is in 0...100, a* and b* are in about -110...110.
     """
-    linear = _LINEAR.index_select(0, image.flatten().int()).reshape(3, -1)
-    xyz = _TO_XYZ @ linear
-    # f of CIE 15: a cube root with a straight line near zero. torch has no cube root but the slower power.
-    root = torch.from_numpy(np.cbrt(xyz.numpy()))
+    if _on_host(image):
+        linear = _DECODED.index_select(0, image.flatten().int()).reshape(image.shape)
+    else:
+        linear = _decode(image.float() / 255)
+    xyz = _mix(_TO_XYZ, linear)
+    # f of CIE 15: a cube root, linear near zero. torch has no cube root, and its power is slower.
+    root = torch.from_numpy(np.cbrt(xyz.numpy())) if _on_host(xyz) else xyz ** (1 / 3)
     f = torch.where(xyz > 216 / 24389, root, (24389 / 27 * xyz + 16) / 116)
-    return (_TO_LAB @ f + _OFFSET).reshape(image.shape)
+    lab = _mix(_TO_LAB, f)
+    lab[..., 0, :, :] -= _LIGHTNESS_OFFSET
+    return lab
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Converts CIELAB to sRGB; colours that a screen cannot show are clipped.
-
-    Args:
-        lab: (3, H, W) float32.
-
-    Returns:
-        (3, H, W) uint8.
-    """
-    f = _FROM_LAB @ (lab.flatten(1) - _OFFSET)
+    """Converts CIELAB (..., 3, H, W) float32 to sRGB uint8 and clips colors outside of it."""
+    lab = lab.clone()
+    lab[..., 0, :, :] += _LIGHTNESS_OFFSET
+    f = _mix(_FROM_LAB, lab)
     xyz = torch.where(f > 6 / 29, f * f * f, (116 * f - 16) * (27 / 24389))
-    linear = (_FROM_XYZ @ xyz).clamp(0, 1)
-    # Looked up by the square root, which spends the steps where the eye sees them.
-    steps = (linear.sqrt() * _STEPS + 0.5).int()
-    return _ENCODED.index_select(0, steps.flatten()).reshape(lab.shape)
+    linear = _mix(_FROM_XYZ, xyz).clamp(0, 1)
+    if _on_host(linear):
+        steps = (linear.sqrt() * _STEPS + 0.5).int()
+        return _ENCODED.index_select(0, steps.flatten()).reshape(lab.shape)
+    return _encode(linear)
 
 
 def lab_statistics(image: Tensor, pixels: int = 20_000) -> LabStatistics:
-    """Measures mean and deviation in CIELAB.
+    """Measures mean and standard deviation of an image (3, H, W) uint8 in CIELAB.
 
-    Args:
-        image: (3, H, W) uint8.
-        pixels: About as many pixels are looked at, evenly spaced; enough for both to two digits.
-
-    Raises:
-        ValueError: The image has another shape or dtype.
-
-    Example:
-        >>> white = lab_statistics(torch.full((3, 8, 8), 255, dtype=torch.uint8))
-        >>> round(float(white.mean[0])), round(float(white.deviation[0]))
-        (100, 0)
+    About `pixels` evenly spaced pixels are measured; 20,000 give two digits.
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"the image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}"
-        )
+        raise ValueError(f"the image must be uint8 (3, H, W), got {image.dtype} {tuple(image.shape)}")
     step = max(int((image.shape[1] * image.shape[2] / pixels) ** 0.5), 1)
     lab = rgb_to_lab(image[:, ::step, ::step].contiguous()).flatten(1)
     return LabStatistics(lab.mean(dim=1), lab.std(dim=1, correction=0))
 
 
-def transfer_color(
-    image: Tensor, target: LabStatistics, source: LabStatistics | None = None
-) -> Tensor:
-    """Gives an image the mean and deviation of another in CIELAB (Reinhard et al., 2001).
+def transfer_color(image: Tensor, target: LabStatistics, source: LabStatistics | None = None) -> Tensor:
+    """Gives an image, or each of a batch, another mean and deviation in CIELAB (Reinhard et al., 2001).
+
+    It runs on any device without synchronizing; results of devices differ by at most one gray level.
 
     Args:
-        image: (3, H, W) uint8.
-        target: Statistics of the other image.
-        source: Statistics of the image that this one was cropped from, so that a crop looks as in its
-            image; measured on this one if None.
+        image: (3, H, W) uint8, or a batch (B, 3, H, W).
+        target: Statistics to take, (3,) or (B, 3), on the same device.
+        source: Statistics of the whole image if `image` is a crop, so that both get the same colors; None
+            measures `image`, which must be a single one.
 
     Returns:
-        (3, H, W) uint8.
+        uint8 of the shape of `image`.
+
+    Raises:
+        ValueError: The images have another shape or dtype, or the number of statistics differs.
 
     Example:
-        >>> grey = torch.full((3, 4, 4), 128, dtype=torch.uint8)
-        >>> bool((transfer_color(grey, lab_statistics(grey // 2)) == 64).all())
+        >>> gray = torch.full((3, 4, 4), 128, dtype=torch.uint8)
+        >>> bool((transfer_color(gray, lab_statistics(gray // 2)) == 64).all())
         True
     """
     source = lab_statistics(image) if source is None else source
-    gain = (target.deviation / source.deviation.clamp_min(1e-3))[:, None, None]
-    shift = target.mean[:, None, None] - source.mean[:, None, None] * gain
+    if image.dtype != torch.uint8 or image.ndim not in (3, 4) or image.shape[-3] != 3:
+        raise ValueError(
+            f"images must be uint8 (3, H, W) or (B, 3, H, W), got {image.dtype} {tuple(image.shape)}"
+        )
+    for part in (*target, *source):
+        if part.shape != image.shape[:-2]:
+            raise ValueError(f"the statistics must be {tuple(image.shape[:-2])}, got {tuple(part.shape)}")
+    gain = (target.deviation / source.deviation.clamp_min(1e-3))[..., None, None]
+    shift = target.mean[..., None, None] - source.mean[..., None, None] * gain
     return lab_to_rgb(rgb_to_lab(image) * gain + shift)
 
 
-def transfer_color_batch(images: Tensor, target: LabStatistics, source: LabStatistics) -> Tensor:
-    """Does `transfer_color` for each image of a batch, on whatever device it lies, without waiting for it.
-
-    Args:
-        images: (B, 3, H, W) uint8.
-        target: Statistics (B, 3) of the other images, on the same device.
-        source: Statistics (B, 3) of the images that these were cropped from, on the same device.
-
-    Returns:
-        (B, 3, H, W) uint8, within one grey level of `transfer_color`, which looks powers up in tables.
-
-    Raises:
-        ValueError: The images have another shape or dtype, or the statistics are not one an image.
-
-    Example:
-        >>> grey = torch.full((1, 3, 4, 4), 128, dtype=torch.uint8)
-        >>> of_grey = LabStatistics(torch.tensor([[53.6, 0, 0]]), torch.ones(1, 3))
-        >>> darker = LabStatistics(torch.tensor([[27.1, 0, 0]]), torch.ones(1, 3))
-        >>> bool((transfer_color_batch(grey, darker, of_grey) == 64).all())
-        True
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"images must be uint8 (B, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
-        )
-    for part in (*target, *source):
-        if part.shape != (len(images), 3):
-            raise ValueError(
-                f"statistics of {len(images)} images must be ({len(images)}, 3), "
-                f"got shape {tuple(part.shape)}"
-            )
-    gain = (target.deviation / source.deviation.clamp_min(1e-3))[:, :, None, None]
-    shift = target.mean[:, :, None, None] - source.mean[:, :, None, None] * gain
-    xyz = _mixed(_TO_XYZ_ROWS, _linear(images.float() / 255))
-    f = torch.where(xyz > 216 / 24389, xyz ** (1 / 3), (24389 / 27 * xyz + 16) / 116)
-    x, y, z = f.unbind(1)
-    lab = torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
-    lightness, a, b = (lab * gain + shift).unbind(1)
-    y = (lightness + 16) / 116
-    f = torch.stack([y + a / 500, y, y - b / 200], dim=1)
-    xyz = torch.where(f > 6 / 29, f * f * f, (116 * f - 16) * (27 / 24389))
-    linear = _mixed(_FROM_XYZ_ROWS, xyz).clamp(0, 1)
-    return (255 * _encoded(linear)).round().to(torch.uint8)
+def _on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
-def _mixed(matrix: list[list[float]], images: Tensor) -> Tensor:
-    """Returns (B, 3, H, W) images with their channels mixed by a matrix (3, 3)."""
-    # Numbers travel with the instructions: a tensor on the host would be copied, and waited for. Not a
-    # product of matrices, which autocast would round.
-    red, green, blue = images.unbind(1)
-    return torch.stack([a * red + b * green + c * blue for a, b, c in matrix], dim=1)
+def _mix(matrix: Tensor, image: Tensor) -> Tensor:
+    """Multiplies the channels of (..., 3, H, W) by a matrix (3, 3) on the host."""
+    if _on_host(image):
+        with torch.autocast("cpu", enabled=False):
+            return (matrix @ image.flatten(-2)).reshape(image.shape)
+    # Copying the matrix to the device would synchronize, and TF32 or autocast would round its product.
+    red, green, blue = image.unbind(-3)
+    return torch.stack([a * red + b * green + c * blue for a, b, c in matrix.tolist()], dim=-3)

@@ -1,4 +1,4 @@
-"""Images and labels in folders of one's own."""
+"""Images and labels in any two folders."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,47 +6,37 @@ from pathlib import Path
 from torch import Tensor
 
 from cpsl.data.labels import IGNORE_INDEX, LabelSpace, distinct_palette
-from cpsl.data.reading import (
-    IdTable,
-    find_files,
-    id_table,
-    labels_of,
-    read_image,
-    read_stored_label,
-    require_same_size,
-    to_classes,
-)
-from cpsl.data.sample import Sample
+from cpsl.data.reading import find_files, find_labels, read_stored_label, to_classes
+from cpsl.data.sample import Files
 
 
-class SegmentationFolder:
-    """Images, and labels of the same relative path, in any folders with any subfolders.
+class SegmentationFolder(Files):
+    """Images, and labels with the same relative paths.
 
-    `images/berlin/a.jpg` belongs to `labels/berlin/a.png`. Labels hold one number a pixel: grey or
+    `images/berlin/a.jpg` belongs to `labels/berlin/a.png`. Labels hold one number per pixel: gray or
     palette, 8 or 16 bits.
 
     Args:
         images: Folder of PNG or JPEG images.
-        labels: Folder of PNG labels; None where there are none.
-        classes: Names of the classes, in the order of their indices, or a whole label space.
-        palette: Colours (R, G, B) of the classes, 0...255; chosen, or the label space's, if None.
-        ids: Stored value to class name or index, 255 to ignore; None if stored values are the class
-            indices and 255.
+        labels: Folder of PNG labels; None if there are none.
+        classes: Names of the classes in the order of their indices, or a label space. Without labels they may
+            be omitted: `label_space` then has the single class "unlabeled".
+        palette: Colors (R, G, B) of the classes, 0...255; generated, or the label space's, if None.
+        ids: Stored value to class name or index, or to 255 to ignore it; None if class indices are stored.
 
     Attributes:
         names: Key of each image: its relative path without suffix.
 
     Raises:
-        FileNotFoundError: A folder is missing or empty, or an image or a label is without the other; some
-            are named.
-        ValueError: `ids` points to a class that is not there.
+        FileNotFoundError: A folder is missing or empty, or images or labels lack their counterparts.
+        ValueError: There are labels but no classes, or `ids` names an unknown class.
 
     Example:
         >>> import tempfile
         >>> from PIL import Image
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (8, 4)).save(folder / "a.jpg")
-        >>> dataset = SegmentationFolder(folder, classes=["road", "car"])
+        >>> dataset = SegmentationFolder(folder)
         >>> dataset[0].image.shape, dataset[0].label, dataset[0].name
         (torch.Size([3, 4, 8]), None, 'a')
     """
@@ -59,65 +49,39 @@ class SegmentationFolder:
         palette: Sequence[tuple[int, int, int]] | None = None,
         ids: Mapping[int, int] | Mapping[int, str] | None = None,
     ) -> None:
+        if not classes:
+            if labels is not None:
+                raise ValueError(f"classes must name the classes in {labels}, the labels of {images}")
+            classes = ("unlabeled",)
         if not isinstance(classes, LabelSpace):
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
         if palette is not None:
             classes = LabelSpace(classes.names, tuple(palette))
-        self.label_space = classes
-        self._table = _table(classes, ids)
+        indices = _index_of_ids(classes, ids)
         found = find_files(Path(images), (".png", ".jpg", ".jpeg"), "images")
-        self.names = list(found)
-        self._images = list(found.values())
-        self._labels: list[Path] | None = None
+        label_files: Sequence[Path | None] = [None] * len(found)
         if labels is not None:
-            label_files = find_files(Path(labels), (".png",), "labels")
-            self._labels = labels_of(self.names, label_files, Path(labels))
-            orphans = [name for name in label_files if name not in found]
-            if orphans:
-                raise FileNotFoundError(
-                    f"{len(orphans)} of {len(label_files)} labels in {labels} have no image of their "
-                    f"name in {images}, such as {', '.join(orphans[:3])}"
-                )
+            label_files = find_labels(found, Path(labels), "labels", image_folder=Path(images))
+        super().__init__(classes, found, label_files, indices)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Returns image, label and name; see `Sample`.
-
-        Raises:
-            ValueError: A file is damaged, the sizes differ, or the label has unknown ids.
-        """
-        image = self.image(index)
-        if self._labels is None:
-            return Sample(image, None, self.names[index])
-        path = self._labels[index]
+    def _read_label(self, path: Path) -> Tensor:
         stored = read_stored_label(path)
         try:
-            label = to_classes(stored, self._table, path)
+            return to_classes(stored, self._table, path)
         except ValueError as error:
-            raise ValueError(
-                f"{error}; `ids` says which class each stored number is, 255 to ignore it"
-            ) from None
-        require_same_size(image, label, self._images[index], path)
-        return Sample(image, label, self.names[index])
-
-    def image(self, index: int) -> Tensor:
-        """Returns the image alone, (3, H, W) uint8."""
-        return read_image(self._images[index])
+            raise ValueError(f"{error}; `ids` maps each stored number to its class, or to 255") from None
 
 
-def _table(classes: LabelSpace, ids: Mapping[int, int] | Mapping[int, str] | None) -> IdTable:
-    """Returns the class of each stored value, for `to_classes`."""
+def _index_of_ids(classes: LabelSpace, ids: Mapping[int, int] | Mapping[int, str] | None) -> dict[int, int]:
+    """Returns the class index or 255 of each stored value."""
     indices = {index: index for index in [*range(len(classes)), IGNORE_INDEX]}
     if ids is None:
-        return id_table(indices)
-    index_of: dict[int | str, int] = {name: index for index, name in enumerate(classes.names)}
-    index_of |= {index: index for index in indices}
+        return indices
+    index_of = indices | {name: index for index, name in enumerate(classes.names)}
     wrong = sorted({str(value) for value in ids.values() if value not in index_of})
     if wrong:
         raise ValueError(
             f"ids point to {', '.join(wrong)}, but the classes are "
-            f"{', '.join(f'{i} {name}' for i, name in enumerate(classes.names))} and 255, which is ignored"
+            f"{', '.join(f'{i} {name}' for i, name in enumerate(classes.names))} and 255 (ignored)"
         )
-    return id_table({stored: index_of[value] for stored, value in ids.items()})
+    return {stored: index_of[value] for stored, value in ids.items()}

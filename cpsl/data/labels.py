@@ -1,24 +1,23 @@
-"""Label spaces: the classes of a data set, their order, names, colours and stored ids."""
+"""Label spaces: names, order, colors and stored ids of classes."""
 
 import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 IGNORE_INDEX = 255
-"""Label of pixels that belong to no class; they are neither trained on nor counted."""
+"""Label of pixels without a class; losses and metrics ignore them."""
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes that a model tells apart, in the order of their indices.
+    """Classes of a model in the order of their indices.
 
     Attributes:
         names: K class names.
-        palette: K colours (R, G, B), 0...255.
+        palette: K colors (R, G, B), 0...255.
 
     Raises:
-        ValueError: Names repeat, colours are not as many, or there are more classes than uint8 labels
-            can hold beside the ignored one.
+        ValueError: A name repeats, the number of colors differs, or there are not 1 to 255 classes.
 
     Example:
         >>> CITYSCAPES_19.subset(("car", "bus")).palette
@@ -35,20 +34,18 @@ class LabelSpace:
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
             raise ValueError(f"class names must differ, but these repeat: {', '.join(twice)}")
         if len(self.palette) != len(self.names):
-            raise ValueError(
-                f"{len(self.names)} classes need as many colours, got {len(self.palette)}"
-            )
+            raise ValueError(f"{len(self.names)} classes need as many colors, got {len(self.palette)}")
         if not all(len(color) == 3 and all(0 <= v <= 255 for v in color) for color in self.palette):
-            raise ValueError("each colour must be three numbers in 0...255")
+            raise ValueError("each color must be three numbers in 0...255")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def subset(self, names: tuple[str, ...]) -> "LabelSpace":
-        """Returns the label space of some of the classes, in the order given.
+        """Returns the label space of some of the classes, in the given order.
 
         Raises:
-            ValueError: A name is none of the classes.
+            ValueError: A name is unknown.
         """
         unknown = [name for name in names if name not in self.names]
         if unknown:
@@ -56,22 +53,15 @@ class LabelSpace:
         return LabelSpace(names, tuple(self.palette[self.names.index(name)] for name in names))
 
     def index_of_ids(self, ids: Mapping[int, str]) -> dict[int, int]:
-        """Returns the class index of each stored id, 255 for those of classes outside this space.
-
-        Args:
-            ids: Stored id to class name; any name that is not in this space is ignored.
-        """
+        """Returns the class index of each stored id, given its name; 255 if it is outside this space."""
         index = {name: i for i, name in enumerate(self.names)}
         return {stored: index.get(name, IGNORE_INDEX) for stored, name in ids.items()}
 
     def stored_ids(self, ids: Mapping[int, str]) -> list[int]:
-        """Returns the stored id of each class, the reverse of `index_of_ids`; the smallest of several.
-
-        Args:
-            ids: Stored id to class name.
+        """Returns the stored id of each class, the smallest of several; the inverse of `index_of_ids`.
 
         Raises:
-            ValueError: A class has none.
+            ValueError: A class has no id.
 
         Example:
             >>> CITYSCAPES_19.subset(("road", "bicycle")).stored_ids(CITYSCAPES_IDS)
@@ -85,147 +75,59 @@ class LabelSpace:
 
 
 def distinct_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns colours that are easy to tell apart.
-
-    Args:
-        count: How many.
+    """Returns `count` colors that are easy to distinguish.
 
     Example:
         >>> len(set(distinct_palette(30)))
         30
     """
-    golden = 0.618034  # steps of the golden ratio never come close to an earlier hue for long
+    golden = 0.618034  # steps of the golden ratio spread the hues evenly for any count
     colors = []
     for i in range(count):
-        saturation, value = (0.75, 0.9) if i % 2 == 0 else (0.5, 0.7)
-        red, green, blue = colorsys.hsv_to_rgb(i * golden % 1, saturation, value)
+        tone = (0.75, 0.9) if i % 2 == 0 else (0.5, 0.7)  # saturation and value
+        red, green, blue = colorsys.hsv_to_rgb(i * golden % 1, *tone)
         colors.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colors)
 
 
-CITYSCAPES_19 = LabelSpace(
-    (
-        "road",
-        "sidewalk",
-        "building",
-        "wall",
-        "fence",
-        "pole",
-        "traffic light",
-        "traffic sign",
-        "vegetation",
-        "terrain",
-        "sky",
-        "person",
-        "rider",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
-    ),
-    (
-        (128, 64, 128),
-        (244, 35, 232),
-        (70, 70, 70),
-        (102, 102, 156),
-        (190, 153, 153),
-        (153, 153, 153),
-        (250, 170, 30),
-        (220, 220, 0),
-        (107, 142, 35),
-        (152, 251, 152),
-        (70, 130, 180),
-        (220, 20, 60),
-        (255, 0, 0),
-        (0, 0, 142),
-        (0, 0, 70),
-        (0, 60, 100),
-        (0, 80, 100),
-        (0, 0, 230),
-        (119, 11, 32),
-    ),
-)
+_CITYSCAPES_COLORS = {
+    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
+    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0), "vegetation": (107, 142, 35), "terrain": (152, 251, 152),
+    "sky": (70, 130, 180), "person": (220, 20, 60), "rider": (255, 0, 0), "car": (0, 0, 142),
+    "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100), "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}  # fmt: skip
+CITYSCAPES_19 = LabelSpace(tuple(_CITYSCAPES_COLORS), tuple(_CITYSCAPES_COLORS.values()))
 """The 19 evaluated classes of Cityscapes, in the order of their train ids."""
 
 CITYSCAPES_16 = CITYSCAPES_19.subset(
     tuple(name for name in CITYSCAPES_19.names if name not in ("terrain", "truck", "train"))
 )
-"""Those that SYNTHIA has, in the same order."""
+"""The 16 classes that SYNTHIA shares with Cityscapes, in the same order."""
 
 CITYSCAPES_13 = CITYSCAPES_16.subset(
     tuple(name for name in CITYSCAPES_16.names if name not in ("wall", "fence", "pole"))
 )
-"""Those of SYNTHIA's 16 that are reported apart: without the thin and rare wall, fence and pole."""
+"""The 16 classes without wall, fence and pole, which are also reported for SYNTHIA."""
 
 CITYSCAPES_IDS: dict[int, str] = {
-    0: "unlabeled",
-    1: "ego vehicle",
-    2: "rectification border",
-    3: "out of roi",
-    4: "static",
-    5: "dynamic",
-    6: "ground",
-    7: "road",
-    8: "sidewalk",
-    9: "parking",
-    10: "rail track",
-    11: "building",
-    12: "wall",
-    13: "fence",
-    14: "guard rail",
-    15: "bridge",
-    16: "tunnel",
-    17: "pole",
-    18: "polegroup",
-    19: "traffic light",
-    20: "traffic sign",
-    21: "vegetation",
-    22: "terrain",
-    23: "sky",
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    29: "caravan",
-    30: "trailer",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-    34: "license plate",
-    255: "license plate",
-}
-"""Ids in `labelIds` files of Cityscapes and in GTA5. Cityscapes numbers licence plates -1, which 8 bits
-cannot hold: GTA5 stores them as 34, others as 255."""
+    0: "unlabeled", 1: "ego vehicle", 2: "rectification border", 3: "out of roi", 4: "static", 5: "dynamic",
+    6: "ground", 7: "road", 8: "sidewalk", 9: "parking", 10: "rail track", 11: "building", 12: "wall",
+    13: "fence", 14: "guard rail", 15: "bridge", 16: "tunnel", 17: "pole", 18: "polegroup",
+    19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person",
+    25: "rider", 26: "car", 27: "truck", 28: "bus", 29: "caravan", 30: "trailer", 31: "train",
+    32: "motorcycle", 33: "bicycle", 34: "license plate", 255: "license plate",
+}  # fmt: skip
+"""Ids in `labelIds` files of Cityscapes and in GTA5; license plates, -1 in Cityscapes, are 34 or 255."""
 
 CITYSCAPES_TRAIN_IDS: dict[int, str] = {**dict(enumerate(CITYSCAPES_19.names)), 255: "unlabeled"}
 """Ids in `labelTrainIds` files of Cityscapes."""
 
 SYNTHIA_IDS: dict[int, str] = {
-    0: "void",
-    1: "sky",
-    2: "building",
-    3: "road",
-    4: "sidewalk",
-    5: "fence",
-    6: "vegetation",
-    7: "pole",
-    8: "car",
-    9: "traffic sign",
-    10: "person",
-    11: "bicycle",
-    12: "motorcycle",
-    13: "parking slot",
-    14: "road work",
-    15: "traffic light",
-    16: "terrain",
-    17: "rider",
-    18: "truck",
-    19: "bus",
-    20: "train",
-    21: "wall",
-    22: "lane marking",
-}
-"""Ids of SYNTHIA-RAND-CITYSCAPES, whose pedestrians are Cityscapes' persons."""
+    0: "void", 1: "sky", 2: "building", 3: "road", 4: "sidewalk", 5: "fence", 6: "vegetation", 7: "pole",
+    8: "car", 9: "traffic sign", 10: "person", 11: "bicycle", 12: "motorcycle", 13: "parking slot",
+    14: "road work", 15: "traffic light", 16: "terrain", 17: "rider", 18: "truck", 19: "bus", 20: "train",
+    21: "wall", 22: "lane marking",
+}  # fmt: skip
+"""Ids of SYNTHIA-RAND-CITYSCAPES; its pedestrians are the persons of Cityscapes."""

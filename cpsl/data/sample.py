@@ -1,20 +1,22 @@
-"""What a data set of images and labels gives."""
+"""Samples of a data set, and what all data sets have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from cpsl.data.labels import LabelSpace
+from cpsl.data.reading import id_table, read_image, read_stored_label, require_same_size, to_classes
 
 
 class Sample(NamedTuple):
-    """One image with its label, as stored, before any view is taken of it.
+    """One image with its label, as stored.
 
     Attributes:
-        image: (3, H, W) uint8, RGB, native size.
-        label: (H, W) uint8 class indices, 255 where ignored; None where there is no label.
-        name: Key of the image, the same in every run and on every machine.
+        image: (3, H, W) uint8, RGB, in its native size.
+        label: (H, W) uint8 class indices, 255 where ignored; None if there is no label.
+        name: Key of the image, the same on every machine.
     """
 
     image: Tensor
@@ -24,7 +26,7 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class SegmentationDataset(Protocol):
-    """What the rest of the library asks of a data set; a class of one's own needs no base class."""
+    """Protocol of a data set; a class of your own needs no base class."""
 
     label_space: LabelSpace
     names: list[str]
@@ -40,15 +42,50 @@ class SegmentationDataset(Protocol):
         ...
 
 
+class Files:
+    """Base of the data sets that read image and label files."""
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        images: Mapping[str, Path],  # by key
+        labels: Sequence[Path | None],  # of each image, None where there is none
+        ids: Mapping[int, int],  # stored value to class index or 255
+    ) -> None:
+        self.label_space = label_space
+        self.names = list(images)
+        self._images = list(images.values())
+        self._labels = list(labels)
+        self._table = id_table(ids)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns image, label and name; raises ValueError for damaged files, other sizes and unknown ids."""
+        image, path, label = self.image(index), self._labels[index], None
+        if path is not None:
+            label = self._read_label(path)
+            require_same_size(image, label, self._images[index], path)
+        return Sample(image, label, self.names[index])
+
+    def image(self, index: int) -> Tensor:
+        """Returns the image alone, (3, H, W) uint8."""
+        return read_image(self._images[index])
+
+    def _read_label(self, path: Path) -> Tensor:
+        return to_classes(read_stored_label(path), self._table, path)
+
+
 class Subset:
-    """Some of the images of a data set.
+    """Some images of a data set.
 
     Args:
-        dataset: Any data set of this library, or of the same protocol.
-        indices: Which images, in which order.
+        dataset: Any data set.
+        indices: Indices of the images, in their order.
 
     Raises:
-        ValueError: There is no image of an index.
+        ValueError: An index is out of range.
 
     Example:
         >>> import tempfile
@@ -62,7 +99,7 @@ class Subset:
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
         wrong = [index for index in indices if not 0 <= index < len(dataset)]
         if wrong:
-            raise ValueError(f"the images are 0...{len(dataset) - 1}, there is none of {wrong[:5]}")
+            raise ValueError(f"indices must lie in 0...{len(dataset) - 1}, got {wrong[:5]}")
         self.label_space = dataset.label_space
         self.names = [dataset.names[index] for index in indices]
         self._dataset = dataset

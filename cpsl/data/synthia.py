@@ -5,26 +5,18 @@ from pathlib import Path
 from torch import Tensor
 
 from cpsl.data.labels import CITYSCAPES_16, SYNTHIA_IDS, LabelSpace
-from cpsl.data.reading import (
-    find_files,
-    id_table,
-    labels_of,
-    read_image,
-    read_png16,
-    require_same_size,
-    to_classes,
-)
-from cpsl.data.sample import Sample
+from cpsl.data.reading import find_files, find_labels, read_png16, to_classes
+from cpsl.data.sample import Files
 
 
-class Synthia:
+class Synthia(Files):
     """Images of a simulator, as unpacked: `RGB/` and `GT/LABELS/`.
 
     The labels are 16-bit PNGs with the class in the first channel and the instance in the second.
 
     Args:
         root: Folder with `RGB` and `GT/LABELS`.
-        label_space: Classes to tell apart, by Cityscapes' names: 16, 13 or others; the rest is ignored.
+        label_space: Classes by Cityscapes' names, such as its 16 or 13 classes; others are ignored.
 
     Attributes:
         names: Key of each image, such as "0000001".
@@ -33,34 +25,20 @@ class Synthia:
         FileNotFoundError: A folder is missing or empty, or images have no labels; some are named.
 
     Example:
-        >>> dataset = Synthia("data/synthia")  # doctest: +SKIP
-        >>> dataset[0].image.shape  # doctest: +SKIP
-        torch.Size([3, 760, 1280])
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for folder, mode in (("RGB", "RGB"), ("GT/LABELS", "I;16")):
+        ...     (root / folder).mkdir(parents=True)
+        ...     Image.new(mode, (2, 1), 3).save(root / folder / "0000001.png")
+        >>> Synthia(root)[0].label  # 3 is road
+        tensor([[0, 0]], dtype=torch.uint8)
     """
 
     def __init__(self, root: str | Path, label_space: LabelSpace = CITYSCAPES_16) -> None:
-        self.label_space = label_space
         images = find_files(Path(root) / "RGB", (".png", ".jpg"), "SYNTHIA images")
-        labels = find_files(Path(root) / "GT" / "LABELS", (".png",), "SYNTHIA labels")
-        self.names = list(images)
-        self._images = list(images.values())
-        self._labels = labels_of(self.names, labels, Path(root) / "GT" / "LABELS")
-        self._table = id_table(label_space.index_of_ids(SYNTHIA_IDS))
+        labels = find_labels(images, Path(root) / "GT" / "LABELS", "SYNTHIA labels")
+        super().__init__(label_space, images, labels, label_space.index_of_ids(SYNTHIA_IDS))
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Returns image, label and name; see `Sample`.
-
-        Raises:
-            ValueError: A file is damaged, the sizes differ, or the label has unknown ids.
-        """
-        image, path = self.image(index), self._labels[index]
-        label = to_classes(read_png16(path), self._table, path)
-        require_same_size(image, label, self._images[index], path)
-        return Sample(image, label, self.names[index])
-
-    def image(self, index: int) -> Tensor:
-        """Returns the image alone, (3, H, W) uint8."""
-        return read_image(self._images[index])
+    def _read_label(self, path: Path) -> Tensor:
+        return to_classes(read_png16(path), self._table, path)

@@ -1,26 +1,25 @@
-"""DeepLabV2 with the head of CPSL: features that can be clustered, and logits."""
+"""DeepLabV2 with the head of CPSL, which returns logits and the features that are clustered."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from cpsl._internal.checking import check_shape
 from cpsl.models.resnet import BACKBONES, Backbone
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of ImageNet's three colours, for images in 0...1, which torchvision's weights expect."""
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Deviation of ImageNet's three colours, for images in 0...1, which torchvision's weights expect."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""RGB mean and standard deviation of ImageNet for images in 0...1, which torchvision's weights require."""
 
 
 class SegmentationOutput(NamedTuple):
-    """What a segmentation model gives.
+    """Output of a segmentation network.
 
     Attributes:
         logits: (B, K, h, w).
-        features: (B, D, h, w), the last thing before the linear classifier.
+        features: (B, D, h, w), the input of the linear classifier.
     """
 
     logits: Tensor
@@ -28,50 +27,30 @@ class SegmentationOutput(NamedTuple):
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs channels by what the whole image holds (Hu et al., 2018).
-
-    Args:
-        channels: Channels C.
-        reduction: C over the width of the hidden layer.
-    """
+    """Reweights channels by global context (Hu et al., 2018)."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         hidden = max(channels // reduction, 1)
         self.weigh = nn.Sequential(
-            nn.Linear(channels, hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, channels),
-            nn.Sigmoid(),
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the weighed channels."""
+        """Returns the reweighted channels."""
         weight: Tensor = self.weigh(x.mean(dim=(2, 3)))
         return x * weight[:, :, None, None]
 
 
 class DeepLabHead(nn.Module):
-    """Parallel dilated convolutions, squeeze-excitation, a fusing convolution, a linear classifier.
+    """Parallel dilated convolutions, squeeze-and-excitation, a fusing convolution and a linear classifier.
 
-    Convolutions start as He et al. (2015) have it, with zero biases; the classifier, which should start near
-    uniform probabilities, from a normal distribution of deviation 0.01; linear layers as torch has them.
-
-    Args:
-        inputs: Channels of the backbone.
-        num_classes: Number of classes K.
-        feature_dim: Channels D of each branch and of the features.
-        dropout: Probability that a channel of the features is dropped.
-        dilations: Of the 3x3 branches; a 1x1 branch comes first.
+    Convolutions are initialized as in He et al. (2015) with zero biases, linear layers by torch's default,
+    and the classifier with standard deviation 0.01, for nearly uniform initial probabilities.
     """
 
     def __init__(
-        self,
-        inputs: int,
-        num_classes: int,
-        feature_dim: int,
-        dropout: float,
-        dilations: Sequence[int],
+        self, inputs: int, num_classes: int, feature_dim: int, dropout: float, dilations: Sequence[int]
     ) -> None:
         super().__init__()
         self.dilations = tuple(dilations)
@@ -106,30 +85,34 @@ class DeepLabHead(nn.Module):
         features = self.dropout(self.fuse(branches))
         return SegmentationOutput(self.classify(features), features)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class DeepLabV2(nn.Module):
-    """Segmentation network whose features are clustered (Chen et al., 2017, with the head of CPSL's release).
+    """Segmentation network: a dilated backbone (Chen et al., 2017) with the head of the authors' code.
 
     Args:
         num_classes: Number of classes K.
-        backbone: "resnet101", "resnet50", "resnet18", "resnet_tiny", or a module that obeys `Backbone`.
+        backbone: "resnet101", "resnet50", "resnet18", "resnet_tiny", or a module that implements `Backbone`.
         feature_dim: Channels D of the features. GroupNorm has gcd(32, D) groups.
-        dropout: Probability that a channel of the features is dropped while training.
-        output_norm: Whether a BatchNorm follows a named backbone; see `ResNet`.
-        mean: Of the three colours, subtracted from the image; the default suits the release's weights.
-        std: Of the three colours, the image is divided by it; for other weights `IMAGENET_STD`.
-        dilations: Of the head's 3x3 branches.
+        dropout: Probability that a channel of the features is dropped during training.
+        output_norm: Whether a BatchNorm follows a named backbone; see `cpsl.models.resnet.ResNet`.
+        mean: RGB mean that is subtracted from images. The default suits the authors' weights.
+        std: RGB standard deviation; images are divided by it. torchvision's weights require
+            `IMAGENET_MEAN` and `IMAGENET_STD`.
+        dilations: Dilations of the head's 3x3 branches.
 
     Attributes:
         backbone: The encoder.
-        head: Everything after it; it usually learns faster.
+        head: Everything after the encoder; usually trained with a higher learning rate.
         num_classes: K.
         feature_dim: D.
-        backbone_name: Name that the backbone was asked for by; None if it came as a module.
+        backbone_name: Name of the backbone; None if it was passed as a module.
 
     Raises:
-        ValueError: There is no backbone of that name, or no class or feature.
-        TypeError: The backbone does not obey the contract.
+        ValueError: The name of the backbone is unknown, or num_classes or feature_dim is not positive.
+        TypeError: The backbone does not implement `Backbone`.
 
     Example:
         >>> model = DeepLabV2(num_classes=19, backbone="resnet_tiny", feature_dim=32).eval()
@@ -155,26 +138,18 @@ class DeepLabV2(nn.Module):
     ) -> None:
         super().__init__()
         if min(num_classes, feature_dim) < 1:
-            raise ValueError(
-                f"num_classes and feature_dim must be positive, got {num_classes} and {feature_dim}"
-            )
+            raise ValueError(f"num_classes, feature_dim must be positive, got {num_classes}, {feature_dim}")
         self.backbone_name = backbone if isinstance(backbone, str) else None
         if isinstance(backbone, str):
             if backbone not in BACKBONES:
-                raise ValueError(
-                    f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}"
-                )
+                raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
             backbone = BACKBONES[backbone](output_norm=output_norm)
-        if not (
-            isinstance(backbone, nn.Module)
-            and isinstance(backbone, Backbone)
-            and isinstance(backbone.channels, int)
-            and isinstance(backbone.stride, int)
-        ):
+        channels, stride = (getattr(backbone, name, "absent") for name in ("channels", "stride"))
+        integers = isinstance(channels, int) and isinstance(stride, int)
+        if not (isinstance(backbone, nn.Module) and isinstance(backbone, Backbone) and integers):
             raise TypeError(
-                "a backbone must be an nn.Module with whole numbers `channels` and `stride`, got "
-                f"{type(backbone).__name__} with channels {getattr(backbone, 'channels', 'absent')} "
-                f"and stride {getattr(backbone, 'stride', 'absent')}"
+                "a backbone must be an nn.Module with integers `channels` and `stride`, got "
+                f"{type(backbone).__name__} with channels {channels} and stride {stride}"
             )
         self.num_classes = num_classes
         self.feature_dim = feature_dim
@@ -184,42 +159,29 @@ class DeepLabV2(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, image: Tensor) -> SegmentationOutput:
-        """Segments images.
-
-        Args:
-            image: (B, 3, H, W) float in 0...1.
-
-        Returns:
-            Logits (B, K, h, w) and features (B, D, h, w); nodes of the grid's corners are the centres of
-            the image's corner pixels.
+        """Segments images (B, 3, H, W), float in 0...1; the output is corner-aligned with them.
 
         Raises:
-            ValueError: The shape is another, or the backbone gives other than its `channels`.
-            TypeError: The image is not floating point, or the backbone gives no tensor.
+            ValueError: The shape differs, or the backbone does not return its `channels`.
+            TypeError: The image is not floating point, or the backbone does not return a tensor.
         """
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got shape {tuple(image.shape)}")
+        check_shape("images", image, "B", 3, "H", "W")
         if not image.is_floating_point():
             raise TypeError(f"images must be float in 0...1, got {image.dtype}; divide by 255")
         encoded = self.backbone((image - self.mean) / self.std)
         if not isinstance(encoded, Tensor):
             raise TypeError(f"the backbone must return one tensor, got {type(encoded).__name__}")
-        if encoded.ndim != 4 or encoded.shape[1] != self.backbone.channels:
-            raise ValueError(
-                f"the backbone must return (B, {self.backbone.channels}, h, w), as its `channels` say, "
-                f"got {tuple(encoded.shape)}"
-            )
-        output: SegmentationOutput = self.head(encoded)
-        return output
+        check_shape("the backbone's output", encoded, "B", self.backbone.channels, "h", "w")
+        return self.head(encoded)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Makes every BatchNorm keep its statistics, weights and biases.
+    """Freezes the statistics, weights and biases of all BatchNorm layers, in place.
 
-    `module.train()` makes the statistics move again: freeze after it. Weights and biases stay fixed.
-
-    Args:
-        module: Changed in place.
+    Call it after each `module.train()`, which unfreezes the statistics.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()

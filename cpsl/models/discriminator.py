@@ -1,17 +1,22 @@
 """The discriminator of the output space."""
 
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
+
+from cpsl._internal.checking import check_shape
 
 
 class Discriminator(nn.Module):
-    """Tells from a map of class probabilities which domain it belongs to (Tsai et al., 2018).
+    """Classifies maps of class probabilities as source or target (Tsai et al., 2018).
 
-    Four 3x3 convolutions of stride 2 and padding 1 (64, 128, 256, 512 channels), which halve the grid and
-    round up; ReLU after three of them, leaky ReLU (0.2) after the last; and a 1x1.
+    Four 3x3 convolutions with stride 2 (64, 128, 256 and 512 channels), followed by ReLU, the last one by
+    leaky ReLU (0.2), and a 1x1 convolution.
 
     Args:
         num_classes: Number of classes K.
-        width: Channels of the first convolution; each further one has twice as many.
+        width: Channels of the first convolution; each further convolution has twice as many.
 
     Example:
         >>> import torch
@@ -22,30 +27,21 @@ class Discriminator(nn.Module):
     def __init__(self, num_classes: int, width: int = 64) -> None:
         super().__init__()
         self.num_classes = num_classes
+        channels = [num_classes, *(width * 2**number for number in range(4))]
         layers: list[nn.Module] = []
-        inputs = num_classes
-        for number in range(4):
-            outputs = width * 2**number
-            layers.append(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1))
-            layers.append(nn.ReLU() if number < 3 else nn.LeakyReLU(0.2))
-            inputs = outputs
-        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 1, 1))
+        for inputs, outputs in pairwise(channels):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1], nn.LeakyReLU(0.2), nn.Conv2d(channels[-1], 1, 1))
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        """Judges maps.
-
-        Args:
-            probabilities: (B, K, H, W) softmax of a segmentation network.
-
-        Returns:
-            (B, 1, ⌈H / 16⌉, ⌈W / 16⌉) unbounded; the loss decides which value stands for which domain.
+        """Classifies probabilities (B, K, H, W) by numbers (B, 1, ⌈H / 16⌉, ⌈W / 16⌉) of any size.
 
         Raises:
-            ValueError: The shape is another.
+            ValueError: The shape differs.
         """
-        if probabilities.ndim != 4 or probabilities.shape[1] != self.num_classes:
-            raise ValueError(
-                f"probabilities must be (B, {self.num_classes}, H, W), got {tuple(probabilities.shape)}"
-            )
+        check_shape("probabilities", probabilities, "B", self.num_classes, "H", "W")
         decision: Tensor = self.layers(probabilities)
         return decision
+
+    if TYPE_CHECKING:
+        __call__ = forward

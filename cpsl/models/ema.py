@@ -1,125 +1,117 @@
-"""A teacher that is the moving average of a student."""
+"""A teacher network that is the moving average of a student."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cpsl._internal.averaging import check_momentum, update_moving_average
+from cpsl._internal.distributed import unwrap
+
+__all__ = ["ExponentialMovingAverage", "update_moving_average"]
+
 M = TypeVar("M", bound=nn.Module)
 
 
-@torch.no_grad()
-def update_moving_average(
-    averages: Sequence[Tensor], values: Sequence[Tensor], momentum: float = 0.999
-) -> None:
-    """Moves averages towards values, in place: a ← momentum · a + (1 - momentum) · v.
-
-    Args:
-        averages: Floating tensors of any shapes, changed in place.
-        values: As many tensors of the same shapes; another floating dtype or device is converted.
-        momentum: 0 copies the values, 1 changes nothing.
-
-    Raises:
-        ValueError: momentum lies outside 0...1, or the numbers or shapes of tensors differ.
-
-    Example:
-        >>> prototypes, ema_prototypes = torch.ones(19, 256), torch.zeros(19, 256)
-        >>> update_moving_average([ema_prototypes], [prototypes], momentum=0.75)
-        >>> ema_prototypes[0, 0]
-        tensor(0.2500)
-    """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must lie in 0...1, got {momentum}")
-    if len(averages) != len(values):
-        raise ValueError(f"got {len(averages)} averages but {len(values)} values")
-    for average, value in zip(averages, values, strict=True):
-        if average.shape != value.shape:
-            raise ValueError(
-                f"an average and its values differ in shape: {tuple(average.shape)} and "
-                f"{tuple(value.shape)}"
-            )
-    targets = [value.to(average) for average, value in zip(averages, values, strict=True)]
-    torch._foreach_lerp_(list(averages), targets, 1 - momentum)
-
-
 class ExponentialMovingAverage(nn.Module, Generic[M]):
-    """Keeps the moving average of a module's parameters (Tarvainen and Valpola, 2017).
+    """Averages a module's parameters over training (Tarvainen and Valpola, 2017).
 
         teacher ← momentum · teacher + (1 - momentum) · student
 
     Floating buffers, such as the running statistics of BatchNorm, are averaged like parameters; others are
-    copied. The average is in evaluation mode and has no gradients. Nothing waits for the device.
+    copied. The average is in evaluation mode, has no gradients, and is called like the student.
 
     Args:
-        student: Module to start from; copied. What DistributedDataParallel wraps is taken out of it.
-        mode: "training" keeps the average in training mode, with dropout and the statistics of each batch,
-            as the authors' release leaves its teacher.
+        student: Module to start from; copied, without its DistributedDataParallel wrapper.
+        mode: "evaluation", or "training" to keep the average in training mode, with dropout and batch
+            statistics, as in the authors' code.
+        momentum: 0...1; 0 copies the student, 1 keeps the average.
 
     Attributes:
-        module: The average, to be called like the student.
+        module: The average.
 
     Raises:
-        ValueError: There is no such mode.
+        ValueError: momentum is outside 0...1, or the mode is unknown.
 
     Example:
         >>> student = nn.Linear(1, 1, bias=False)
-        >>> teacher = ExponentialMovingAverage(student)
+        >>> teacher = ExponentialMovingAverage(student, momentum=0.9)
         >>> before = teacher.module.weight.clone()
         >>> with torch.no_grad(): student.weight += 1
-        >>> teacher.update(student, momentum=0.9)
+        >>> teacher.update(student)
         >>> (teacher.module.weight - before).round(decimals=3)
         tensor([[0.1000]])
+        >>> teacher(torch.ones(4, 1)).shape
+        torch.Size([4, 1])
     """
 
     module: M
+    __call__: M  # typed like the student
 
     def __init__(
         self,
         student: M | DistributedDataParallel,
         mode: Literal["evaluation", "training"] = "evaluation",
+        momentum: float = 0.999,
     ) -> None:
         super().__init__()
         if mode not in ("evaluation", "training"):
             raise ValueError(f'mode must be "evaluation" or "training", got {mode!r}')
+        check_momentum(momentum)
         self.mode = mode
-        average: M = copy.deepcopy(_unwrap(student))
+        self.momentum = momentum
+        self._before: dict[str, Tensor] = {}
+        average: M = copy.deepcopy(unwrap(student))
         self.module = average.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> "ExponentialMovingAverage[M]":
-        """Stays in its mode, whatever is asked for."""
+        """Keeps the mode of the constructor."""
         return super().train(self.mode == "training")
 
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Calls the average like the student."""
+        if self.mode == "training" and not self._before:
+            # Its passes change its statistics, which `update` restores if the step was not applied.
+            self._before = {key: value.clone() for key, value in self.module.named_buffers()}
+        return self.module(*inputs, **options)
+
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float = 0.999) -> None:
-        """Moves the average towards the student.
+    def update(
+        self, student: nn.Module, momentum: float | None = None, applied: Tensor | None = None
+    ) -> None:
+        """Moves the average towards the student; call it once per step, after the optimizer's.
 
         Args:
-            student: The module that was copied, wrapped or not, after the optimiser's step.
-            momentum: 0 copies the student, 1 changes nothing but the buffers that are not floating.
+            student: The module of the constructor, wrapped or not.
+            momentum: 0...1; None is that of the constructor.
+            applied: Scalar bool on the device, whether the optimizer applied its step; False changes nothing.
 
         Raises:
-            ValueError: momentum lies outside 0...1, or the student has other entries than the average.
+            ValueError: momentum is outside 0...1, or student and average have different entries.
         """
-        mine, theirs = _tensors(self.module), _tensors(_unwrap(student))
-        for key in mine | theirs:
-            if key not in mine or key not in theirs or mine[key].shape != theirs[key].shape:
+        averages, values = _tensors(self.module), _tensors(unwrap(student))
+        for key in averages | values:
+            both = key in averages and key in values
+            if not both or averages[key].shape != values[key].shape:
                 raise ValueError(f"student and average differ in their entry {key}")
-        floating = [key for key, value in mine.items() if value.is_floating_point()]
-        update_moving_average(
-            [mine[key] for key in floating], [theirs[key] for key in floating], momentum
-        )
-        for key in mine.keys() - set(floating):
-            mine[key].copy_(theirs[key])
-
-
-def _unwrap(module: nn.Module) -> Any:
-    return module.module if isinstance(module, DistributedDataParallel) else module
+        if applied is not None:
+            for key, value in self._before.items():
+                averages[key].copy_(torch.where(applied, averages[key], value))
+        self._before = {}
+        floating = [key for key, value in averages.items() if value.is_floating_point()]
+        momentum = self.momentum if momentum is None else momentum
+        pairs = [averages[key] for key in floating], [values[key] for key in floating]
+        update_moving_average(*pairs, momentum, applied)
+        for key in averages.keys() - set(floating):
+            value = values[key].to(averages[key])
+            if applied is not None:
+                value = torch.where(applied, value, averages[key])
+            averages[key].copy_(value)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    # Not the state dictionary: it names a shared tensor twice, which would then be averaged twice.
+    # Not the state dictionary: it lists shared tensors twice, which would then be averaged twice.
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,26 +1,27 @@
-"""Dilated residual networks, and the contract that any backbone obeys."""
+"""Dilated residual networks, and the protocol of a backbone."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
 import torchvision
 from torch import Tensor, nn
+
+from cpsl._internal.files import load_safely
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What `DeepLabV2` asks of an encoder: an nn.Module with two numbers.
+    """Protocol of an encoder for `DeepLabV2`: an nn.Module with two more attributes.
+
+    Its forward maps normalized images (B, 3, H, W) to (B, C, h, w) with h ≈ H / stride.
 
     Attributes:
         channels: Channels C of the output.
-        stride: Input pixels for each step of the output grid.
-
-    Its forward takes normalised images (B, 3, H, W) and returns (B, C, h, w), h about H / stride.
+        stride: Input pixels per step of the output grid.
 
     Example:
-        An encoder of one's own:
+        A custom encoder:
 
         >>> class Patches(nn.Module):
         ...     channels, stride = 32, 4
@@ -40,22 +41,10 @@ class Backbone(Protocol):
 
     def __call__(self, image: Tensor) -> Tensor:
         """Returns the features of images."""
-        ...
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al., 2016).
-
-    Args:
-        inputs: Channels that come in.
-        width: Channels that come out.
-        stride: Of the first convolution.
-        dilation: Of both.
-
-    Example:
-        >>> BasicBlock(8, 16, stride=2, dilation=1)(torch.zeros(2, 8, 6, 6)).shape
-        torch.Size([2, 16, 3, 3])
-    """
+    """Two 3x3 convolutions and a shortcut (He et al., 2016)."""
 
     expansion = 1
 
@@ -77,18 +66,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al., 2016), with the stride on the first.
-
-    Args:
-        inputs: Channels that come in.
-        width: Channels of the 3x3 convolution; four times as many come out.
-        stride: Of the first convolution. (torchvision has it on the second; the weights fit both.)
-        dilation: Of the 3x3 convolution.
-
-    Example:
-        >>> Bottleneck(8, 4, stride=1, dilation=2)(torch.zeros(2, 8, 6, 6)).shape
-        torch.Size([2, 16, 6, 6])
-    """
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al., 2016), with the stride in the first."""
 
     expansion = 4
 
@@ -120,24 +98,24 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNet(nn.Module):
-    """A residual network of stride 8: its last two stages are dilated instead of strided.
+    """Residual network of stride 8, whose last two stages are dilated instead of strided (Chen et al., 2017).
 
-    Dilation 2 in all of layer3 and 4 in all of layer4; the max-pool rounds up, so that 1024x2048 gives
-    129x257 (Chen et al., 2017).
+    The dilation is 2 in layer3 and 4 in layer4. The max-pool rounds up: 1024x2048 gives 129x257.
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
-        depths: Blocks of each of the four stages.
+        depths: Number of blocks of each of the four stages.
         widths: Width of the blocks of each stage.
-        output_norm: Whether the output passes through a BatchNorm without ReLU, as in networks that
-            start from self-supervised weights ("bn_pretrain" of the release).
+        output_norm: Whether a BatchNorm without ReLU follows, as in networks that are initialized with
+            self-supervised weights ("bn_pretrain" in the authors' code).
         max_pool: Whether a max-pool follows the first convolution; without it the stride is 4.
 
     Attributes:
-        channels: Channels of the output.
+        channels: Output channels.
         stride: 8 or 4.
 
     Example:
+        >>> import torch
         >>> ResNet(BasicBlock, (1, 1, 1, 1), (8, 8, 8, 8))(torch.zeros(1, 3, 64, 128)).shape
         torch.Size([1, 8, 9, 17])
     """
@@ -170,65 +148,43 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns (B, channels, h, w) of normalised images (B, 3, H, W)."""
+        """Returns (B, channels, h, w) of normalized images (B, 3, H, W)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         for number in range(1, 5):
             x = self.get_submodule(f"layer{number}")(x)
-        x = self.output_norm(x)
-        assert isinstance(x, Tensor)
-        return x
+        output: Tensor = self.output_norm(x)
+        return output
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def resnet101(output_norm: bool = False) -> ResNet:
-    """Returns the paper's backbone, 2048 channels.
-
-    Example:
-        >>> with torch.device("meta"):  # shapes without memory
-        ...     backbone = resnet101()
-        >>> backbone.channels, backbone.stride
-        (2048, 8)
-    """
+    """Builds the backbone of the paper, with 2048 channels."""
     return ResNet(Bottleneck, (3, 4, 23, 3), output_norm=output_norm)
 
 
 def resnet50(output_norm: bool = False) -> ResNet:
-    """Returns a backbone of half the depth, 2048 channels.
-
-    Example:
-        >>> with torch.device("meta"):  # shapes without memory
-        ...     backbone = resnet50()
-        >>> backbone.channels, backbone.stride
-        (2048, 8)
-    """
+    """Builds a backbone of half the depth, with 2048 channels."""
     return ResNet(Bottleneck, (3, 4, 6, 3), output_norm=output_norm)
 
 
 def resnet18(output_norm: bool = False) -> ResNet:
-    """Returns a small backbone, 512 channels.
-
-    Example:
-        >>> with torch.device("meta"):  # shapes without memory
-        ...     backbone = resnet18()
-        >>> backbone.channels, backbone.stride
-        (512, 8)
-    """
+    """Builds a small backbone, with 512 channels."""
     return ResNet(BasicBlock, (2, 2, 2, 2), output_norm=output_norm)
 
 
 def resnet_tiny(output_norm: bool = False, stride: int = 4) -> ResNet:
-    """Returns a backbone that is trained in minutes on a CPU, 64 channels.
+    """Builds a backbone that trains in minutes on a CPU, with 64 channels.
 
-    An image of 256x128 takes 0.7 GFLOP at stride 4 and 0.2 at stride 8 (two a multiply-add). Stride 4 is the
-    default: in images this small, poles and persons are only a few pixels wide.
-
-    Args:
-        output_norm: See `ResNet`.
-        stride: 4, without the max-pool, or 8.
+    An image of 256x128 requires 0.7 GFLOP at stride 4 and 0.2 GFLOP at stride 8 (2 FLOP per multiply-add).
+    Stride 4 is the default, because poles and persons are only a few pixels wide in images this small.
 
     Raises:
-        ValueError: The stride is another.
+        ValueError: The stride is neither 4 (without the max-pool) nor 8.
 
     Example:
+        >>> import torch
         >>> resnet_tiny()(torch.zeros(1, 3, 32, 64)).shape
         torch.Size([1, 64, 8, 16])
     """
@@ -237,35 +193,31 @@ def resnet_tiny(output_norm: bool = False, stride: int = 4) -> ResNet:
     return ResNet(BasicBlock, (1, 1, 1, 1), (16, 32, 64, 64), output_norm, max_pool=stride == 8)
 
 
-BACKBONES = {
-    "resnet101": resnet101,
-    "resnet50": resnet50,
-    "resnet18": resnet18,
-    "resnet_tiny": resnet_tiny,
-}
+BACKBONES = {"resnet101": resnet101, "resnet50": resnet50, "resnet18": resnet18, "resnet_tiny": resnet_tiny}
 
 
 def load_backbone_weights(backbone: nn.Module, source: str | Path, name: str = "") -> None:
     """Loads pretrained weights into a backbone.
 
-    torchvision's bottlenecks have the same entries but were trained with the stride on the 3x3 and without
-    dilation: the weights are a good start, not the same function.
+    torchvision's bottlenecks have the same entries, but the stride on the 3x3 convolution and no dilation:
+    the weights are a good initialization, not the same function.
 
     Args:
-        backbone: Receives the weights; classification layers of the source are left out.
-        source: "imagenet" for torchvision's weights of `name`, which are downloaded once (IMAGENET1K_V1, the
-            recipe that the published results start from); or a file that holds a state dictionary, by
-            itself or as its entry "state_dict" (as SimCLRv2 conversions do).
-        name: Name of the backbone in torchvision.
+        backbone: Module that receives the weights; classification layers of the source are ignored.
+        source: "imagenet" for the weights IMAGENET1K_V1 of torchvision's network `name`, which are downloaded
+            once; or a file with a state dictionary, plain or under the key "state_dict" (SimCLRv2
+            conversions).
+        name: torchvision's name of the backbone, required with "imagenet".
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ConnectionError: The weights cannot be downloaded; the message says how to do without.
-        ValueError: torchvision has no such weights, the file holds something else or numbers that are not
-            finite, or entries are missing.
+        FileNotFoundError: The file does not exist.
+        ConnectionError: The weights cannot be downloaded.
+        ValueError: `name` is missing or unknown, the file is not a state dictionary, or its entries are
+            non-finite, missing or of other shapes.
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> file = Path(tempfile.mkdtemp(), "weights.pt")
         >>> torch.save({"state_dict": resnet_tiny().state_dict()}, file)
         >>> load_backbone_weights(resnet_tiny(), file)
@@ -273,46 +225,39 @@ def load_backbone_weights(backbone: nn.Module, source: str | Path, name: str = "
     state = _imagenet(name) if str(source) == "imagenet" else _read_state(Path(source))
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f"{source} holds numbers that are not finite, such as in {broken[0]}")
+        raise ValueError(f"{source} has non-finite numbers, such as in {broken[0]}")
     own = backbone.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     missing = [key for key in own if key not in fitting and not key.startswith("output_norm")]
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(
-            f"{source} does not fit this backbone: {len(missing)} of its {len(own)} entries are not "
-            f"there or of another shape, such as {missing[0]}"
+            f"{source} does not fit this backbone: {len(missing)} of {len(own)} entries are missing or of "
+            f"another shape, such as {missing[0]}"
         )
     backbone.load_state_dict(fitting, strict=False)
 
 
 def _imagenet(name: str) -> dict[str, Tensor]:
+    if not name:
+        raise ValueError('source "imagenet" needs the argument `name`, such as name="resnet101"')
     names = torchvision.models.list_models()
     known = torchvision.models.get_model_weights(name).__members__ if name in names else {}
     if "IMAGENET1K_V1" not in known:
-        raise ValueError(
-            f'there are no ImageNet weights for the backbone "{name}": '
-            'start from "random" or from a file'
-        )
+        raise ValueError(f'torchvision has no ImageNet weights for the backbone "{name}"; pass a file')
     weights = known["IMAGENET1K_V1"]
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
         raise ConnectionError(
-            f"the ImageNet weights of {name} cannot be downloaded ({error}). Download {weights.url} on "
-            "another machine and give the path of the file instead."
+            f"the ImageNet weights of {name} cannot be downloaded ({error}); download {weights.url} on "
+            "another machine and pass the path of the file instead"
         ) from error
-    return state
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file of weights at {path}")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is no file of weights, or would run code: {error}") from error
+    content = load_safely(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dictionary of tensors")
+        raise ValueError(f"{path} does not contain a state dictionary of tensors")
     return {str(key).removeprefix("module."): value for key, value in state.items()}

@@ -1,6 +1,6 @@
-"""Unit tests for losses of segmentation and domain adaptation: batches with known answers, and a contract.
+"""Unit tests for losses: small batches with known results, and checks that any loss should pass.
 
-Neither needs pytest. A loss is handed in as a function of a batch:
+A loss under test is a function of a batch. No check needs pytest:
 
     >>> import torch.nn.functional as F
     >>> def loss(batch):
@@ -10,38 +10,21 @@ Neither needs pytest. A loss is handed in as a function of a batch:
     ...     return total / batch.valid.sum().clamp_min(1)
     >>> for check in LOSS_CHECKS:
     ...     check(loss, segmentation_batch())
+
+The single checks are in `cpsl.testing.checks`, the other edge cases in `cpsl.testing.batches`.
 """
 
 from cpsl.testing.batches import (
     EDGE_CASES,
     SegmentationBatch,
-    absent_class,
     all_ignored,
-    one_image,
-    one_pixel,
     perfect_prediction,
     segmentation_batch,
     uniform_prediction,
 )
-from cpsl.testing.checks import (
-    LOSS_CHECKS,
-    LossCheck,
-    check_all_ignored_is_zero,
-    check_autocast_changes_little,
-    check_edge_cases_are_finite,
-    check_equal_shares_average_to_the_whole,
-    check_extreme_inputs_are_finite,
-    check_gradient_matches_finite_differences,
-    check_ignored_pixels_are_not_counted,
-    check_ignored_pixels_have_no_influence,
-    check_inputs_stay_as_they_are,
-    check_nothing_waits_for_the_device,
-    check_order_of_images_does_not_matter,
-    check_order_of_pixels_does_not_matter,
-    check_scalar_with_gradient,
-    check_teacher_gets_no_gradient,
-)
+from cpsl.testing.checks import LOSS_CHECKS, LossCheck
 from cpsl.testing.outcome import Loss
+from cpsl.testing.training import training_batches
 
 __all__ = [
     "EDGE_CASES",
@@ -49,25 +32,9 @@ __all__ = [
     "Loss",
     "LossCheck",
     "SegmentationBatch",
-    "absent_class",
     "all_ignored",
-    "check_all_ignored_is_zero",
-    "check_autocast_changes_little",
-    "check_edge_cases_are_finite",
-    "check_equal_shares_average_to_the_whole",
-    "check_extreme_inputs_are_finite",
-    "check_gradient_matches_finite_differences",
-    "check_ignored_pixels_are_not_counted",
-    "check_ignored_pixels_have_no_influence",
-    "check_inputs_stay_as_they_are",
-    "check_nothing_waits_for_the_device",
-    "check_order_of_images_does_not_matter",
-    "check_order_of_pixels_does_not_matter",
-    "check_scalar_with_gradient",
-    "check_teacher_gets_no_gradient",
-    "one_image",
-    "one_pixel",
     "perfect_prediction",
     "segmentation_batch",
+    "training_batches",
     "uniform_prediction",
 ]

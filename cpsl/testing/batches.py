@@ -1,4 +1,4 @@
-"""Small segmentation batches of which the answers are known."""
+"""Small segmentation batches with known results."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 class SegmentationBatch(NamedTuple):
-    """What losses of segmentation and domain adaptation take; a loss under test picks its part.
+    """Inputs of losses for segmentation and domain adaptation; a loss under test uses some of them.
 
     Attributes:
-        logits: (B, K, h, w) of the network that learns.
+        logits: (B, K, h, w) of the network that is trained.
         features: (B, D, h, w) of the same network.
         labels: (B, h, w) int64, class indices or `ignore_index`.
-        teacher_logits: (B, K, h, w) of a network that is constant.
+        teacher_logits: (B, K, h, w) of a network that is not trained.
         teacher_features: (B, D, h, w) of the same network.
-        prototypes: (K, D) orthonormal rows, one a class.
-        ignore_index: Label of pixels that do not count.
+        prototypes: (K, D) orthonormal rows, one per class.
+        ignore_index: Label of ignored pixels.
     """
 
     logits: Tensor
@@ -30,14 +30,11 @@ class SegmentationBatch(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """(B, h, w) bool, the pixels that count."""
+        """(B, h, w) bool, the pixels that are not ignored."""
         return self.labels != self.ignore_index
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "SegmentationBatch":
-        """Returns the batch with a function applied to every map, prototypes excepted.
-
-        Args:
-            function: (B, ..., h, w) to the like; labels have no channels.
+        """Applies a function to all maps, that is, to everything but the prototypes.
 
         Example:
             >>> segmentation_batch(size=(2, 6)).map(lambda x: x[..., :3]).logits.shape
@@ -64,27 +61,24 @@ def segmentation_batch(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SegmentationBatch:
-    """Draws a batch: normal logits and features, and labels in which all classes are equally frequent.
+    """Returns a random batch with normal logits and features, and equally frequent classes.
 
-    The numbers depend on the seed and the sizes alone, not on the device, nor on the dtype but for rounding.
+    The numbers depend on seed and sizes only, not on the device, and on the dtype only by rounding.
 
     Args:
         images: B.
         num_classes: K.
         feature_dim: D, at least K.
         size: (h, w).
-        ignored: Share of ignored pixels, 0...1; the others hold the classes in turn, in random places.
-        ignore_index: Label of pixels that do not count.
-        seed: Of the generator that draws.
-        device: Where the tensors lie.
-        dtype: Floating dtype of all but the labels.
-
-    Returns:
-        The batch.
+        ignored: Fraction of ignored pixels, 0...1, at random positions.
+        ignore_index: Label of ignored pixels.
+        seed: Seed of the random numbers.
+        device: Device of the tensors.
+        dtype: Floating dtype of all tensors but the labels.
 
     Raises:
-        ValueError: There are fewer feature channels than classes, `ignored` is no share, or `ignore_index` is
-            a class.
+        ValueError: There are fewer feature channels than classes, `ignored` is outside 0...1, or
+            `ignore_index` is a class.
 
     Example:
         >>> batch = segmentation_batch(images=1, num_classes=3, size=(2, 4))
@@ -92,10 +86,7 @@ def segmentation_batch(
         (tensor([  0,   1,   2, 255]), tensor([2, 2, 2, 2]))
     """
     if feature_dim < num_classes:
-        raise ValueError(
-            f"orthonormal prototypes of {num_classes} classes need as many feature channels, "
-            f"got feature_dim={feature_dim}"
-        )
+        raise ValueError(f"{num_classes} prototypes need as many features, got feature_dim={feature_dim}")
     if not 0 <= ignored <= 1:
         raise ValueError(f"ignored must be a share of the pixels, 0...1, got {ignored}")
     if 0 <= ignore_index < num_classes:
@@ -124,10 +115,10 @@ def segmentation_batch(
 
 
 def perfect_prediction(batch: SegmentationBatch) -> SegmentationBatch:
-    """Both networks are sure of the right class, and features are the prototypes of their classes.
+    """Replaces the outputs of both networks by confident, correct logits and the prototypes as features.
 
-    Cross-entropy, entropy and the divergence of student and teacher are 0; the cosine is 1 with the own
-    prototype and 0 with the others; the mIoU is 1. Ignored pixels are predicted as class 0.
+    Cross-entropy, entropy and the divergence of student and teacher are 0, the mIoU is 1, the cosine is 1
+    with the prototype of the class and 0 with others. Ignored pixels are predicted as class 0.
 
     Example:
         >>> batch = perfect_prediction(segmentation_batch())
@@ -136,13 +127,11 @@ def perfect_prediction(batch: SegmentationBatch) -> SegmentationBatch:
     """
     classes = batch.labels.masked_fill(~batch.valid, 0)
     one_hot = torch.nn.functional.one_hot(classes, len(batch.prototypes)).movedim(-1, 1)
-    logits = 100 * one_hot.to(batch.logits.dtype)
-    features = batch.prototypes[classes].movedim(-1, 1)
-    return _predicted(batch, logits, features)
+    return _predicted(batch, 100 * one_hot.to(batch.logits.dtype), batch.prototypes[classes].movedim(-1, 1))
 
 
 def uniform_prediction(batch: SegmentationBatch) -> SegmentationBatch:
-    """Both networks find all classes equally likely, and features are equally close to all prototypes.
+    """Replaces the outputs of both networks by equal logits, and features equally close to all prototypes.
 
     Cross-entropy and entropy are log K, the divergence of student and teacher is 0, all cosines are 1/√K.
 
@@ -156,7 +145,7 @@ def uniform_prediction(batch: SegmentationBatch) -> SegmentationBatch:
 
 
 def all_ignored(batch: SegmentationBatch) -> SegmentationBatch:
-    """No pixel counts: a mean over valid pixels is 0, and so are its gradients.
+    """Replaces all labels by `ignore_index`: loss and gradients should be 0.
 
     Example:
         >>> all_ignored(segmentation_batch()).valid.any()
@@ -166,47 +155,24 @@ def all_ignored(batch: SegmentationBatch) -> SegmentationBatch:
 
 
 def absent_class(batch: SegmentationBatch) -> SegmentationBatch:
-    """The last class is in no label; its pixels are of class 0.
-
-    Example:
-        >>> absent_class(segmentation_batch(num_classes=3)).labels.unique()
-        tensor([  0,   1, 255])
-    """
+    """Replaces the last class by class 0 in all labels."""
     last = batch.labels == len(batch.prototypes) - 1
     return batch._replace(labels=batch.labels.masked_fill(last, 0))
 
 
 def one_pixel(batch: SegmentationBatch) -> SegmentationBatch:
-    """Every map is the one top left pixel, which counts: deviations over pixels are 0, or 0/0.
-
-    Example:
-        >>> batch = one_pixel(segmentation_batch())
-        >>> batch.features.shape, batch.valid.all()
-        (torch.Size([2, 8, 1, 1]), tensor(True))
-    """
+    """Crops all maps to the top left pixel, which is valid: deviations over pixels are 0 or 0/0."""
     batch = batch.map(lambda x: x[..., :1, :1])
     return batch._replace(labels=batch.labels.masked_fill(~batch.valid, 0))
 
 
 def one_image(batch: SegmentationBatch) -> SegmentationBatch:
-    """The first image alone.
-
-    Example:
-        >>> one_image(segmentation_batch()).labels.shape
-        torch.Size([1, 6, 7])
-    """
+    """Keeps the first image only."""
     return batch.map(lambda x: x[:1])
 
 
-EDGE_CASES: tuple[Callable[[SegmentationBatch], SegmentationBatch], ...] = (
-    perfect_prediction,
-    uniform_prediction,
-    all_ignored,
-    absent_class,
-    one_pixel,
-    one_image,
-)
-"""What is made of a batch to test a loss where losses break."""
+EDGE_CASES = (perfect_prediction, uniform_prediction, all_ignored, absent_class, one_pixel, one_image)
+"""Functions that turn a batch into an edge case."""
 
 
 def _predicted(batch: SegmentationBatch, logits: Tensor, features: Tensor) -> SegmentationBatch:

@@ -49,7 +49,7 @@ def test_synthia_has_each_of_its_16_classes_once() -> None:
     [
         ((), (), "1 to 255 classes"),
         (("car", "bus", "car"), (RED,) * 3, "repeat: car"),
-        (("car", "bus"), (RED,), "as many colours"),
+        (("car", "bus"), (RED,), "as many colors"),
         (("car",), ((256, 0, 0),), "0...255"),
     ],
 )
@@ -65,6 +65,6 @@ def test_a_subset_of_unknown_classes_is_refused() -> None:
         CITYSCAPES_19.subset(("car", "tram"))
 
 
-def test_distinct_palette_has_valid_different_colours() -> None:
+def test_distinct_palette_has_valid_different_colors() -> None:
     LabelSpace(tuple(map(str, range(255))), distinct_palette(255))
     assert len(set(distinct_palette(64))) == 64

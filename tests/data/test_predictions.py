@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, ColorStore, LabelIdStore, LabelSpace
+from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, LabelSpace
+from cpsl.data.predictions import ColorStore, LabelIdStore
 
 
 @pytest.mark.parametrize("classes", [CITYSCAPES_19, CITYSCAPES_16])
@@ -27,18 +28,18 @@ def test_the_data_set_reads_label_ids_back(tmp_path: Path, classes: LabelSpace) 
     assert torch.equal(sample.label, label)
 
 
-def test_colors_are_those_of_the_classes(tmp_path: Path) -> None:
+def test_maps_have_the_colors_of_their_classes(tmp_path: Path) -> None:
     ColorStore(tmp_path, CITYSCAPES_19).write("a b/ü", torch.tensor([[0, 13, 255]]))
     got = np.array(Image.open(tmp_path / "a b" / "ü.png")).tolist()
     assert got == [[[128, 64, 128], [0, 0, 142], [0, 0, 0]]]
 
 
-def test_classes_that_the_server_does_not_know_are_named(tmp_path: Path) -> None:
+def test_classes_unknown_to_the_server_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no id: unicorn"):
         LabelIdStore(tmp_path, LabelSpace(("road", "unicorn"), ((0, 0, 0), (1, 1, 1))))
 
 
 @pytest.mark.parametrize("store", [LabelIdStore, ColorStore])
-def test_names_stay_in_the_folder(tmp_path: Path, store) -> None:
-    with pytest.raises(ValueError, match="no path below a folder"):
+def test_names_outside_of_the_folder_are_refused(tmp_path: Path, store) -> None:
+    with pytest.raises(ValueError, match="not a path below a folder"):
         store(tmp_path, CITYSCAPES_19).write("../a", torch.zeros(1, 1))

@@ -8,22 +8,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cpsl.models import (
-    BasicBlock,
-    Bottleneck,
     DeepLabV2,
     Discriminator,
     ExponentialMovingAverage,
-    ResNet,
     freeze_batch_norm,
     load_backbone_weights,
-    resnet18,
-    resnet_tiny,
-    update_moving_average,
 )
+from cpsl.models.ema import update_moving_average
+from cpsl.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet_tiny
 
 
 class Encoder(nn.Module):
-    """An encoder of one's own, as the documentation shows it."""
+    """A custom encoder, as in the documentation."""
 
     channels, stride = 12, 16
 
@@ -37,7 +33,7 @@ class Encoder(nn.Module):
 
 @settings(max_examples=10)
 @given(height=st.integers(33, 90), width=st.integers(33, 90))
-def test_the_grid_rounds_up_as_the_releases_does(height: int, width: int) -> None:
+def test_the_grid_rounds_up_like_that_of_the_authors_code(height: int, width: int) -> None:
     backbone = ResNet(Bottleneck, (1, 1, 1, 1), (4, 4, 4, 4)).eval()
     grid = backbone(torch.zeros(1, 3, height, width)).shape[2:]
 
@@ -50,14 +46,14 @@ def test_the_grid_rounds_up_as_the_releases_does(height: int, width: int) -> Non
     assert along(1024), along(2048) == (129, 257)
 
 
-def test_another_encoder_is_a_few_lines() -> None:
+def test_custom_encoders_are_accepted() -> None:
     model = DeepLabV2(5, Encoder(), feature_dim=24).eval()
     output = model(torch.rand(2, 3, 64, 96))
     assert output.logits.shape == (2, 5, 4, 6)
     assert output.features.shape == (2, 24, 4, 6)
 
 
-def test_wrong_backbones_and_images_are_named() -> None:
+def test_invalid_backbones_and_images_are_named() -> None:
     with pytest.raises(ValueError, match="resnet101"):
         DeepLabV2(5, "resnet999")
     with pytest.raises(TypeError, match="channels absent"):
@@ -73,18 +69,18 @@ def test_wrong_backbones_and_images_are_named() -> None:
         model(torch.zeros(1, 4, 32, 32))
 
 
-def test_a_backbone_that_breaks_its_word_is_named() -> None:
+def test_backbones_with_other_outputs_are_named() -> None:
     model = DeepLabV2(5, Encoder(), feature_dim=8)
     model.backbone.patches = nn.Conv2d(3, 7, 16, stride=16)
-    with pytest.raises(ValueError, match=r"\(B, 12, h, w\).*got \(1, 7, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"backbone.*\(B, 12, h, w\), got shape \(1, 7, 2, 2\)"):
         model(torch.zeros(1, 3, 32, 32))
-    model.backbone.forward = lambda image: [image]  # as encoders that give a pyramid do
+    model.backbone.forward = lambda image: [image]  # as encoders that return a pyramid
     with pytest.raises(TypeError, match="one tensor, got list"):
         model(torch.zeros(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("stride", [4, 8])
-def test_the_tiny_backbone_has_the_stride_asked_for(stride: int) -> None:
+def test_the_tiny_backbone_has_the_given_stride(stride: int) -> None:
     backbone = resnet_tiny(stride=stride).eval()
     rows, columns = backbone(torch.zeros(1, 3, 64, 128)).shape[2:]
     assert backbone.stride == stride
@@ -94,7 +90,7 @@ def test_the_tiny_backbone_has_the_stride_asked_for(stride: int) -> None:
         resnet_tiny(stride=16)
 
 
-def test_backbone_and_head_are_all_that_learns() -> None:
+def test_backbone_and_head_have_all_parameters() -> None:
     model = DeepLabV2(3, "resnet_tiny", 8)
     parts = [*model.backbone.parameters(), *model.head.parameters()]
     assert list(map(id, parts)) == list(map(id, model.parameters()))
@@ -102,20 +98,20 @@ def test_backbone_and_head_are_all_that_learns() -> None:
 
 @given(feature_dim=st.integers(1, 100))
 @settings(max_examples=10)
-def test_any_feature_dimension_has_groups(feature_dim: int) -> None:
+def test_any_feature_dimension_is_accepted(feature_dim: int) -> None:
     model = DeepLabV2(2, Encoder(), feature_dim).eval()
     assert model(torch.rand(1, 3, 32, 32)).features.shape[1] == feature_dim
 
 
-def test_mean_and_deviation_belong_to_the_model() -> None:
+def test_images_are_normalized_by_the_model() -> None:
     torch.manual_seed(0)
     plain = DeepLabV2(3, Encoder(), 8).eval()
-    normalising = DeepLabV2(3, Encoder(), 8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).eval()
+    normalizing = DeepLabV2(3, Encoder(), 8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).eval()
     weights = {k: v for k, v in plain.state_dict().items() if k not in ("mean", "std")}
-    normalising.load_state_dict(weights, strict=False)
+    normalizing.load_state_dict(weights, strict=False)
     image = torch.rand(1, 3, 32, 32)
-    mean, std = (normalising.state_dict()[name] for name in ("mean", "std"))
-    torch.testing.assert_close(normalising(image).logits, plain((image - mean) / std).logits)
+    mean, std = (normalizing.state_dict()[name] for name in ("mean", "std"))
+    torch.testing.assert_close(normalizing(image).logits, plain((image - mean) / std).logits)
 
 
 def test_runs_in_bfloat16_and_as_one_graph() -> None:
@@ -127,9 +123,7 @@ def test_runs_in_bfloat16_and_as_one_graph() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             low = model(image).logits
         assert low.dtype == torch.bfloat16
-        torch.testing.assert_close(
-            low.float(), exact, rtol=0.1, atol=0.05 * float(exact.abs().max())
-        )
+        torch.testing.assert_close(low.float(), exact, rtol=0.1, atol=0.05 * float(exact.abs().max()))
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(image).logits, exact)
 
@@ -145,13 +139,13 @@ def test_frozen_batch_norm_keeps_statistics_and_weights() -> None:
 
 
 def test_the_discriminator_halves_the_grid_four_times() -> None:
-    judge = Discriminator(4, width=2)
-    decision = judge(torch.rand(2, 4, 32, 48))
+    discriminator = Discriminator(4, width=2)
+    decision = discriminator(torch.rand(2, 4, 32, 48))
     assert decision.shape == (2, 1, 2, 3)
-    widths = [m.out_channels for m in judge.modules() if isinstance(m, nn.Conv2d)]
+    widths = [m.out_channels for m in discriminator.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [2, 4, 8, 16, 1]
-    with pytest.raises(ValueError, match=r"\(B, 4, H, W\), got \(2, 5, 32, 48\)"):
-        judge(torch.rand(2, 5, 32, 48))
+    with pytest.raises(ValueError, match=r"\(B, 4, H, W\), got shape \(2, 5, 32, 48\)"):
+        discriminator(torch.rand(2, 5, 32, 48))
 
 
 @given(momentum=st.floats(0, 1))
@@ -177,7 +171,57 @@ def test_the_teacher_is_the_moving_average(momentum: float) -> None:
             assert torch.equal(value, theirs)
 
 
-def test_the_teacher_stays_in_evaluation_and_follows_only_its_student() -> None:
+@given(momentum=st.floats(0, 1), seed=st.integers(0, 10_000))
+def test_an_update_that_is_not_applied_changes_nothing(momentum: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    teacher, unconditional = (ExponentialMovingAverage(student) for _ in range(2))
+    teacher.module[0].bias.fill_(-0.0)
+    unconditional.load_state_dict(teacher.state_dict())
+    student.train()(torch.rand(2, 3, 4, 4))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    teacher.update(student, momentum, torch.tensor(False))
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key])
+        assert torch.equal(value.signbit(), before[key].signbit())
+    teacher.update(student, momentum, torch.tensor(True))
+    unconditional.update(student, momentum)
+    for key, value in unconditional.state_dict().items():
+        assert torch.equal(value, teacher.state_dict()[key])
+
+
+def test_an_update_that_is_not_applied_ignores_non_finite_students() -> None:
+    student = nn.Linear(2, 2)
+    teacher = ExponentialMovingAverage(student)
+    before = teacher.module.weight.clone()
+    student.weight.data.fill_(torch.nan)
+    teacher.update(student, applied=torch.tensor(False))
+    assert torch.equal(teacher.module.weight, before)
+
+
+def test_the_momentum_of_the_constructor_is_the_default() -> None:
+    student = nn.Linear(1, 1, bias=False)
+    student.weight.data.zero_()
+    teacher = ExponentialMovingAverage(student, momentum=0.75)
+    student.weight.data.fill_(1)
+    teacher.update(student)
+    assert teacher.module.weight.item() == 0.25
+    teacher.update(student, momentum=0)
+    assert teacher.module.weight.item() == 1
+    with pytest.raises(ValueError, match=r"momentum must lie in 0\.\.\.1, got 2"):
+        ExponentialMovingAverage(student, momentum=2)
+
+
+def test_the_teacher_is_called_like_its_student() -> None:
+    student = DeepLabV2(3, Encoder(), 8).eval()
+    teacher, image = ExponentialMovingAverage(student), torch.rand(1, 3, 32, 32)
+    assert torch.equal(teacher(image=image).logits, student(image).logits)
+
+
+def test_the_teacher_stays_in_evaluation_mode_and_needs_its_student() -> None:
     teacher = ExponentialMovingAverage(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
     assert not teacher.train().module[1].training
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -197,7 +241,7 @@ def test_a_teacher_in_training_mode_stays_in_it() -> None:
         ExponentialMovingAverage(nn.Identity(), mode="train")
 
 
-def test_the_teacher_survives_its_state_dictionary() -> None:
+def test_state_dictionaries_restore_the_teacher() -> None:
     teacher, other = (ExponentialMovingAverage(nn.BatchNorm2d(2)) for _ in range(2))
     with torch.no_grad():
         teacher.module.weight.fill_(3)
@@ -216,11 +260,12 @@ def test_a_shared_tensor_is_averaged_once() -> None:
     assert teacher.module.b.weight.item() == 0.25
 
 
-def test_the_teacher_never_waits_for_the_device() -> None:
+def test_the_teacher_does_not_synchronize_with_the_device() -> None:
     teacher = ExponentialMovingAverage(nn.Identity())
     with FakeTensorMode():  # its tensors have no values: reading one is an error
         student, teacher.module = (DeepLabV2(3, "resnet_tiny", 8) for _ in range(2))
         teacher.update(student)
+        teacher.update(student, applied=torch.ones(()) > 0)
         with pytest.raises(DataDependentOutputException):
             teacher.module.mean.sum().item()
 
@@ -244,9 +289,7 @@ def test_a_distributed_student_is_unwrapped(one_process: None) -> None:
     assert torch.equal(teacher.module.weight, student.module.weight)
 
 
-@given(
-    values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4), momentum=st.floats(0, 1)
-)
+@given(values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4), momentum=st.floats(0, 1))
 def test_lists_of_tensors_are_averaged(values: list[float], momentum: float) -> None:
     averages = [torch.ones(2) for _ in values]
     update_moving_average(averages, [torch.full((2,), v) for v in values], momentum)
@@ -255,13 +298,13 @@ def test_lists_of_tensors_are_averaged(values: list[float], momentum: float) -> 
         torch.testing.assert_close(average, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_an_average_without_a_value_is_named() -> None:
+def test_missing_values_of_averages_are_named() -> None:
     with pytest.raises(ValueError, match="2 averages but 1 values"):
         update_moving_average([torch.zeros(1), torch.zeros(1)], [torch.zeros(1)])
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_backbone_weights_come_from_a_file(tmp_path, wrapped: bool) -> None:
+def test_backbone_weights_are_loaded_from_a_file(tmp_path, wrapped: bool) -> None:
     donor, receiver = resnet_tiny(), resnet_tiny(output_norm=True)
     state = {f"module.{k}": v for k, v in donor.state_dict().items()}
     state["module.fc.weight"] = torch.ones(3)
@@ -270,7 +313,7 @@ def test_backbone_weights_come_from_a_file(tmp_path, wrapped: bool) -> None:
     assert torch.equal(receiver.conv1.weight, donor.conv1.weight)
 
 
-def test_weights_that_do_not_fit_or_are_not_there_are_named(tmp_path) -> None:
+def test_weights_that_are_missing_or_do_not_fit_are_named(tmp_path) -> None:
     torch.save(resnet_tiny().state_dict(), tmp_path / "tiny.pth")
     with pytest.raises(ValueError, match="does not fit"):
         load_backbone_weights(ResNet(BasicBlock, (2, 1, 1, 1)), tmp_path / "tiny.pth")
@@ -279,11 +322,17 @@ def test_weights_that_do_not_fit_or_are_not_there_are_named(tmp_path) -> None:
         load_backbone_weights(wider, tmp_path / "tiny.pth")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_backbone_weights(resnet_tiny(), tmp_path / "nowhere.pth")
-    with pytest.raises(ValueError, match="no ImageNet weights"):
+    (tmp_path / "page.pth").write_text("<html>")
+    with pytest.raises(ValueError, match=r"page\.pth") as refused:
+        load_backbone_weights(resnet_tiny(), tmp_path / "page.pth")
+    assert "weights_only" not in str(refused.value)  # torch recommends to switch it off
+    with pytest.raises(ValueError, match='no ImageNet weights for the backbone "resnet_tiny"'):
         load_backbone_weights(resnet_tiny(), "imagenet", "resnet_tiny")
+    with pytest.raises(ValueError, match='"imagenet" needs the argument `name`'):
+        load_backbone_weights(resnet_tiny(), "imagenet")
 
 
-def test_torchvisions_weights_fit_and_an_unreachable_hub_says_what_to_do(monkeypatch) -> None:
+def test_weights_of_torchvision_fit_and_an_unreachable_server_is_named(monkeypatch) -> None:
     import torchvision
 
     donor = torchvision.models.resnet18(weights=None)

@@ -1,7 +1,6 @@
-"""Generated street scenes: a small source and a small target domain that need no download."""
+"""Generated street scenes: a source and a target domain without a download."""
 
-from cpsl.data.streets.draw import draw_street
 from cpsl.data.streets.styles import Style
-from cpsl.data.streets.write import write_streets
+from cpsl.data.streets.write import draw_street, write_streets
 
 __all__ = ["Style", "draw_street", "write_streets"]

@@ -1,26 +1,59 @@
-"""Generated street scenes as the files of a data set."""
+"""Generated street scenes, as tensors and as the files of a data set."""
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from cpsl._internal.files import write_atomically
+from cpsl._internal.randomness import derive_seed
 from cpsl.data.labels import CITYSCAPES_19, CITYSCAPES_IDS
-from cpsl.data.streets.draw import check_street, draw_street
-from cpsl.data.streets.styles import Style
-from cpsl.files import write_atomically
-from cpsl.randomness import derive_seed
+from cpsl.data.streets.rendering import paint, photograph
+from cpsl.data.streets.street import draw_scene
+from cpsl.data.streets.styles import CAMERAS, TOWNS, Style
 
 VERSION = 1
-"""Of the drawing: a change of what a seed gives raises it, so that old and new files do not mix."""
+"""Increased when the scene of a seed changes, so that old and new files are not mixed."""
 
 # Cityscapes' label id of each train id; 0 is "unlabeled".
 _LABEL_IDS = np.zeros(256, np.uint8)
 _LABEL_IDS[:19] = CITYSCAPES_19.stored_ids(CITYSCAPES_IDS)
 _COLORS = np.zeros((256, 3), np.uint8)
 _COLORS[_LABEL_IDS[:19]] = CITYSCAPES_19.palette
+
+
+def draw_street(seed: int, style: Style, size: tuple[int, int] = (128, 256)) -> tuple[Tensor, Tensor]:
+    """Draws one street scene and its labels.
+
+    The scene depends on seed and style alone, not on the size; see `write_streets` for the arguments. Equal
+    arguments give the same bytes on every machine (another version of Pillow may blend single pixels of an
+    edge differently). The styles have the same 19 classes with the same shapes and differ as domains do.
+
+    Returns:
+        Image (3, H, W) uint8 and label (H, W) uint8: Cityscapes' train ids, 255 ignored.
+
+    Example:
+        >>> image, label = draw_street(7, "real", (64, 128))
+        >>> image.shape, label.shape
+        (torch.Size([3, 64, 128]), torch.Size([64, 128]))
+    """
+    _check(style, size)
+    random = Random(derive_seed(seed, style))
+    image, label = paint(draw_scene(TOWNS[style], random), size)
+    image = photograph(image, label, CAMERAS[style], random)
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
+
+
+def _check(style: Style, size: tuple[int, int]) -> None:
+    if style not in TOWNS:
+        raise ValueError(f'style must be "game" or "real", got {style!r}')
+    if min(size) < 32:
+        raise ValueError(f"size (height, width) must be at least 32 pixels each, got {size}")
 
 
 def write_streets(
@@ -33,23 +66,23 @@ def write_streets(
     size: tuple[int, int] = (128, 256),
     seed: int = 0,
 ) -> None:
-    """Writes generated scenes as files that `GTA5` or `Cityscapes` read.
+    """Writes generated scenes as files for `GTA5` or `Cityscapes`.
 
-    Files that are there already are kept, so an interrupted call is repeated to be completed.
+    Existing files are kept, so that a repeated call completes an interrupted one.
 
     Args:
         root: Folder of the data set.
         layout: "gta5": images/00001.png and labels/00001.png; "cityscapes": leftImg8bit and gtFine with
             one city. Labels are stored as Cityscapes' label ids.
-        style: As in `draw_street`.
+        style: "game": clean, saturated, wide streets. "real": dull light, rough surfaces, sensor noise,
+            narrow and crowded streets, the bonnet of the camera's own car.
         count: Number of scenes.
-        split: Folder of a Cityscapes layout; each split has scenes of its own.
-        size: Height and width in pixels.
-        seed: Other seeds give other scenes.
+        split: Split of the Cityscapes layout; each split has different scenes.
+        size: Height and width in pixels, at least 32 each.
+        seed: Seed of the scenes.
 
     Raises:
-        ValueError: Unknown layout, style or size; `root` holds scenes of other
-            settings, or images that are not generated ones.
+        ValueError: An argument is invalid, or `root` holds other images or scenes of other settings.
 
     Example:
         >>> import tempfile
@@ -60,20 +93,12 @@ def write_streets(
     """
     if layout not in ("gta5", "cityscapes"):
         raise ValueError(f'layout must be "gta5" or "cityscapes", got {layout!r}')
-    settings: dict[str, object] = {
-        "version": VERSION,
-        "style": style,
-        "split": split,
-        "count": count,
-        "size": list(size),
-        "seed": seed,
-    }
-    root = Path(root)
-    check_street(style, size)
+    _check(style, size)
+    root, scenes = Path(root), {"style": style, "split": split, "count": count, "size": [*size], "seed": seed}
     if layout == "gta5":
-        _claim(root / "streets.json", settings, root / "images")
+        _claim(root / "streets.json", scenes, root / "images")
     else:
-        _claim(root / f"streets-{split}.json", settings, root / "leftImg8bit" / split)
+        _claim(root / f"streets-{split}.json", scenes, root / "leftImg8bit" / split)
     for index in range(count):
         if layout == "gta5":
             name = f"{index + 1:05d}.png"
@@ -92,13 +117,13 @@ def write_streets(
         _write_png(label_path, ids)
 
 
-def _claim(marker: Path, settings: dict[str, object], images: Path) -> None:
-    """Notes the settings before the first image, or refuses a folder that holds anything else."""
+def _claim(marker: Path, scenes: dict[str, object], images: Path) -> None:
+    """Records the settings before the first image is written, or refuses a folder with other content."""
+    settings = {"version": VERSION, **scenes}
     if not marker.exists():
         if images.exists():
             raise ValueError(
-                f"{images} exists, but {marker.name} does not: these are no generated streets. "
-                "Choose another folder to draw them into."
+                f"{images} holds other images: there is no {marker.name}. Choose another folder."
             )
         text = json.dumps(settings, indent=2)
         write_atomically(marker, lambda partial: partial.write_text(text, encoding="utf-8"))
@@ -106,13 +131,11 @@ def _claim(marker: Path, settings: dict[str, object], images: Path) -> None:
     try:
         written = json.loads(marker.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"{marker} is damaged ({error}): delete its folder, and the streets are drawn anew"
-        ) from error
+        raise ValueError(f"{marker} is damaged ({error}): delete its folder to start again") from error
     if written != settings:
         raise ValueError(
             f"{marker.parent} holds generated streets of other settings: {written}, not {settings}. "
-            "Choose another folder, or delete this one and draw them anew."
+            "Choose another folder, or delete this one."
         )
 
 

@@ -1,0 +1,73 @@
+"""The command `cpsl`, also as `python -m cpsl` and `torchrun -m cpsl`."""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+COMMANDS = {
+    "adapt": "adapt a network to unlabeled images: all stages, then a report",
+    "check": "check data, weights and settings, and estimate time and memory",
+    "demo": "run all stages on generated street scenes, in minutes on a CPU",
+    "recipes": "list the recipes, or print one",
+    "evaluate": "compute the IoU of a model on labeled images",
+    "predict": "segment images, folders and videos with a model",
+    "export": "write a model for ONNX, torch.export or the authors' code",
+    "report": "regenerate the report of a run",
+}
+
+PACKAGES = ("jinja2", "pydantic", "tensorboard", "tomli_w", "tqdm", "tyro")
+"""Packages that the commands need besides the core dependencies."""
+
+_LIST = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+
+USAGE = f"""usage: cpsl COMMAND [OPTIONS]
+
+Unsupervised domain adaptation of semantic segmentation.
+
+{_LIST}
+
+cpsl COMMAND --help lists the options of a command.
+Several processes: torchrun --nproc_per_node=N -m cpsl adapt OPTIONS"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command with its options, by default those of the process.
+
+    Raises:
+        SystemExit: The command does not succeed. The exit code is 2 for wrong options and settings, 75 for a
+            run that was stopped, 1 otherwise.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, *options = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "--version":
+        from cpsl import __version__
+
+        print(f"cpsl {__version__}")
+    elif command not in COMMANDS:
+        print(f"cpsl has no command {command}\n\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
+    else:
+        _run(command, options)
+
+
+def _run(command: str, options: list[str]) -> None:
+    if missing := [package for package in PACKAGES if find_spec(package) is None]:
+        raise SystemExit(
+            f"cpsl {command} needs {', '.join(missing)}: pip install 'cpsl[train]', or '.[train]' in a clone"
+        )
+    try:
+        module = import_module(f"cpsl.app.{command}")
+        from cpsl.app.settings import UsageError
+    except KeyboardInterrupt:  # imports take seconds
+        raise SystemExit(130) from None
+    try:
+        module.main(options)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Checks of shapes, and of values on the CPU only, where reading a value does not synchronize."""
+
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, value: Tensor, *sizes: int | str) -> None:
+    """Raises ValueError unless a tensor has the given sizes, where letters are any size.
+
+    Example:
+        >>> check_shape("features", torch.zeros(2, 8, 5, 5), "B", 4, "h", "w")
+        Traceback (most recent call last):
+        ValueError: features must be (B, 4, h, w), got shape (2, 8, 5, 5)
+    """
+    fits = [isinstance(size, str) or size == got for size, got in zip(sizes, value.shape, strict=False)]
+    if len(sizes) != value.ndim or not all(fits):
+        wanted = str(sizes).replace("'", "")
+        raise ValueError(f"{name} must be {wanted}, got shape {tuple(value.shape)}")
+
+
+def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raises TypeError unless labels are integers, ValueError unless they are classes or `ignore_index`."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be integer class indices, got {labels.dtype}")
+    # Subclasses of Tensor, such as fake tensors, may have no values.
+    if labels.device.type != "cpu" or type(labels) is not Tensor or torch.compiler.is_compiling():
+        return
+    labels = labels.long()
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
+    if wrong.numel():
+        raise ValueError(
+            f"labels must be 0...{num_classes - 1} or {ignore_index} (ignored), "
+            f"got {sorted(set(wrong.tolist()))[:10]}"
+        )
+
+
+def check_probabilities(values: Tensor) -> None:
+    """Raises ValueError if values, such as logits, cannot be probabilities; NaN is accepted."""
+    if values.device.type != "cpu" or type(values) is not Tensor or torch.compiler.is_compiling():
+        return
+    if values.numel():
+        low, high = values.aminmax()
+        if low < 0 or high > 1.001:
+            raise ValueError(
+                f"soft labels must be probabilities in 0...1, got {float(low):.3g} to {float(high):.3g}; "
+                "apply softmax(dim=1) to logits"
+            )

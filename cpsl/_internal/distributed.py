@@ -1,0 +1,50 @@
+"""Ranks and collectives; in a single process the collectives do nothing."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def is_distributed() -> bool:
+    """Returns whether a process group is initialized."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """Returns this process's rank in a group and the number of ranks; 0 and 1 without a process group."""
+    if not is_distributed():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def all_reduce_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sums a tensor over the ranks of a group, in place, and returns it."""
+    if is_distributed():
+        dist.all_reduce(tensor, dist.ReduceOp.SUM, group=group)
+    return tensor
+
+
+def all_reduce_max(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Takes the elementwise maximum over the ranks of a group, in place, and returns it."""
+    if is_distributed():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=group)
+    return tensor
+
+
+def unwrap(module: nn.Module) -> Any:
+    """Returns the module that DistributedDataParallel wraps, or the module itself."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+@contextmanager
+def no_sync(*modules: nn.Module, when: bool = True) -> Iterator[None]:
+    """Disables DDP's gradient averaging, for all forward passes of a step but the last."""
+    with ExitStack() as stack:
+        for module in modules:
+            if when and isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield

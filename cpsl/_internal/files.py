@@ -1,0 +1,106 @@
+"""Files that are either complete or absent, and the reading of tensors."""
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+PARTIAL_SUFFIX = ".partial"
+"""Suffix of files that are being written; a killed process leaves them behind."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
+    """Calls `write` with a temporary path, and renames the file once it is complete.
+
+    If `durable`, the file is on the disk afterwards, so that it survives a power failure.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "folder", "file.txt")
+        >>> write_atomically(path, lambda partial: partial.write_text("complete"))
+        >>> path.read_text()
+        'complete'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        write(partial)
+        if durable:
+            with partial.open("r+b") as file:  # Windows syncs no file that is open for reading alone
+                os.fsync(file.fileno())
+        partial.replace(path)
+        if durable:
+            _sync_folder(path.parent)
+    except Exception as error:
+        # Torch names neither the file nor a full disk.
+        free = shutil.disk_usage(path.parent).free
+        error.add_note(f"This happened while writing {path}, with {free / 1e9:.1f} GB of disk space free.")
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a dictionary that `torch.save` wrote, without running code from the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, holds other objects than tensors and plain values, or no dictionary.
+    """
+    content = load_safely(path, device, checksums=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def load_safely(path: Path, device: torch.device | str = "cpu", *, checksums: bool = False) -> Any:
+    """Reads what any version of torch has written, without running code from the file.
+
+    Args:
+        path: The file.
+        device: Device of the tensors.
+        checksums: Whether to verify the checksums, which files of torch before 1.6 lack.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or holds other objects than tensors and plain values.
+    """
+    try:
+        if checksums:
+            check_sums(path)
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except UnpicklingError as error:  # its text recommends to load the file with weights_only=False
+        reason = "it is no file of torch, or holds other objects than tensors and plain values"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+    except Exception as error:  # torch raises errors of many types
+        reason = "it is a folder" if path.is_dir() else f"it is damaged or no file of torch ({error})"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
+def check_sums(path: Path) -> None:
+    """Raises BadZipFile unless a file has the checksums that `torch.save` writes and `torch.load` ignores."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of its part {damaged} is wrong")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system supports this."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)  # refused by Windows
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # refused by some file systems
+        return
+    finally:
+        os.close(descriptor)

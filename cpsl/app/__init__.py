@@ -1,0 +1,4 @@
+"""The command `cpsl`: settings, recipes, stages, evaluation, prediction, export, report.
+
+Needs the extra `cpsl[train]`.
+"""

@@ -1,0 +1,60 @@
+"""`cpsl adapt`: all stages, then the report. Finished stages are skipped, an interrupted one resumes."""
+
+import json
+from functools import partial
+from shlex import quote
+
+from cpsl.app.check import advice, validate
+from cpsl.app.command_line import parse
+from cpsl.app.config import Config
+from cpsl.app.datasets import label_space
+from cpsl.app.errors import friendly_errors
+from cpsl.app.pseudo_labels import describe_target
+from cpsl.app.report import collect
+from cpsl.app.report_page import metrics_table, write_report
+from cpsl.app.run import begin_run, read_metrics, run_stage
+from cpsl.app.stages import TRAINERS
+from cpsl.training import Process, logger
+from cpsl.training.checkpoints import write_text
+from cpsl.training.signals import exit_when_stopped
+
+
+def adapt(config: Config, process: Process) -> None:
+    """Runs all unfinished stages."""
+    for stage in config.stages:
+        run_stage(stage, partial(TRAINERS[stage], stage=stage), config, process)
+        if stage == "warmup":
+            describe_target(config, process)
+
+
+def conclude(config: Config, process: Process) -> None:
+    """Writes `metrics.json` and `report.html`, and logs the results; on the main process only."""
+    keys = ("miou", "miou_13", "iou", "seconds")
+    metrics = {
+        stage: {key: values[key] for key in keys if key in values}
+        for stage, values in read_metrics(config).items()
+    }
+    write_text(config.output / "metrics.json", json.dumps(metrics, indent=1))
+    write_report(collect(config, process), config.output / "report.html")
+    logger.info(metrics_table(metrics, label_space(config).names))
+    model = config.output / config.stages[-1] / "model.pt"
+    logger.info(
+        f"\nReport: {config.output / 'report.html'}\nAdapted model: {model}\n"
+        f"To use it: cpsl predict --weights {quote(str(model))} --input IMAGES --output RESULTS"
+    )
+    if config.target.streets:
+        logger.info("To adapt to your own images: cpsl adapt --help, and docs/your_data.md")
+
+
+def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = ()) -> None:
+    """Runs `cpsl adapt`."""
+    config = parse(arguments, command, base)
+    with begin_run(config) as process:
+        if problems := validate(config, process):
+            raise SystemExit("\n".join(problems))
+        for line in advice(config):
+            logger.warning(line)
+        adapt(config, process)
+    if process.is_main:
+        with friendly_errors(config.debug), exit_when_stopped():
+            conclude(config, process)

@@ -1,0 +1,310 @@
+"""All settings of a run; the defaults are the numbers of the paper."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, with_config
+
+from cpsl.training import Precision
+
+Amount = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=16)]  # the smallest input of the networks
+Size = tuple[Pixels, Pixels]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Ids = MutableMapping[int, int]  # tyro makes an option of each key of a dict
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError("the first value must not exceed the second")
+    return limits
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_range)]
+
+STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
+"""The stages in order; each has a folder of its name in a run."""
+
+PREVIOUS = {"distill_1": "self_label", "distill_2": "distill_1"}
+"""The stage whose network teaches a distillation."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Images of one domain, and their labels if there are any."""
+
+    dataset: Literal["gta5", "synthia", "cityscapes", "folder"] = "folder"
+    """Layout of the files: "folder" reads `images` and `labels`, the others read `root`."""
+    root: Path | None = None
+    """Folder of gta5, synthia or cityscapes, as unpacked."""
+    split: str = "train"
+    """Split of cityscapes: train, val or test."""
+    images: Path | None = None
+    """Folder of images, searched recursively."""
+    labels: Path | None = None
+    """Folder of label images, PNG, named like the images."""
+    ids: Ids = field(default_factory=dict)
+    """Stored label value to class index, 255 to ignore; omit it if they are equal."""
+    max_images: Amount = 0
+    """Use only this many images, evenly spaced; 0 uses all."""
+    streets: Amount = 0
+    """Generate this many street scenes in `root` first (gta5 and cityscapes); 0 generates none."""
+    streets_size: tuple[int, int] = (128, 256)
+    """Height and width of the generated scenes."""
+    streets_seed: int = 0
+    """Seed of the generated scenes; the seed of the run does not affect them."""
+
+    @property
+    def given(self) -> bool:
+        """Whether the domain is set at all."""
+        return self.root is not None or self.images is not None
+
+
+@dataclass(frozen=True)
+class Views:
+    """Crops and sizes of training images; all sizes in pixels, height before width."""
+
+    full_size: Size = (1024, 2048)
+    """Size of whole target images."""
+    source_size: Size | None = None
+    """Size to which source images are resized before scaling; `full_size` if omitted."""
+    evaluation_size: Size | None = None
+    """Size at which predictions are compared with labels; that of each label if omitted."""
+    crop: Size = (512, 896)
+    """Size of a training crop."""
+    width: Count = 2200
+    """Width of an image before it is cropped, times a random scale."""
+    scale: Range = (0.5, 1.5)
+    """Range of the random scale."""
+    color_transfer: bool = True
+    """Give source images the LAB mean and standard deviation of a random target image."""
+    on_device: bool = False
+    """Compute strong views and color transfer on the training device instead of in the loader's workers."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """DeepLabV2 and its backbone."""
+
+    backbone: Literal["resnet101", "resnet50", "resnet18", "resnet_tiny"] = "resnet101"
+    """Encoder."""
+    feature_dim: Count = 256
+    """Channels of the features that are clustered."""
+    imagenet_file: Path | None = None
+    """File with torchvision's ImageNet weights, if they cannot be downloaded."""
+    imagenet_colors: bool = True
+    """Normalize colors for ImageNet weights, as in their training; the paper uses RGB in 0...1."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Optimizer of a stage; learning rates decay polynomially (power 0.9)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd as in the paper, or adamw."""
+    learning_rate: Positive = 2.5e-4
+    """Learning rate of the backbone."""
+    head_multiplier: Weight = 10.0
+    """Learning rate of the head relative to the backbone's."""
+    momentum: Share = 0.9
+    """Momentum of sgd, first beta of adamw."""
+    weight_decay: Weight = 2e-4
+    """Weight decay."""
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Stage 0: adversarial alignment of the output space (AdaptSegNet). Its length is our choice."""
+
+    start: str = "imagenet"
+    """Initial weights: imagenet (torchvision's), random, source_only (that stage's network), or a file."""
+    iterations: Count = 90_000
+    """Number of optimizer steps."""
+    batch_size: Count = 4
+    """Images of each domain per step, over all processes."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    adversarial_weight: Weight = 0.01
+    """Weight of the adversarial loss; 0 trains on the source only."""
+    discriminator_width: Count = 64
+    """Channels of the discriminator's first convolution."""
+    discriminator_learning_rate: Positive = 1e-4
+    """Learning rate of the discriminator (Adam, betas 0.9 and 0.99)."""
+    freeze_batch_norm: bool = True
+    """Keep the initial BatchNorm statistics; not advisable with random weights."""
+
+
+@dataclass(frozen=True)
+class SelfLabel:
+    """Stage 1: class-balanced pixel-level self-labeling."""
+
+    iterations: Count = 90_000
+    """Number of optimizer steps."""
+    batch_size: Count = 4
+    """Images of each domain per step, over all processes."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-4, head_multiplier=5.0))
+    prototype_multiplier: Weight = 5.0
+    """Learning rate of the prototypes relative to the backbone's."""
+    temperature: Positive = 0.08
+    """Temperature of the softmax over similarities."""
+    epsilon: Positive = 0.05
+    """Entropy regularization of the assignment."""
+    sinkhorn_iterations: Count = 3
+    """Iterations of the assignment."""
+    bank_size: Count = 65_536
+    """Pixels in the memory bank, over all processes."""
+    samples_per_image: Count = 256
+    """Pixels per image that are clustered."""
+    sampling: Literal["class_proportional", "uniform"] = "class_proportional"
+    """How these pixels are sampled: class_proportional includes every class that is present."""
+    distribution_momentum: Share = 0.99
+    """Momentum of the class distribution; 1 keeps that of the warm-up."""
+    confidence_threshold: Share = 0.0
+    """Rectified pseudo labels below this confidence are ignored."""
+    cutmix_probability: Share = 0.5
+    """How often a rectangle of the source, half the area of the crop, is pasted into a target image."""
+    ce_weight: Weight = 0.1
+    """Weight of cross-entropy in the symmetric cross-entropy on the target."""
+    rce_weight: Weight = 1.0
+    """Weight of reverse cross-entropy."""
+    self_label_weight: Weight = 0.1
+    """Weight of the clustering loss."""
+    consistency_weight: Weight = 5.0
+    """Weight of the prototype consistency between weak and strong view."""
+    teacher_momentum: Share = 0.999
+    """Momentum of the moving averages: teacher and prototypes."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Stages 2 and 3: distillation of the previous stage's network into a fresh student."""
+
+    iterations: Count = 90_000
+    """Number of optimizer steps."""
+    batch_size: Count = 4
+    """Images of each domain per step, over all processes."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=6e-4))
+    confidence_threshold: Share = 0.95
+    """Pseudo labels below this confidence are ignored."""
+    distillation_weight: Weight = 1.0
+    """Weight of KL(teacher, student)."""
+    student: str = "previous"
+    """Initial weights of the student: previous (the stage before), imagenet, random, or a file."""
+    output_norm: bool = True
+    """Put a BatchNorm behind the backbone of a student that does not start from the stage before."""
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """Networks that are read from a file instead of being trained.
+
+    A `model.pt` of a run, or a `.pkl` of the authors. Earlier stages are omitted.
+    """
+
+    source_only: Path | None = None
+    """Network of the source alone."""
+    warmup: Path | None = None
+    """Warm-up network, from which self-labeling starts."""
+    self_label: Path | None = None
+    """Self-labeled network, the teacher of the first distillation."""
+    distill_1: Path | None = None
+    """First distilled network, the teacher of the second distillation."""
+    distill_2: Path | None = None
+    """Second distilled network: it is only evaluated."""
+
+
+@dataclass(frozen=True)
+class Authors:
+    """Deviations of the authors' code from the paper; `--config authors` turns all of them on."""
+
+    fixed_label_order: bool = False
+    """Labels follow a strong view in a fixed order of operations, not in the order of the image."""
+    stretched_label_translation: bool = False
+    """Labels are translated horizontally by W/H times as much as the image."""
+    repeat_backbone_steps: bool = False
+    """Each backbone parameter takes one step of SGD for every module that encloses it."""
+    training_mode_teacher: bool = False
+    """The teacher runs in training mode, with dropout and batch statistics."""
+    rectify_features: bool = False
+    """Upsampled features, not similarities, are warped into the crop for rectification."""
+    image_by_image: bool = False
+    """Images are assigned one after the other, together with the bank once it is full."""
+    dot_product_bank_scores: bool = False
+    """The bank is scored by the prototypes as they are, not by their directions."""
+    crop_bank_labels: bool = False
+    """Labels of other positions of the crop are stored beside the pixels of the bank."""
+    logit_assignments: bool = False
+    """A second clustering loss takes its assignments from the teacher's logits."""
+    contrast_weight: Weight = 0.0
+    """Weight of a contrast of pixels with the bank, in images without CutMix; the authors use 0.001."""
+    probability_distillation: bool = False
+    """The distillation loss uses the student's probabilities as log-probabilities."""
+    ignore_index: Annotated[int, Field(ge=1, le=255)] = 255
+    """Value of ignored pixels in stored pseudo labels; the authors use 250."""
+
+
+@with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run; the defaults are those of the paper."""
+
+    output: Path = Path("runs/adapt")
+    """Folder of all results of this run."""
+    source: Domain = field(default_factory=Domain)
+    """Labeled images."""
+    target: Domain = field(default_factory=Domain)
+    """Unlabeled images to adapt to; labels are not read."""
+    evaluation: Domain = field(default_factory=Domain)
+    """Labeled target images, only for evaluation; without them there is no IoU."""
+    classes: tuple[str, ...] = ("cityscapes-19",)
+    """Names of the classes in order; or cityscapes-19, or cityscapes-16 (SYNTHIA's)."""
+    palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
+    """Color of each class, red green blue in 0...255; chosen automatically if empty."""
+    seed: int = 0
+    """Seed of the run; the same seed gives the same result on the same machine."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "float32"
+    """Precision of the networks; the half precisions are mixed precision."""
+    gradient_accumulation_steps: Count = 1
+    """Split each batch into this many micro-batches, to save memory."""
+    workers: Amount = 4
+    """Data loading processes per training process."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints, from which an interrupted run resumes."""
+    evaluate_every: Amount = 0
+    """Steps between evaluations; 0 evaluates at the end of each stage only."""
+    select_checkpoint: Literal["last", "best"] = "last"
+    """Weights that a stage ends with: the last, or the best by target labels (as the authors do)."""
+    compile: bool = False
+    """Compile the networks (torch.compile)."""
+    trace_non_finite: bool = False
+    """Find the first module with non-finite numbers; slow, for debugging."""
+    debug: bool = False
+    """Show the traceback of errors."""
+    views: Views = field(default_factory=Views)
+    model: Model = field(default_factory=Model)
+    source_only: WarmUp = field(default_factory=lambda: WarmUp(adversarial_weight=0.0))
+    """The network without adaptation, for comparison: a warm-up with adversarial weight 0."""
+    warmup: WarmUp = field(default_factory=WarmUp)
+    self_label: SelfLabel = field(default_factory=SelfLabel)
+    distill: Distill = field(default_factory=Distill)
+    init_from: InitFrom = field(default_factory=InitFrom)
+    authors: Authors = field(default_factory=Authors)
+
+    def settings_of(self, stage: str) -> WarmUp | SelfLabel | Distill:
+        """Returns the settings of a stage; both distillations have the same."""
+        settings: WarmUp | SelfLabel | Distill
+        settings = getattr(self, "distill" if stage in PREVIOUS else stage)
+        return settings
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of the run: all, or from the last one on whose network is read from a file."""
+        given = [index for index, stage in enumerate(STAGES) if getattr(self.init_from, stage)]
+        return STAGES[given[-1] :] if given else STAGES

@@ -1,0 +1,145 @@
+"""Label space, data sets and endless training batches, built from the settings."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cpsl import data
+from cpsl._internal.randomness import derive_seed
+from cpsl.app.config import Authors, Config, Domain
+from cpsl.authors import AuthorsStrongAugmentation
+from cpsl.data.streets import Style
+from cpsl.training import Process, logger, progress
+
+T = TypeVar("T")
+
+
+def label_space(config: Config) -> data.LabelSpace:
+    """Returns the classes of the model."""
+    spaces = {"cityscapes-19": data.CITYSCAPES_19, "cityscapes-16": data.CITYSCAPES_16}
+    known = spaces.get(config.classes[0] if len(config.classes) == 1 else "")
+    names = known.names if known else config.classes
+    colors = known.palette if known else data.distinct_palette(len(names))
+    return data.LabelSpace(names, config.palette or colors)
+
+
+def source_dataset(config: Config) -> data.SegmentationDataset:
+    """Returns the labeled images of the source domain."""
+    return _dataset(config.source, label_space(config))
+
+
+def target_dataset(config: Config) -> data.SegmentationDataset:
+    """Returns the images of the target domain that are trained on."""
+    return _dataset(config.target, label_space(config))
+
+
+def evaluation_dataset(config: Config) -> data.SegmentationDataset:
+    """Returns the images for evaluation: labeled ones if the settings name them, else the target's."""
+    return _dataset(config.evaluation if config.evaluation.given else config.target, label_space(config))
+
+
+DATASETS = {"source": source_dataset, "target": target_dataset, "evaluation": evaluation_dataset}
+
+
+def _dataset(domain: Domain, classes: data.LabelSpace) -> data.SegmentationDataset:
+    option = "images" if domain.dataset == "folder" else "root"
+    folder = getattr(domain, option)
+    if folder is None:
+        raise ValueError(f'a domain of dataset "{domain.dataset}" needs `{option}`, the folder of its files')
+    dataset: data.SegmentationDataset
+    if domain.dataset == "folder":
+        dataset = data.SegmentationFolder(folder, domain.labels, classes, ids=domain.ids or None)
+    elif domain.dataset == "cityscapes":
+        dataset = data.Cityscapes(folder, domain.split, label_space=classes)
+    else:
+        dataset = (data.GTA5 if domain.dataset == "gta5" else data.Synthia)(folder, label_space=classes)
+    if not 0 < domain.max_images < len(dataset):
+        return dataset
+    return data.Subset(dataset, [i * len(dataset) // domain.max_images for i in range(domain.max_images)])
+
+
+def draw_streets(config: Config) -> None:
+    """Generates the street scenes that the settings ask for, unless they exist."""
+    styles: dict[str, Style] = {"source": "game", "target": "real", "evaluation": "real"}
+    for name, style in styles.items():
+        domain: Domain = getattr(config, name)
+        if domain.streets and domain.root is not None and domain.dataset in ("gta5", "cityscapes"):
+            logger.info(f"{domain.streets} generated street scenes in {domain.root}")
+            data.write_streets(
+                domain.root,
+                layout=domain.dataset,
+                style=style,
+                split=domain.split,
+                count=domain.streets,
+                size=domain.streets_size,
+                seed=domain.streets_seed,
+            )
+
+
+def source_batches(
+    config: Config, stage: str, process: Process, batch_size: int, start: int
+) -> Iterator[data.SourceBatch]:
+    """Yields endless training batches of the source domain, from iteration `start` on."""
+    style_from = target_dataset(config) if config.views.color_transfer else None
+    weak, on_device = _weak_view(config, config.views.source_size), config.views.on_device
+    views = data.SourceViews(source_dataset(config), weak, style_from=style_from, on_device=on_device)
+    return _batches(config, views, f"{stage} source", process, batch_size, start)
+
+
+def target_batches(
+    config: Config,
+    stage: str,
+    process: Process,
+    batch_size: int,
+    start: int,
+    read: Callable[[str], Tensor] | None = None,
+) -> Iterator[data.TargetBatch]:
+    """Yields endless training batches of the target domain, with the pseudo labels that `read` returns."""
+    strong, authors = data.StrongAugmentation(), config.authors
+    if authors != Authors():
+        strong = AuthorsStrongAugmentation(
+            fixed_label_order=authors.fixed_label_order,
+            stretched_label_translation=authors.stretched_label_translation,
+        )
+    weak, on_device = _weak_view(config), config.views.on_device
+    views = data.TargetViews(target_dataset(config), weak, strong, read, on_device=on_device)
+    return _batches(config, views, f"{stage} target", process, batch_size, start)
+
+
+def _weak_view(config: Config, size: tuple[int, int] | None = None) -> data.WeakView:
+    views, size = config.views, size or config.views.full_size
+    return data.WeakView(full_size=size, crop=views.crop, width=views.width, scale=views.scale)
+
+
+def _batches(
+    config: Config, views: Dataset[Any], purpose: str, process: Process, batch_size: int, start: int
+) -> Iterator[Any]:
+    loader = data.training_loader(
+        views,
+        micro_batch_size(config, batch_size, process),
+        seed=derive_seed(config.seed, purpose),
+        start=start * config.gradient_accumulation_steps,
+        num_workers=config.workers,
+        pin_memory=process.device.type == "cuda",
+    )
+    for batch in loader:
+        yield batch.to(process.device).apply_deferred()
+
+
+def micro_batch_size(config: Config, batch_size: int, process: Process) -> int:
+    """Returns the images per process and micro-batch; raises ValueError if a batch cannot be divided."""
+    size, rest = divmod(batch_size, process.world_size * config.gradient_accumulation_steps)
+    if rest:
+        raise ValueError(
+            f"batch_size {batch_size} must be a multiple of processes ({process.world_size}) times "
+            f"gradient_accumulation_steps ({config.gradient_accumulation_steps})"
+        )
+    return size
+
+
+def share_of_rank(items: Sequence[T], process: Process, title: str) -> Iterator[T]:
+    """Yields this rank's share of the items, every world_size-th, with a progress bar."""
+    mine = items[process.rank :: process.world_size]
+    return progress(mine, title, process, total=len(mine))

@@ -1,0 +1,187 @@
+"""`cpsl evaluate`: IoU of a model on labeled images, per class."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpsl import Segmenter, class_counts
+from cpsl._internal.distributed import all_reduce_sum
+from cpsl.app.command_line import parse_arguments, read_layers
+from cpsl.app.config import Config, Domain, Ids, Positive
+from cpsl.app.datasets import evaluation_dataset, label_space, share_of_rank
+from cpsl.app.errors import friendly_errors
+from cpsl.app.networks import load_model
+from cpsl.app.report_page import metrics_table
+from cpsl.app.settings import UsageError
+from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, Sample
+from cpsl.data.predictions import ColorStore, LabelIdStore
+from cpsl.data.views import render_label
+from cpsl.geometry import View
+from cpsl.metrics import ConfusionMatrix
+from cpsl.models import DeepLabV2
+from cpsl.training import Precision, Process, autocast, start_process
+
+
+@torch.inference_mode()
+def evaluate(
+    model: DeepLabV2,
+    config: Config,
+    process: Process,
+    stores: Sequence[Any] = (),
+    before: HardLabelStore | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a model on all evaluation images, divided among the processes; `stores` receive the labels.
+
+    Returns:
+        `miou` and `iou` of each class in percent: None without labels, or if a class neither occurs nor is
+        predicted. `miou_13` for the 16 classes of SYNTHIA. Of the predictions, `class_frequency` and mean
+        `confidence` in 0...1, and `changed`, the share of pixels that differ from those of the stage before.
+    """
+    dataset = evaluation_dataset(config)
+    names = dataset.label_space.names
+    segmenter = Segmenter(model.eval(), dataset.label_space, config.views.full_size)
+    confusion = ConfusionMatrix(len(names)).to(process.device)
+    counts = torch.zeros(len(names), dtype=torch.int64, device=process.device)
+    # Of confidence, images, changed shares, and images with a prediction of the stage before.
+    sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+    for index in share_of_rank(range(len(dataset)), process, "evaluation"):
+        sample = _at_evaluation_size(dataset[index], config)
+        size = sample.image.shape[1:] if sample.label is None else sample.label.shape
+        with autocast(process.device, config.precision):
+            predicted = segmenter.predict(sample.image, size=size, scales=scales, flip=flip)
+        prediction = predicted.labels
+        if sample.label is not None:
+            confusion.update(prediction, sample.label.to(process.device))
+        counts += class_counts(prediction, len(names))
+        sums[0] += predicted.grid_confidence
+        sums[1] += 1
+        if before is not None and sample.name in before:
+            earlier = before.read(sample.name).to(process.device)
+            if earlier.shape != prediction.shape:
+                raise ValueError(
+                    f"{sample.name}: the prediction in {before.folder} has another size: delete that folder"
+                )
+            sums[2] += (earlier != prediction).double().mean()
+            sums[3] += 1
+        for store in stores:
+            store.write(sample.name, prediction.cpu())
+    confusion.reduce()
+    for tensor in (counts, sums):
+        all_reduce_sum(tensor)
+    metrics = {
+        "miou": _percent(float(confusion.miou)),
+        "iou": {name: _percent(float(iou)) for name, iou in zip(names, confusion.iou, strict=True)},
+        "class_frequency": (counts / counts.sum().clamp_min(1)).tolist(),
+        "confidence": float(sums[0] / sums[1]),
+        "changed": float(sums[2] / sums[3]) if sums[3] > 0 else None,
+    }
+    if names == CITYSCAPES_16.names:
+        of_13 = [names.index(name) for name in CITYSCAPES_13.names]
+        metrics["miou_13"] = _percent(float(confusion.iou[of_13].nanmean()))
+    return metrics
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, and restores the mode of each module afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _at_evaluation_size(sample: Sample, config: Config) -> Sample:
+    size = config.views.evaluation_size
+    if sample.label is None or size is None or sample.label.shape == size:
+        return sample
+    view = View.whole((sample.label.shape[0], sample.label.shape[1])).resized(size)
+    return sample._replace(label=render_label(sample.label, view))
+
+
+def _percent(value: float) -> float | None:
+    return None if math.isnan(value) else 100 * value
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Computes the IoU on labeled images, given by --config or as folders."""
+
+    weights: Path
+    """A `model.pt` of a run, or a `.pkl` of the authors."""
+    config: tuple[str, ...] = ()
+    """Recipe or TOML file with the data set and the classes, such as the config.toml of a run."""
+    images: Path | None = None
+    """Folder of images, searched recursively."""
+    labels: Path | None = None
+    """Folder of label images, named like the images."""
+    ids: Ids = field(default_factory=dict)
+    """Stored label value to class index, 255 to ignore; omit it if both are equal."""
+    flip: bool = False
+    """Average over the image and its mirror image."""
+    scales: tuple[Positive, ...] = (1.0,)
+    """Average over these multiples of the full size."""
+    predictions: Path | None = None
+    """Write the predictions into this folder, as PNGs of class indices."""
+    label_ids: Path | None = None
+    """Write the predictions into this folder, as PNGs of Cityscapes' label ids for its server."""
+    colors: Path | None = None
+    """Write the predictions into this folder, as PNGs in the colors of the classes."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "float32"
+    """Precision of the network; the half precisions are mixed precision."""
+    debug: bool = False
+    """Show the traceback of errors."""
+
+
+def settings_of(arguments: Arguments) -> Config:
+    """Returns the settings of an evaluation, from the files of --config or, without them, from the model."""
+    config = replace(read_layers(arguments.config), device=arguments.device, precision=arguments.precision)
+    if not arguments.config:
+        segmenter = Segmenter.load(arguments.weights)
+        if segmenter.full_size is None:
+            raise ValueError(
+                f"{arguments.weights} does not store the size of its images: "
+                "add --config, the run's config.toml"
+            )
+        classes, views = segmenter.classes, replace(config.views, full_size=segmenter.full_size)
+        config = replace(config, classes=classes.names, palette=classes.palette, views=views)
+    if arguments.images or arguments.labels:
+        folders = Domain(images=arguments.images, labels=arguments.labels, ids=arguments.ids)
+        config = replace(config, evaluation=folders)
+    if not (config.evaluation.given or config.target.given):
+        raise UsageError("cpsl evaluate needs --config FILE, or --images and --labels")
+    return config
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `cpsl evaluate`."""
+    options = parse_arguments(Arguments, arguments, "evaluate")
+    with friendly_errors(options.debug), start_process(options.device) as process:
+        config = settings_of(options)
+        classes = label_space(config)
+        model = load_model(options.weights, classes.names).to(process.device)
+        stores: list[Any] = []
+        if options.predictions:
+            stores.append(HardLabelStore(options.predictions, classes.palette))
+        if options.label_ids:
+            stores.append(LabelIdStore(options.label_ids, classes))
+        if options.colors:
+            stores.append(ColorStore(options.colors, classes))
+        metrics = evaluate(model, config, process, stores, scales=options.scales, flip=options.flip)
+        if process.is_main:
+            name = options.weights.parent.name or "model"
+            print(metrics_table({name: {**metrics, "seconds": None}}, classes.names))
+            for store in stores:
+                print(f"predictions in {store.folder}")

@@ -1,0 +1,205 @@
+"""`cpsl predict`: label maps and pictures of images, folders of images and videos.
+
+An interrupted run resumes with the same command. `prediction.json` in the output describes the results.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cpsl import Segmenter
+from cpsl._internal.files import write_atomically
+from cpsl.app.command_line import parse_arguments
+from cpsl.app.config import Positive, Size
+from cpsl.app.errors import describe_changes, friendly_errors
+from cpsl.app.video import SUFFIXES as VIDEOS
+from cpsl.app.video import frame_rate, read_frames, write_video
+from cpsl.data import HardLabelStore
+from cpsl.data.predictions import ColorStore
+from cpsl.data.pseudo_labels import path_of, save_png
+from cpsl.data.reading import find_files, read_image
+from cpsl.inference import Prediction
+from cpsl.training import Precision, Process, autocast, progress, start_process
+from cpsl.training.checkpoints import write_text
+from cpsl.visualize import overlay
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+Kind = Literal["labels", "colors", "overlay", "confidence"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Segments images and videos."""
+
+    weights: Path
+    """A `model.pt` of a run, or a `.pkl` of the authors."""
+    input: Path
+    """An image, a video, or a folder of them, searched recursively."""
+    output: Path
+    """Folder of the results, which have the relative paths of their images."""
+    write: tuple[Kind, ...] = ("labels", "overlay")
+    """Class indices, class colors, colors over the image or video, 255 times the probability of the class."""
+    flip: bool = False
+    """Average over the image and its mirror image."""
+    scales: tuple[Positive, ...] = (1.0,)
+    """Average over these multiples of the size."""
+    size: Size | None = None
+    """Height and width of the network's input in pixels; those in the model's file if omitted."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "float32"
+    """Precision of the network; the half precisions are mixed precision."""
+    debug: bool = False
+    """Show the traceback of errors."""
+
+
+class UnreadableError(Exception):
+    """A file of the input is damaged, or needs a package that is not installed."""
+
+
+def predict_all(arguments: Arguments, process: Process) -> list[str]:
+    """Segments all images and frames that have no result yet; returns messages about unreadable files."""
+    found = {arguments.input.stem: arguments.input}
+    if arguments.input.is_dir():
+        found = find_files(arguments.input, IMAGES + VIDEOS, "images or videos")
+    elif not arguments.input.exists():
+        raise FileNotFoundError(f"there is no image, video or folder {arguments.input}")
+    if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
+        raise ValueError(
+            f"{arguments.output} is inside {arguments.input}, where results would be read as images"
+        )
+    segmenter = Segmenter.load(arguments.weights, full_size=arguments.size, device=process.device)
+    _describe(arguments, segmenter)
+    output = Output(arguments, segmenter)
+    unreadable = []
+    for name, path in progress(found.items(), "images", process, total=len(found)):
+        pictures, frames = _pictures(name, path), 0
+        if _is_video(path):
+            pictures = progress(pictures, path.name, process)
+        elif name in output:
+            continue
+        try:
+            for key, image in pictures:
+                frames += 1
+                if key not in output:
+                    with autocast(process.device, arguments.precision):
+                        prediction = segmenter.predict(image, scales=arguments.scales, flip=arguments.flip)
+                    output.write(key, image, prediction)
+        except UnreadableError as error:
+            unreadable.append(str(error))
+            continue
+        if frames and _is_video(path) and "overlay" in arguments.write:
+            output.join(name, frames, path)
+    return unreadable
+
+
+class Output:
+    """The folder of the results, with a folder for each kind; created with the first result."""
+
+    def __init__(self, arguments: Arguments, segmenter: Segmenter) -> None:
+        self._folder, self._kinds = arguments.output, arguments.write
+        self._palette = segmenter.classes.palette
+        self._labels = HardLabelStore(self._folder / "labels", self._palette)
+        self._colors = ColorStore(self._folder / "colors", segmenter.classes)
+
+    def __contains__(self, name: str) -> bool:
+        return all(self.path(kind, name).exists() for kind in self._kinds)
+
+    def path(self, kind: Kind, name: str) -> Path:
+        """Returns the file of one kind of result."""
+        path = path_of(self._folder / kind, name)
+        return path.with_suffix(".jpg") if kind == "overlay" else path
+
+    def write(self, name: str, image: Tensor, prediction: Prediction) -> None:
+        """Writes the results of an image, each file atomically."""
+        labels = prediction.labels.cpu()
+        if "labels" in self._kinds:
+            self._labels.write(name, labels)
+        if "colors" in self._kinds:
+            self._colors.write(name, labels)
+        if "confidence" in self._kinds:
+            gray = (255 * prediction.confidence).round().to(torch.uint8).cpu()
+            save_png(self.path("confidence", name), Image.fromarray(gray.numpy()))
+        if "overlay" in self._kinds:
+            mixed = overlay(image, labels, self._palette).permute(1, 2, 0).contiguous()
+            picture, path = Image.fromarray(mixed.numpy()), self.path("overlay", name)
+            write_atomically(path, lambda partial: picture.save(partial, "JPEG", quality=92))
+
+    def join(self, name: str, frames: int, video: Path) -> None:
+        """Writes the overlays of a video's frames as a video, unless it exists."""
+        path = self._folder / "overlay" / f"{name}.mp4"
+        pictures = (read_image(self.path("overlay", _frame(name, i))) for i in range(frames))
+        if not path.exists():
+            rate = frame_rate(video)
+            write_atomically(path, lambda partial: write_video(partial, pictures, rate))
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
+
+
+def _pictures(name: str, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields the image of a file, or the frames of a video, each with its key."""
+    try:
+        if _is_video(path):
+            for index, frame in enumerate(read_frames(path)):
+                yield _frame(name, index), frame
+        else:
+            yield name, read_image(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnreadableError(str(error)) from error
+
+
+def _frame(name: str, index: int) -> str:
+    return f"{name}/{index:06d}"
+
+
+def _describe(arguments: Arguments, segmenter: Segmenter) -> None:
+    """Writes `prediction.json`; raises ValueError if the output holds results of another model or options."""
+    with arguments.weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    description = {
+        "classes": segmenter.classes.names,
+        "palette": segmenter.classes.palette,
+        "weights": str(arguments.weights),
+        "sha256": digest,
+        "input": str(arguments.input.resolve()),
+        "size": segmenter.full_size,
+        "scales": arguments.scales,
+        "flip": arguments.flip,
+        "precision": arguments.precision,
+    }
+    text = json.dumps(description, indent=1)
+    path, now = arguments.output / "prediction.json", json.loads(text)
+    before = _read_description(path) if path.exists() else now
+    title = "results of another model or other options"
+    if changed := describe_changes(arguments.output, title, before, now, free=("weights",)):
+        raise ValueError(changed)
+    write_text(path, text)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        description = None
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} is damaged: choose another folder with --output, or delete this one")
+    return description
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `cpsl predict`."""
+    options = parse_arguments(Arguments, arguments, "predict")
+    with friendly_errors(options.debug), start_process(options.device) as process:
+        unreadable = predict_all(options, process)
+        print(f"results in {options.output}")
+        if unreadable:
+            raise SystemExit("\n".join(["these files could not be read:", *unreadable]))

@@ -1,0 +1,24 @@
+"""`cpsl recipes`: the recipes that come with the package, as TOML files beside this module."""
+
+import argparse
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `cpsl recipes`."""
+    from cpsl.app.command_line import find_settings, read_layers, recipe_names
+    from cpsl.app.settings import to_toml
+
+    parser = argparse.ArgumentParser("cpsl recipes", description="Lists the recipes, or prints one.")
+    parser.add_argument("name", nargs="?", metavar="NAME", choices=recipe_names(), help="recipe to print")
+    parser.add_argument(
+        "--complete", action="store_true", help="print all settings, not only the differences"
+    )
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        for name in recipe_names():
+            first = find_settings(name).read_text(encoding="utf-8").partition("\n")[0]
+            print(f"{name:24}{first.lstrip('# ')}")
+    elif options.complete:
+        print(to_toml(read_layers([options.name])), end="")
+    else:
+        print(find_settings(options.name).read_text(encoding="utf-8"), end="")

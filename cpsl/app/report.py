@@ -1,0 +1,166 @@
+"""`cpsl report`: the report of a run, from the files in its folder and the images of its data sets."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cpsl import ClassBalancedPrototypeClustering, PseudoLabelRectifier, class_counts, prototype_similarity
+from cpsl._internal.randomness import derive_seed
+from cpsl.app.command_line import read_layers
+from cpsl.app.config import STAGES, Config
+from cpsl.app.datasets import evaluation_dataset, label_space, source_dataset
+from cpsl.app.errors import friendly_errors
+from cpsl.app.networks import build_clustering, build_model
+from cpsl.app.pseudo_labels import read_start
+from cpsl.app.report_page import Clusters, Picture, Report, write_report
+from cpsl.app.run import read_metrics
+from cpsl.app.settings import UsageError, to_toml
+from cpsl.data import HardLabelStore, whole_image
+from cpsl.methods.step import resize, to_float
+from cpsl.training import Process, autocast, load, read_scalars, start_process
+
+PICTURES = 6
+"""Target images in the report."""
+
+SOURCE_LABELS = 100
+"""Source labels whose pixels are counted."""
+
+
+@torch.inference_mode()
+def collect(config: Config, process: Process) -> Report:
+    """Reads metrics, curves and predictions of a run, and rectifies the pseudo labels of some images."""
+    classes = label_space(config)
+    curves = {stage: _read_curves(config, stage) for stage in STAGES}
+    return Report(
+        title=config.output.resolve().name,
+        classes=classes.names,
+        palette=classes.palette,
+        metrics=read_metrics(config),
+        class_distributions=_class_distributions(config, process),
+        curves={stage: of_stage for stage, of_stage in curves.items() if of_stage},
+        pictures=_pictures(config, process),
+        config=to_toml(config),
+        selected=config.select_checkpoint == "best",
+    )
+
+
+def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeClustering:
+    """Loads prototypes, bank and class distribution as they are after self-labeling."""
+    path = config.output / "self_label" / "clustering.pt"
+    state = load(path, process.device)
+    try:
+        # The bank is the share of rank 0, whatever the number of ranks was.
+        settings = replace(config.self_label, bank_size=len(state["bank.features"]))
+        config = replace(config, self_label=settings)
+        clustering = build_clustering(config, *state["prototypes"].shape)
+        clustering.load_state_dict(state)
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not the clustering of this run: {error}") from error
+    return clustering.to(process.device)
+
+
+def _self_labeled(config: Config) -> bool:
+    """Returns whether self-labeling ran in this run; its model may also come from a file."""
+    return (config.output / "self_label" / "clustering.pt").exists()
+
+
+def _class_distributions(config: Config, process: Process) -> dict[str, list[float]]:
+    dataset = source_dataset(config)
+    counts = torch.zeros(len(dataset.label_space), dtype=torch.int64)
+    for index in range(0, len(dataset), max(len(dataset) // SOURCE_LABELS, 1)):
+        label = dataset[index].label
+        if label is not None:
+            counts += class_counts(label, len(counts))
+    distributions = {"source labels": (counts / counts.sum().clamp_min(1)).tolist()}
+    if not _self_labeled(config):
+        return distributions
+    clustering = load_clustering(config, process)
+    bank = clustering.bank.features[clustering.bank.valid]
+    scores = prototype_similarity(bank, clustering.prototypes)
+    epsilon, iterations = clustering.epsilon, clustering.sinkhorn_iterations
+    aligned = clustering.aligner(scores, epsilon=epsilon, iterations=iterations)
+    nearest = class_counts(scores.argmax(dim=1), len(counts)) / max(len(scores), 1)
+    _, after_warm_up = read_start(config, clustering.prototypes.shape)
+    return {
+        **distributions,
+        "target predictions after warm-up": after_warm_up.tolist(),
+        "class distribution after self-labeling": clustering.aligner.distribution.tolist(),
+        "aligned assignments": aligned.mean(dim=0).tolist(),
+        "nearest prototypes, not aligned": nearest.tolist(),
+    }
+
+
+def _read_curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]]]:
+    rows = read_scalars(config.output / stage)
+    names = dict.fromkeys(name for row in rows for name in row if name != "iteration")
+    return {name: [(int(row["iteration"]), row[name]) for row in rows if name in row] for name in names}
+
+
+def _pictures(config: Config, process: Process) -> list[Picture]:
+    dataset, stages = evaluation_dataset(config), list(read_metrics(config))
+    step = max(len(dataset) // PICTURES, 1)
+    pictures = []
+    for image, label, name in (dataset[i] for i in range(0, len(dataset), step)[:PICTURES]):
+        predictions = {stage: _read_labels(config, stage, name) for stage in stages}
+        pictures.append(Picture(name, image, label, predictions))
+    if not _self_labeled(config):
+        return pictures
+    files = (config.output / "warmup" / "model.pt", config.output / "self_label" / "teacher.pt")
+    warmup, teacher = (build_model(config, file).to(process.device).eval() for file in files)
+    clustering = load_clustering(config, process)
+    settings = config.self_label
+    rectifier = PseudoLabelRectifier(settings.temperature, settings.confidence_threshold)
+
+    def rectify(picture: Picture) -> Picture:
+        image = to_float(whole_image(picture.image, config.views.full_size)[None].to(process.device))
+        with autocast(process.device, config.precision):
+            soft = warmup(image).logits.float().softmax(dim=1)
+            logits, features = teacher(image)
+        rectified = rectifier(soft, features, clustering.ema_prototypes)
+        torch.manual_seed(derive_seed(config.seed, f"report {picture.name}"))  # samples pixels
+        options = {"logits": logits} if config.authors.logit_assignments else {}
+        clusters = clustering(features, rectified.labels, **options)
+        size = picture.image.shape[1:]
+        before = resize(soft, size)[0].argmax(dim=0).cpu()
+        after = resize(rectified.probabilities, size)[0].cpu()
+        similarity = prototype_similarity(features, clustering.prototypes)[0].cpu()
+        return replace(
+            picture,
+            pseudo_labels={"before rectification": before, "after rectification": after.argmax(dim=0)},
+            confidence=after.amax(dim=0),
+            clusters=Clusters(similarity, clusters.indices.cpu(), clusters.assignments.cpu()),
+        )
+
+    return list(map(rectify, pictures))
+
+
+def _read_labels(config: Config, stage: str, name: str) -> Tensor:
+    try:
+        return HardLabelStore(config.output / stage / "predictions").read(name)
+    except (OSError, ValueError) as error:
+        metrics = config.output / stage / "metrics.json"
+        raise ValueError(f"{error}. Delete {metrics} to evaluate the stage again.") from error
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `cpsl report`."""
+    parser = argparse.ArgumentParser(
+        "cpsl report",
+        description="Regenerates the report of a run. The folder may have been moved; paths of data sets in "
+        "its config.toml must still be valid.",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    options = parser.parse_args(arguments)
+    if not (options.run / "config.toml").is_file():
+        raise UsageError(f"{options.run} is not a run: there is no file {options.run / 'config.toml'}")
+    config = replace(read_layers([str(options.run / "config.toml")]), output=options.run)
+    with friendly_errors(options.debug), start_process(options.device) as process:
+        if not read_metrics(config):
+            raise UsageError(f"{options.run} has no finished stage to report")
+        write_report(collect(config, process), options.run / "report.html")
+        print(f"wrote {options.run / 'report.html'}")

@@ -1,0 +1,134 @@
+"""Execution of a run: starts, resumes or skips its stages, trains and evaluates them."""
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from cpsl._internal.files import check_sums
+from cpsl._internal.randomness import derive_seed
+from cpsl.app.config import STAGES, Config
+from cpsl.app.datasets import draw_streets, label_space
+from cpsl.app.errors import describe_changes, friendly_errors
+from cpsl.app.evaluate import evaluate
+from cpsl.app.networks import build_model, load_model, save_model
+from cpsl.app.settings import read_toml, to_toml
+from cpsl.data import HardLabelStore
+from cpsl.training import Cost, Process, logger, start_logging, start_process
+from cpsl.training.checkpoints import exclusive_run, remove_partial_files, write_text
+from cpsl.training.signals import exit_when_stopped
+
+FREE_SETTINGS = ("output", "device", "workers", "checkpoint_every", "trace_non_finite", "debug")
+"""Settings that may change when a run is resumed, for example on another machine."""
+
+
+def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Config, process: Process) -> None:
+    """Trains and evaluates a stage, unless it is finished.
+
+    `train` writes `model.pt` into the folder of the stage. It is not called if the settings name a file with
+    the model.
+    """
+    folder = config.output / stage
+    if (folder / "metrics.json").exists() and _is_intact(folder / "model.pt"):
+        logger.info(f"{stage}: already finished")
+        return
+    title = f"{stage} (stage {config.stages.index(stage) + 1} of {len(config.stages)})"
+    if init_from := getattr(config.init_from, stage):
+        logger.info(f"{title}: uses the model {init_from}")
+        cost = Cost()
+        if process.is_main:
+            save_model(folder / "model.pt", load_model(init_from, label_space(config).names), config)
+    else:
+        logger.info(title)
+        # Random initial weights depend on the seed alone, and are the same on every rank.
+        torch.manual_seed(derive_seed(config.seed, stage))
+        cost = train(config, process)
+    process.barrier()
+    model = build_model(config, folder / "model.pt").to(process.device)
+    index = STAGES.index(stage)
+    before = HardLabelStore(config.output / STAGES[index - 1] / "predictions") if index else None
+    metrics = evaluate(model, config, process, [HardLabelStore(folder / "predictions")], before)
+    if process.is_main:
+        write_text(folder / "metrics.json", json.dumps({**metrics, **cost._asdict()}, indent=1))
+        result = "no labels" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}"
+        logger.info(
+            f"{stage}: {result}, trained in {timedelta(seconds=round(cost.seconds))}, "
+            f"peak memory {cost.peak_memory / 1e9:.1f} GB"
+        )
+    process.barrier()
+
+
+def _is_intact(model: Path) -> bool:
+    try:
+        check_sums(model)
+    except (OSError, BadZipFile) as error:
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+        logger.warning(f"{model} is {problem}: the stage runs again")
+        return False
+    return True
+
+
+@contextmanager
+def begin_run(config: Config) -> Iterator[Process]:
+    """Begins or resumes a run: processes, log, the settings in its folder, generated data.
+
+    Raises:
+        SystemExit: An error with a short message, also if the folder holds a run with other settings.
+    """
+    with (
+        friendly_errors(config.debug),
+        exit_when_stopped(),
+        start_process(config.device) as process,
+        exclusive_run(config.output) if process.is_main else nullcontext(),
+    ):
+        start_logging(config.output, process)
+        if process.is_main:
+            remove_partial_files(config.output)
+            if changed := changed_settings(config):
+                raise SystemExit(changed)
+            write_text(config.output / "config.toml", to_toml(config))
+            draw_streets(config)
+        process.barrier()
+        yield process
+
+
+def changed_settings(config: Config) -> str:
+    """Returns how settings differ from those of the run in their folder, "" if they do not.
+
+    Before the first checkpoint any setting may still change.
+    """
+    path = config.output / "config.toml"
+    if not path.exists() or not any(config.output.glob("*/checkpoint.pt*")):
+        return ""
+    before, now = _flat(read_toml(path)), _flat(tomllib.loads(to_toml(config)))
+    return describe_changes(config.output, "a run with other settings", before, now, FREE_SETTINGS)
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
+def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of the finished stages, in order; raises ValueError if a file is damaged."""
+    results = {}
+    for stage in STAGES:
+        path = config.output / stage / "metrics.json"
+        if not path.exists():
+            continue
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(metrics["iou"], dict) or not {"miou", "seconds"} <= metrics.keys():
+                raise ValueError("entries are missing")
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it to evaluate the stage again") from error
+        results[stage] = metrics
+    return results

@@ -1,0 +1,160 @@
+"""Settings as dataclasses: read from TOML files, checked by pydantic, and written again.
+
+Knows no particular setting. A dotted name, such as `self_label.iterations`, is a field of a nested dataclass.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+S = TypeVar("S")
+
+
+class UsageError(SystemExit):
+    """A mistake in settings or options; the command prints the message and exits with code 2."""
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file in UTF-8, with or without a byte order mark; hyphens in keys become underscores.
+
+    Raises:
+        UsageError: The file cannot be read, is no TOML, or has a key twice, with a hyphen and an underscore.
+    """
+    try:
+        return _underscored(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def _underscored(table: dict[str, Any]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    for key, value in table.items():
+        name = re.sub(r"\b-\b", "_", key)  # but not the sign of a number
+        if name in renamed:
+            raise ValueError(f"{name} is set twice, with - and with _")
+        renamed[name] = _underscored(value) if isinstance(value, dict) else value
+    return renamed
+
+
+def override(settings: S, table: dict[str, Any], source: str) -> S:
+    """Returns settings in which the values of a TOML table replace those before.
+
+    Args:
+        settings: Dataclass; its fields may be dataclasses, the tables of the TOML file.
+        table: TOML table.
+        source: Name of the file, which begins each message.
+
+    Raises:
+        UsageError: Keys or values do not fit; the message lists all of them.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Run:
+        ...     seed: int = 0
+        ...     crop: tuple[int, int] = (64, 128)
+        >>> override(Run(seed=1), {"crop": [16, 32]}, "a.toml")
+        Run(seed=1, crop=(16, 32))
+    """
+    kind: Any = type(settings)
+    with _usage_errors(kind, source):
+        # Strict validation refuses true for 1; of JSON, it still takes lists as tuples and texts as paths.
+        values = _adapter(kind).validate_json(json.dumps(table, default=str), strict=True)
+    replaced: S = _replace(settings, table, values)
+    return replaced
+
+
+def _replace(settings: Any, table: dict[str, Any], values: Any) -> Any:
+    changes = {name: getattr(values, name) for name in table}
+    for name, value in changes.items():
+        if is_dataclass(value):
+            changes[name] = _replace(getattr(settings, name), table[name], value)
+    return replace(settings, **changes)
+
+
+def check(settings: S, source: str) -> S:
+    """Returns settings if all values are in their ranges.
+
+    Raises:
+        UsageError: Some are not; the message begins with the source and lists all of them.
+    """
+    kind: Any = type(settings)
+    with _usage_errors(kind, source):
+        checked: S = _adapter(kind).validate_python(asdict(settings))  # type: ignore[call-overload]
+    return checked
+
+
+@contextmanager
+def _usage_errors(kind: type, source: str) -> Iterator[None]:
+    """Reports the errors of pydantic, one per line."""
+    try:
+        yield
+    except ValidationError as error:
+        lines = []
+        for mistake in error.errors():
+            name = ".".join(map(str, mistake["loc"]))
+            problem = f"{mistake['msg']}, got {mistake['input']!r}"
+            if mistake["type"] == "unexpected_keyword_argument":
+                known = schema(kind)
+                leaf = [other for other in known if other.endswith(f".{mistake['loc'][-1]}")]
+                close = " or ".join(get_close_matches(name, known, cutoff=0.7) or leaf[:3])
+                problem = "there is no such setting" + (f"; did you mean {close}?" if close else "")
+            lines.append(f"{source}: {name}: {problem}")
+        raise UsageError("\n".join(lines)) from None
+
+
+def schema(kind: type) -> dict[str, dict[str, Any]]:
+    """Returns the JSON Schema of each setting of a dataclass, and of each table, by dotted name.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Stage:
+        ...     iterations: int = 5
+        >>> @dataclass
+        ... class Run:
+        ...     warmup: Stage
+        >>> schema(Run)["warmup.iterations"]
+        {'default': 5, 'title': 'Iterations', 'type': 'integer'}
+    """
+    whole = _adapter(kind).json_schema()
+    known: dict[str, dict[str, Any]] = {}
+
+    def collect(table: dict[str, Any], prefix: str) -> None:
+        for name, entry in table["properties"].items():
+            known[prefix + name] = entry
+            if "$ref" in entry:
+                collect(whole["$defs"][entry["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+
+    collect(whole, "")
+    return known
+
+
+def to_toml(settings: Any) -> str:
+    """Returns a dataclass as the text of a TOML file, without the settings that are None."""
+    return tomli_w.dumps(_plain(asdict(settings)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

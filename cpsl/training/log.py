@@ -1,0 +1,115 @@
+"""The log of a run: messages, scalars, pictures, a progress bar."""
+
+import io
+import json
+import logging
+import math
+import sys
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cpsl.training.process import Process
+
+T = TypeVar("T")
+logger = logging.getLogger("cpsl")
+"""Logger of all messages of a run; `start_logging` gives it handlers."""
+
+
+def start_logging(folder: Path, process: Process) -> None:
+    """Sends messages to the terminal and to `log.txt` in a folder; ranks other than 0 log errors alone."""
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if process.is_main else logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can show every name
+        sys.stdout.reconfigure(errors="backslashreplace")
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(terminal)
+    if process.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+def progress(items: Iterable[T], title: str, process: Process, **options: int) -> Generator[T, None, None]:
+    """Yields items and shows a progress bar, if this is rank 0 in a terminal; options are those of `tqdm`."""
+    if not (process.is_main and sys.stderr.isatty()):
+        yield from items
+        return
+    with logging_redirect_tqdm([logger]):
+        yield from tqdm(items, title, leave=False, dynamic_ncols=True, **options)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of cells as lines of text, the first column aligned left, the others right.
+
+    Example:
+        >>> print(text_table([("", "mIoU"), ("warm-up", "41.4")]))
+                  mIoU
+        warm-up   41.4
+    """
+    width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = ([first.ljust(width), *map(str.rjust, others, widths)] for first, *others in rows)
+    return "\n".join("   ".join(cells).rstrip() for cells in aligned)
+
+
+class ScalarLog:
+    """Curves and pictures of one stage: TensorBoard events and `scalars.jsonl`, written by rank 0.
+
+    Points after iteration `start`, which an interrupted run wrote, are removed.
+    """
+
+    def __init__(self, folder: Path, process: Process, start: int = 0) -> None:
+        self._path = folder / "scalars.jsonl"
+        self._writer: SummaryWriter | None = None
+        if process.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [json.dumps(row) + "\n" for row in read_scalars(folder) if row["iteration"] <= start]
+            self._path.write_text("".join(kept), encoding="utf-8")
+            self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def scalars(self, iteration: int, values: dict[str, float]) -> None:
+        """Writes one point of each curve."""
+        if self._writer is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def picture(self, iteration: int, name: str, image: Tensor) -> None:
+        """Writes a picture, (3, H, W) uint8."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, iteration)
+
+    def close(self) -> None:
+        """Flushes the buffers and closes the files."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_scalars(folder: Path) -> list[dict[str, float]]:
+    """Reads the curves of a stage: one dictionary per logged iteration; damaged lines are omitted."""
+    path = folder / "scalars.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and "iteration" in row and all(map(_is_finite, row.values())):
+            rows.append(row)
+    return rows
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,312 @@
+"""The loop of iterations that all stages share: seeds, logs, checkpoints, skipped steps."""
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from cpsl._internal.distributed import all_reduce_sum
+from cpsl._internal.randomness import derive_seed
+from cpsl.training.checkpoints import load_checkpoint, save_checkpoint
+from cpsl.training.cost import Cost, peak_memory, reset_peak_memory
+from cpsl.training.finite import SkippedSteps, all_finite, trace_non_finite
+from cpsl.training.log import ScalarLog, logger, progress
+from cpsl.training.process import Process
+from cpsl.training.signals import STOPPED_EXIT_CODE, StopSignals
+
+FIRST_REPORT = 30.0
+"""Seconds after which a stage first reports its progress."""
+
+MAX_SKIPPED, WINDOW = 10, 100
+"""A stage stops if more than this many of the last WINDOW steps were skipped."""
+
+
+class Stateful(Protocol):
+    """Anything with a state that can be saved and restored: a module, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Restores the result of `state_dict`."""
+
+
+@runtime_checkable
+class Shardable(Stateful, Protocol):
+    """A part that is divided among the ranks, and can be divided among another number of ranks."""
+
+    def load_shards(self, shards: Sequence[dict[str, Any]]) -> None:
+        """Restores this rank's share from the states of all ranks of another run."""
+
+
+class _Step(NamedTuple):
+    """A step that may turn out to have been skipped."""
+
+    iteration: int
+    images: list[str]
+    recorded: dict[str, list[Tensor]]
+    origin: str
+
+
+class TrainingLoop:
+    """Iterates over a stage, or over its remaining iterations if it was interrupted.
+
+    Before each iteration the global random state is seeded from (seed, stage, iteration, rank), so that
+    dropout and sampling need no state in a checkpoint. SIGTERM or SIGINT, to any rank, writes a checkpoint
+    after the iteration and exits with code 75. Skipped steps are counted and logged with their images;
+    on a CUDA device two iterations later, which avoids synchronization.
+
+    Args:
+        folder: Folder of the stage.
+        stage: Name of the stage.
+        iterations: Total number of iterations.
+        seed: Seed of the run.
+        process: This process.
+        state: Parts that are equal on every rank, restored in order: a network before its `Optimization`.
+        state_of_rank: Parts that differ between ranks, such as the memory bank. Those with `load_shards` can
+            be resumed by another number of ranks.
+        checkpoint_every: Iterations between checkpoints.
+        log_every: Iterations between points of the curves.
+        picture_every: Iterations between sample pictures.
+        trace_non_finite: Whether to find the first module with non-finite numbers; slow, for debugging.
+
+    Attributes:
+        start: Number of iterations completed by earlier processes.
+        log: Curves and pictures.
+
+    Raises:
+        ValueError: The checkpoint was written by another number of ranks, and a part has no `load_shards`.
+        FloatingPointError: While iterating: more than 10 of the last 100 steps were skipped, or weights are
+            not finite.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        *,
+        iterations: int,
+        seed: int,
+        process: Process,
+        state: Mapping[str, Stateful],
+        state_of_rank: Mapping[str, Stateful] | None = None,
+        checkpoint_every: int = 1000,
+        log_every: int = 20,
+        picture_every: int = 500,
+        trace_non_finite: bool = False,
+    ) -> None:
+        self.stage = stage
+        self.iterations = iterations
+        self.seed = seed
+        self.process = process
+        self.log_every = log_every
+        self.picture_every = picture_every
+        self.start = 0
+        self._path = folder / "checkpoint.pt"
+        self._state = state
+        self._state_of_rank = state_of_rank or {}
+        self._checkpoint_every = checkpoint_every
+        self._trace = trace_non_finite
+        self._iteration = 0
+        self._seconds = 0.0
+        self._report_at = FIRST_REPORT
+        self._peak_memory = 0
+        self._durations: deque[float] = deque(maxlen=1000)
+        self._values: dict[str, list[Tensor]] = {}
+        self._recorded: dict[str, list[Tensor]] = {}
+        self._origins: list[str] = []
+        self._steps = SkippedSteps(process.device)
+        self._skipped: deque[int] = deque()
+        self._resume()
+        self.log = ScalarLog(folder, process, self.start)
+
+    @property
+    def cost(self) -> Cost:
+        """Time and memory of the stage so far."""
+        durations = list(self._durations)
+        durations = durations[1:] or durations
+        return Cost(self._seconds, statistics.median(durations) if durations else 0.0, self._peak_memory)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the remaining iterations."""
+        begun = time.perf_counter() - self._seconds
+        reset_peak_memory(self.process.device)
+        left = range(self.start, self.iterations)
+        bar = progress(left, self.stage, self.process, total=self.iterations, initial=self.start)
+        tracing: AbstractContextManager[list[str]] = nullcontext([])
+        if self._trace:
+            tracing = trace_non_finite({**self._state, **self._state_of_rank})
+        try:
+            with StopSignals() as stopped, tracing as self._origins:
+                for iteration in bar:
+                    self._begin(iteration)
+                    yield iteration
+                    before, self._seconds = self._seconds, time.perf_counter() - begun
+                    self._durations.append(self._seconds - before)
+                    done = iteration + 1
+                    for name, values in self._recorded.items():
+                        self._values.setdefault(name, []).extend(values)
+                    (stop,) = self.process.any_rank(bool(stopped))
+                    last = done == self.iterations
+                    save = done % self._checkpoint_every == 0 or last or stop
+                    for step in self._steps.take(wait=save):
+                        self._report_skipped(step)
+                    if done % self.log_every == 0 or last:
+                        self._write_scalars(done)
+                    if save:
+                        self._save(done)
+                    if stop:
+                        after = f"{done} of {self.iterations} iterations"
+                        logger.info(f"{self.stage}: stopped after {after}; run the same command to continue")
+                        raise SystemExit(STOPPED_EXIT_CODE)
+        finally:
+            bar.close()  # restores the handlers of the log
+            self._peak_memory = peak_memory(self.process.device)
+            self.log.close()
+
+    def record(self, values: Mapping[str, Tensor]) -> None:
+        """Records scalars of this iteration; they are averaged and read when the curves are written."""
+        for name, value in values.items():
+            self._recorded.setdefault(name, []).append(value.detach())
+
+    def step(self, applied: Tensor, images: Iterable[str] = (), overflowed: Tensor | None = None) -> None:
+        """Reports the optimizer's step of this iteration.
+
+        Args:
+            applied: Scalar bool on the device, whether the step was applied; equal on all ranks.
+            images: Names of the images of its batches, for the message about a skipped step.
+            overflowed: `Optimization.overflowed`. Overflows are normal in float16: they have their own curve,
+                are not logged and do not count as skipped.
+        """
+        if overflowed is not None:
+            applied = applied | overflowed
+            self.record({"overflowed": overflowed.float()})
+        origin = self._origins[0] if self._origins else ""
+        self._steps.put(_Step(self._iteration, list(images), self._recorded, origin), applied)
+
+    def shows(self, iteration: int) -> bool:
+        """Returns whether a picture of this iteration is due on this rank."""
+        return self.process.is_main and iteration % self.picture_every == 0
+
+    def picture(self, iteration: int, name: str, image: Tensor) -> None:
+        """Logs a picture, (3, H, W) uint8, to TensorBoard."""
+        self.log.picture(iteration, name, image)
+
+    def _begin(self, iteration: int) -> None:
+        self._iteration = iteration
+        self._recorded = {}
+        self._origins.clear()
+        torch.manual_seed(derive_seed(self.seed, self.stage, iteration, self.process.rank))
+
+    def _report_skipped(self, step: _Step) -> None:
+        """Logs a skipped step; raises FloatingPointError if there are too many."""
+        losses = [name for name, values in step.recorded.items() if not all_finite(values)]
+        ranks = self.process.gather((losses, step.origin, step.images))
+        message = "\n".join(
+            f"{self.stage}: step {step.iteration + 1} was skipped: "
+            f"{', '.join(losses) or 'a gradient'} is not finite{origin and f', first {origin}'}; "
+            f"images: {', '.join(images) or 'unknown'}"
+            # A non-finite loss of one rank makes the gradients of all non-finite.
+            for losses, origin, images in [rank for rank in ranks if rank[0]] or ranks
+        )
+        logger.warning(message)
+        self._skipped.append(step.iteration)
+        while self._skipped[0] <= step.iteration - WINDOW:
+            self._skipped.popleft()
+        if len(self._skipped) > MAX_SKIPPED:
+            raise FloatingPointError(
+                f"{message}\n{self.stage}: stopped, {len(self._skipped)} of the last {WINDOW} steps were "
+                f"skipped. The checkpoint in {self._path.parent} is older. If it is always the same images, "
+                "inspect them; otherwise try a smaller learning rate or float32. trace_non_finite = true "
+                "names the first module with non-finite numbers."
+            )
+
+    def _write_scalars(self, done: int) -> None:
+        values = self._means()
+        self._values.clear()
+        if not values:
+            return
+        self.log.scalars(done, values)
+        if self._seconds < self._report_at:
+            return
+        # At growing intervals: every half minute at first, a few hundred lines in a stage of days.
+        self._report_at = 1.05 * self._seconds + FIRST_REPORT
+        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        left = timedelta(seconds=round((self.iterations - done) * self._seconds / done))
+        logger.info(f"{self.stage}: {done} of {self.iterations}, {left} left  {text}")
+
+    def _means(self) -> dict[str, float]:
+        """Averages the finite values recorded since the last point of the curves."""
+        names = sorted(self._values)
+        if not names:
+            return {}
+        recorded = [torch.stack(self._values[name]).double() for name in names]
+        sums = torch.stack([values.nan_to_num(0, 0, 0).sum() for values in recorded])
+        counts = torch.stack([values.isfinite().sum() for values in recorded])
+        means = all_reduce_sum(sums) / all_reduce_sum(counts)
+        return {name: value for name, value in zip(names, means.tolist(), strict=True) if value == value}
+
+    def _save(self, iteration: int) -> None:
+        shared = {name: part.state_dict() for name, part in self._state.items()}
+        # On every rank, so that no rank waits for one that failed.
+        self._check_weights(iteration, shared)
+        mine = {name: part.state_dict() for name, part in self._state_of_rank.items()}
+        checkpoint = {
+            "iteration": iteration,
+            "seconds": self._seconds,
+            "unlogged": {name: torch.stack(v) for name, v in self._values.items()},
+            "skipped": list(self._skipped),
+            "state": shared,
+            "state_of_ranks": self.process.gather(tree_map(_to_main_memory, mine)),
+        }
+        if self.process.is_main:
+            save_checkpoint(self._path, checkpoint)
+        self.process.barrier()
+
+    def _check_weights(self, iteration: int, state: dict[str, dict[str, Any]]) -> None:
+        # No run could continue from such a checkpoint.
+        for name, part in state.items():
+            for key, value in part.items():
+                if isinstance(value, Tensor) and not all_finite([value]):
+                    raise FloatingPointError(
+                        f"{self.stage}: {key} of the {name} is not finite after iteration {iteration}; the "
+                        f"checkpoint in {self._path.parent} is older. Try a smaller learning rate or float32."
+                    )
+
+    def _resume(self) -> None:
+        checkpoint = load_checkpoint(self._path, self.process.device)
+        if checkpoint is None:
+            return
+        of_ranks = checkpoint["state_of_ranks"]
+        for name, part in self._state.items():
+            part.load_state_dict(checkpoint["state"][name])
+        for name, part in self._state_of_rank.items():
+            shards = [states[name] for states in of_ranks]
+            if len(shards) == self.process.world_size:
+                part.load_state_dict(shards[self.process.rank])
+            elif isinstance(part, Shardable):
+                part.load_shards(shards)
+            else:
+                raise ValueError(
+                    f"{self._path} was written by {len(of_ranks)} process(es), this run has "
+                    f"{self.process.world_size}: start as many, or delete the file to restart the stage"
+                )
+        self.start = checkpoint["iteration"]
+        self._seconds = checkpoint["seconds"]
+        self._report_at = self._seconds + FIRST_REPORT
+        self._values = {name: list(v.unbind()) for name, v in checkpoint["unlogged"].items()}
+        self._skipped = deque(checkpoint["skipped"])
+        if 0 < self.start < self.iterations:
+            logger.info(f"{self.stage}: resumes after iteration {self.start}")
+
+
+def _to_main_memory(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

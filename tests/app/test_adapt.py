@@ -1,0 +1,223 @@
+"""`cpsl adapt` on small data: all stages, interruptions, skipped steps, several processes."""
+
+import json
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from app.conftest import Run
+from app.tiny import COMMAND, ENVIRONMENT, TORCHRUN, cpsl, write_settings
+from cpsl.app.config import STAGES
+from cpsl.data.streets import draw_street
+from cpsl.losses import prototype_consistency
+from cpsl.methods import self_labeling
+from cpsl.training import load, read_scalars
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+def assert_equal_weights(run: Path, other: Path, stages: tuple[str, ...] = STAGES) -> None:
+    for stage in stages:
+        ended, expected = (load(folder / stage / "model.pt")["model"] for folder in (run, other))
+        torch.testing.assert_close(ended, expected, rtol=0, atol=0)
+
+
+def test_all_stages_end_with_metrics_and_a_report(finished: Run) -> None:
+    metrics = metrics_of(finished.folder)
+    assert tuple(metrics) == STAGES
+    for values in metrics.values():
+        assert set(values) == {"miou", "iou", "seconds"}
+        assert 0 <= values["miou"] <= 100
+        assert len(values["iou"]) == 19
+        assert values["seconds"] > 0
+    report = (finished.folder / "report.html").read_text()
+    assert "Distillation 2" in report
+    assert report.count("<figcaption>Sampled pixels and their assignments") == 4
+    assert report.count("<figcaption>Similarity to the nearest prototype") == 4
+    assert "distill_2/model.pt" in finished.printed
+
+
+def test_finished_stages_are_skipped(finished: Run) -> None:
+    report = (finished.folder / "report.html").read_bytes()
+    ended = cpsl("adapt", "--config", finished.config, "--output", finished.folder)
+    assert ended.code == 0
+    assert ended.text.count("already finished") == 6
+    assert (finished.folder / "report.html").read_bytes() == report
+
+
+def test_other_settings_in_the_same_folder_are_rejected(finished: Run) -> None:
+    words = ["--config", finished.config, "--output", finished.folder]
+    ended = cpsl("adapt", *words, "--self-label.optimizer.learning-rate", "5")
+    assert ended.code == 1
+    assert "self_label.optimizer.learning_rate: 0.0001 then, 5.0 now" in ended.text
+
+
+def test_a_stage_starts_from_a_model_in_a_file(finished: Run, tmp_path: Path) -> None:
+    model, run = finished.folder / "self_label" / "model.pt", tmp_path / "run"
+    words = ["--config", finished.config, "--output", run, "--init-from.self-label", model]
+    ended = cpsl("adapt", *words)
+    assert ended.code == 0, ended.text
+    assert tuple(metrics_of(run)) == STAGES[2:]
+    assert str(model) in ended.text
+    assert_equal_weights(run, finished.folder, STAGES[2:])
+    assert "Self-labeling" in (run / "report.html").read_text()
+
+
+def test_a_recipe_follows_the_authors_code(finished: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--config", finished.config, "--config", "authors", "--output", run]
+    ended = cpsl("adapt", *words, "--evaluate-every", "2")
+    assert ended.code == 0, ended.text
+    assert tuple(metrics_of(run)) == STAGES
+    for stage in STAGES:
+        curve = [row["miou"] for row in read_scalars(run / stage) if "miou" in row]
+        assert len(curve) == 2
+        assert metrics_of(run)[stage]["miou"] == pytest.approx(max(curve))
+    labels = [Image.open(path) for path in (run / "distill_1" / "labels").rglob("*.png")]
+    assert {label.getextrema()[1] for label in labels} == {250}  # their ignore_index
+    report = (run / "report.html").read_text()
+    assert "Sampled pixels and their assignments" in report
+    assert "the best of its evaluations" in report
+
+
+def test_a_killed_run_ends_with_the_same_weights(finished: Run, tmp_path: Path) -> None:
+    run, chance = tmp_path / "run", random.Random(time.time_ns())
+    words = ["adapt", "--config", str(finished.config), "--output", str(run)]
+    for stage in ("source_only", "self_label", "distill_2"):
+        process = subprocess.Popen(
+            [*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        while not (run / stage / "checkpoint.pt").exists():
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+    ended = cpsl(*words)
+    assert ended.code == 0, ended.text
+    assert_equal_weights(run, finished.folder)
+    for stage in STAGES:
+        assert read_scalars(run / stage) == read_scalars(finished.folder / stage)
+
+
+def test_two_processes_are_stopped_and_one_resumes(finished: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["adapt", "--config", finished.config, "--output", run]
+    words += ["--self-label.iterations", "60", "--checkpoint-every", "1000"]
+    process = subprocess.Popen(
+        [str(word) for word in (*TORCHRUN, "-m", "cpsl", *words)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not read_scalars(run / "self_label"):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.terminate()
+    printed, _ = process.communicate(timeout=60)
+    checkpoint = load(run / "self_label" / "checkpoint.pt")
+    assert checkpoint["iteration"] < 60, printed
+    assert len(checkpoint["state_of_ranks"]) == 2
+    ended = cpsl(*words)
+    assert ended.code == 0, ended.text
+    assert f"resumes after iteration {checkpoint['iteration']}" in ended.text
+    assert tuple(metrics_of(run)) == STAGES
+
+
+@pytest.fixture
+def warmed_up(finished: Run, tmp_path: Path) -> list[object]:
+    """Returns the options of a run whose next stage is self-labeling."""
+    for part in ("source_only", "warmup", "pseudo_labels"):
+        shutil.copytree(finished.folder / part, tmp_path / "run" / part)
+    return ["--config", finished.config, "--output", tmp_path / "run"]
+
+
+def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
+    """Makes the consistency loss infinite in some steps, counted from 1."""
+    steps = iter(range(1, 1000))
+
+    def loss(*words: Any, **options: Any) -> torch.Tensor:
+        return prototype_consistency(*words, **options) / (next(steps) not in broken)
+
+    monkeypatch.setattr(self_labeling, "prototype_consistency", loss)
+
+
+def test_a_non_finite_step_is_skipped_and_reported(
+    warmed_up: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, {2})
+    ended = cpsl("adapt", *warmed_up, "--trace-non-finite")
+    assert ended.code == 0, ended.text
+    (line,) = (line for line in ended.text.splitlines() if "skipped" in line)
+    for text in ("self_label", "step 2", "loss_consistency", "student", "streets/streets_0000"):
+        assert text in line
+    model = load(tmp_path / "run" / "self_label" / "model.pt")["model"]
+    assert all(value.isfinite().all() for value in model.values())
+
+
+def test_too_many_non_finite_steps_stop_the_run(
+    warmed_up: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, set(range(3, 100)))
+    ended = cpsl("adapt", *warmed_up, "--self-label.iterations", "20")
+    assert ended.code == 1
+    assert "trace_non_finite" in ended.text
+    assert "self_label: stopped" in ended.text
+
+
+def write_folders(folder: Path) -> list[object]:
+    """Writes two folders as people have them, and returns their options: nested, JPEG, other label values."""
+    for index in range(4):
+        image, label = draw_street(index, "game", (64, 128))
+        for part, suffix, array in (
+            ("images", "jpg", image.permute(1, 2, 0).contiguous().numpy()),
+            ("labels", "png", (label == 0).byte().numpy() * 7),
+        ):
+            path = folder / "source" / part / "a b" / f"ü{index}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+        image, _ = draw_street(index, "real", (60, 120))
+        (folder / "target").mkdir(exist_ok=True)
+        array = image.permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(array).save(folder / "target" / f"{index}.png")
+    words: list[object] = ["--source.images", folder / "source" / "images"]
+    words += ["--source.labels", folder / "source" / "labels", "--source.ids", 7, 0, 0, 1]
+    return [*words, "--target.images", folder / "target", "--classes", "road", "else"]
+
+
+def test_two_folders_by_options_alone(tmp_path: Path) -> None:
+    words = ["--config", "cpu", *write_folders(tmp_path), "--output", tmp_path / "run"]
+    for stage in ("source-only", "warmup", "self-label", "distill"):
+        words += [f"--{stage}.iterations", 1]
+    words += ["--views.crop", 48, 96, "--views.width", 130, "--workers", 0]
+    ended = cpsl("adapt", *words, "--views.full-size", 128, 256)
+    assert ended.code == 0, ended.text
+    assert "--views.full-size 60 120 --views.crop 16 48 --views.width 128" in ended.text
+    metrics = metrics_of(tmp_path / "run")
+    assert all(values["miou"] is None for values in metrics.values())
+    assert metrics["distill_2"]["iou"] == {"road": None, "else": None}
+    assert "No target labels" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_photographs_in_the_layouts_of_the_data_sets(real: Path, tmp_path: Path) -> None:
+    domains = (
+        f'[source]\ndataset = "gta5"\nroot = "{real}/gta5"\n'
+        f'[target]\ndataset = "cityscapes"\nroot = "{real}/cityscapes"\n'
+        f'[evaluation]\ndataset = "cityscapes"\nroot = "{real}/cityscapes"\nsplit = "val"\n'
+    )
+    config = write_settings(tmp_path, domains)
+    ended = cpsl("adapt", "--config", config, "--output", tmp_path / "run")
+    assert ended.code == 0, ended.text
+    assert metrics_of(tmp_path / "run")["distill_2"]["miou"] is not None
+    assert (tmp_path / "run" / "report.html").exists()

@@ -1,0 +1,120 @@
+"""`cpsl` as a whole: its help, its mistakes, its exit codes."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import cpsl.__main__ as command
+from app.conftest import Run
+from app.tiny import cpsl
+from cpsl import __version__
+from cpsl.app.command_line import recipe_names
+
+
+def assert_fits_a_terminal(text: str, lines: int) -> None:
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= lines
+
+
+def test_help_fits_a_screen() -> None:
+    for words in ([], ["--help"], ["-h"]):
+        ended = cpsl(*words)
+        assert ended.code == 0
+        assert_fits_a_terminal(ended.text, 24)
+        assert all(name in ended.text for name in command.COMMANDS)
+    assert cpsl("--version").text == f"cpsl {__version__}\n"
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_each_command_has_a_short_help_of_its_own_options(name: str) -> None:
+    ended = cpsl(name, "--help")
+    assert ended.code == 0
+    assert_fits_a_terminal(ended.text, 50)
+    assert f"usage: cpsl {name}" in ended.text
+    if name in ("evaluate", "predict", "export"):
+        assert "--self-label" not in ended.text
+
+
+def test_the_help_of_a_run_lists_all_settings_on_request() -> None:
+    short, long = cpsl("adapt", "--help").text, cpsl("adapt", "--help-all").text
+    assert "--self-label.temperature" not in short
+    assert "--self-label.temperature" in long
+    assert_fits_a_terminal(long, 420)
+
+
+def test_help_shows_the_values_of_the_recipe() -> None:
+    assert "[runs/demo]" in cpsl("demo", "--help").text
+    assert "(default: resnet_tiny)" in cpsl("adapt", "--config", "cpu", "--help-all").text
+    assert "(default: resnet101)" in cpsl("adapt", "--help-all").text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["adapt"], "cpsl demo"),
+        (["check"], "cpsl demo"),
+        (["adapt", "settings.toml"], "settings.toml"),
+        (["adapt", "--config"], "--config"),
+        (["adapt", "--config", "no_recipe"], "no_recipe"),
+        (["adapt", "--config", "no_file.toml"], "no_file.toml"),
+        (["adapt", "--output", "r", "--self-label.iteration", "5"], "--self-label.iterations"),
+        (["adapt", "--output", "r", "--warmup.iterations", "-5"], "warmup.iterations"),
+        (["adapt", "--output", "r", "--seed", "many"], "seed"),
+        (["adapt", "--output", "r", "--compile", "True"], "True"),
+        (["evaluate", "--weights", "model.pt", "--sizes", "1"], "--sizes"),
+        (["evaluate"], "--weights"),
+        (["predict", "--weights", "model.pt"], "--input"),
+        (["predict", "--flip", "yes"], "yes"),
+        (["export", "--weights", "a", "--output", "b", "--size", "5", "7"], "size"),
+        (["recipes", "no_recipe"], "no_recipe"),
+        (["report"], "run"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = cpsl(*words)
+    assert ended.code == 2
+    assert named in ended.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_are_listed_and_printed() -> None:
+    listed = cpsl("recipes").text
+    assert_fits_a_terminal(listed, 24)
+    assert [line.split()[0] for line in listed.splitlines()] == recipe_names()
+    assert 'base = "cpu"' in cpsl("recipes", "demo").text
+
+
+def test_a_recipe_is_completed_to_settings_of_the_same_meaning(tmp_path: Path) -> None:
+    complete = tmp_path / "complete.toml"
+    complete.write_text(cpsl("recipes", "demo", "--complete").text, encoding="utf-8")
+    assert "temperature = 0.08" in complete.read_text(encoding="utf-8")
+    again = cpsl("adapt", "--config", complete, "--help-all").text
+    assert again.split("\n\n", 2)[2] == cpsl("demo", "--help-all").text.split("\n\n", 2)[2]
+
+
+def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "tomli_w" else find_spec(name))
+    ended = cpsl("adapt", "--config", "demo")
+    assert ended.code == 1
+    assert "tomli_w" in ended.text
+    assert "pip install 'cpsl[train]'" in ended.text
+
+
+def test_an_interruption_during_imports_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "import_module", interrupt)
+    assert cpsl("adapt", "--config", "demo") == (130, "")
+
+
+def test_a_run_is_resumed_by_its_own_settings(finished: Run) -> None:
+    ended = cpsl("adapt", "--config", finished.folder / "config.toml")
+    assert ended.code == 0, ended.text
+    assert ended.text.count("already finished") == 6

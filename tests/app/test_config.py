@@ -1,0 +1,191 @@
+import tomllib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from pydantic import ConfigDict, TypeAdapter, with_config
+
+from cpsl.app import evaluate, export, predict
+from cpsl.app.command_line import RECIPES, parse, read_layers, recipe_names
+from cpsl.app.config import STAGES, Config
+from cpsl.app.settings import UsageError, schema, to_toml
+
+OVERLAYS = {"authors", "cpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
+
+# CPSL (CVPR 2022), section 4.1 and the supplement; see docs/reproduce.md.
+PAPER: dict[str, Any] = {
+    "model.backbone": "resnet101",
+    "views.crop": (512, 896),
+    "views.full_size": (1024, 2048),
+    "views.width": 2200,
+    "views.scale": (0.5, 1.5),
+    "views.color_transfer": True,
+    "warmup.iterations": 90_000,
+    "warmup.batch_size": 4,
+    "warmup.optimizer.name": "sgd",
+    "warmup.optimizer.learning_rate": 2.5e-4,
+    "warmup.optimizer.head_multiplier": 10,
+    "warmup.optimizer.momentum": 0.9,
+    "warmup.optimizer.weight_decay": 2e-4,
+    "warmup.adversarial_weight": 0.01,
+    "warmup.discriminator_learning_rate": 1e-4,
+    "self_label.iterations": 90_000,
+    "self_label.batch_size": 4,
+    "self_label.optimizer.name": "sgd",
+    "self_label.optimizer.learning_rate": 1e-4,
+    "self_label.optimizer.head_multiplier": 5,
+    "self_label.optimizer.momentum": 0.9,
+    "self_label.optimizer.weight_decay": 2e-4,
+    "self_label.prototype_multiplier": 5,
+    "self_label.temperature": 0.08,
+    "self_label.epsilon": 0.05,
+    "self_label.sinkhorn_iterations": 3,
+    "self_label.bank_size": 65_536,
+    "self_label.sampling": "class_proportional",
+    "self_label.ce_weight": 0.1,
+    "self_label.rce_weight": 1,
+    "self_label.self_label_weight": 0.1,
+    "self_label.consistency_weight": 5,
+    "self_label.teacher_momentum": 0.999,
+    "distill.iterations": 90_000,
+    "distill.batch_size": 4,
+    "distill.optimizer.name": "sgd",
+    "distill.optimizer.learning_rate": 6e-4,
+    "distill.optimizer.head_multiplier": 10,
+    "distill.confidence_threshold": 0.95,
+    "distill.distillation_weight": 1,
+}
+
+
+def value_of(config: Config, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        found |= inner or {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("recipe", [None, "gta5_to_cityscapes", "synthia_to_cityscapes"])
+def test_the_numbers_are_those_of_the_paper(recipe: str | None) -> None:
+    config = read_layers([recipe] if recipe else [])
+    expected = PAPER | ({"views.color_transfer": False} if recipe == "synthia_to_cityscapes" else {})
+    assert {name: value_of(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe_names()) - OVERLAYS))
+def test_each_recipe_is_a_run(name: str) -> None:
+    config = parse(["--config", name])
+    assert config.source.given
+    assert config.target.given
+    assert config.stages == STAGES
+
+
+def test_the_example_settings_are_a_run() -> None:
+    example = Path(__file__).parents[2] / "examples" / "my_folders.toml"
+    for words in ([], ["--config", "cpu"], ["--config", "one_gpu_24gb"]):
+        config = parse(["--config", str(example), *words])
+        assert config.source.given
+        assert config.target.given
+
+
+@pytest.mark.parametrize("overlay", sorted(OVERLAYS))
+@pytest.mark.parametrize("recipe", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+def test_overlays_change_a_recipe(recipe: str, overlay: str) -> None:
+    assert parse(["--config", recipe, "--config", overlay]) != parse(["--config", recipe])
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe_names()) - OVERLAYS))
+def test_a_recipe_holds_differences_only(name: str) -> None:
+    table = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    base = table.pop("base", None)
+    below = read_layers([base] if base else [])
+    for key, value in leaves(table).items():
+        before = value_of(below, key)
+        assert value != (list(before) if isinstance(before, tuple) else before), key
+
+
+def test_each_deviation_of_the_authors_is_explained() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    table = tomllib.loads((RECIPES / "authors.toml").read_text(encoding="utf-8"))
+    for key in leaves(table):
+        assert key.rpartition(".")[2] in page, key
+    authors = parse(["--config", "gta5_to_cityscapes", "--config", "authors"]).authors
+    assert all(getattr(authors, f.name) != f.default for f in fields(authors))
+
+
+def test_a_reversed_range_is_named() -> None:
+    with pytest.raises(UsageError, match=r"views\.scale"):
+        parse(["--views.scale", "2", "1"])
+
+
+def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text('output = "x"\n[warmup]\niterations = 1')
+    second.write_text("[warmup]\niterations = 2\nbatch_size = 8")
+    both = [f"--config={first}", "--config", str(second)]
+    config = parse(both)
+    assert (config.warmup.iterations, config.warmup.batch_size) == (2, 8)
+    assert parse(["--config", str(first), str(second)]) == config
+    assert parse([*both, "--warmup.iterations", "3"]).warmup.iterations == 3
+    assert parse(both[1:] + both[:1]).warmup.iterations == 1
+
+
+def test_values_of_a_file_with_several_parts_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text("palette = [[1, 2, 3], [4, 5, 6]]\n[source]\nids = { 7 = 0, -1 = 255 }")
+    second.write_text("[source.ids]\n8 = 1")
+    files = ["--config", str(first), str(second)]
+    assert parse(files[:2]).source.ids == {7: 0, -1: 255}
+    assert parse(files).source.ids == {8: 1}
+    options = parse([*files, "--source.ids", "9", "2", "-4", "3", "--palette", "7", "8", "9"])
+    assert (options.source.ids, options.palette) == ({9: 2, -4: 3}, ((7, 8, 9),))
+
+
+def test_a_file_is_based_on_a_recipe_or_on_the_file_beside_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text('base = "cpu"\noutput = "x"\n[warmup]\nbatch_size = 6')
+    second.write_text('base = "a.toml"\n[warmup]\niterations = 7')
+    warmup = parse(["--config", str(second)]).warmup
+    assert (warmup.iterations, warmup.batch_size, warmup.start) == (7, 6, "source_only")
+    first.write_text('base = "b.toml"')
+    with pytest.raises(UsageError, match=r"b\.toml.*base"):
+        parse(["--config", str(second)])
+
+
+def test_settings_are_complete_when_written(tmp_path: Path) -> None:
+    config = parse(["--config", "miniature"])
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert parse(["--config", str(path)]) == config
+    written = leaves(tomllib.loads(path.read_text(encoding="utf-8")))
+    assert set(written) >= {
+        name
+        for name, setting in schema(Config).items()
+        if "$ref" not in setting and setting.get("default", {}) not in (None, {})
+    }
+
+
+def test_stages_before_a_model_from_a_file_are_omitted() -> None:
+    words = ["--output", "r", "--init-from.warmup", "a.pkl"]
+    assert parse(words).stages == STAGES[1:]
+    assert parse([*words, "--init-from.distill-1", "b.pt"]).stages == STAGES[3:]
+
+
+def test_each_setting_has_a_description_in_one_line() -> None:
+    described = with_config(ConfigDict(use_attribute_docstrings=True))
+    settings = schema(Config)
+    for kind in (evaluate.Arguments, predict.Arguments, export.Arguments):
+        settings |= TypeAdapter(described(kind)).json_schema()["properties"]
+    for name, setting in settings.items():
+        if "$ref" not in setting:
+            assert setting["description"].endswith("."), name
+            assert "\n" not in setting["description"], name
+    assert all(hint.__doc__ for hint in get_type_hints(Config).values() if is_dataclass(hint))

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from app.conftest import Run
+from app.tiny import cpsl
+from cpsl.app.command_line import parse
+from cpsl.app.config import Config
+from cpsl.app.evaluate import evaluate, evaluating
+from cpsl.authors import save_release_checkpoint
+from cpsl.data import CITYSCAPES_16, Cityscapes, HardLabelStore, write_streets
+from cpsl.metrics import ConfusionMatrix
+from cpsl.models import DeepLabV2, SegmentationOutput
+from cpsl.training import Process
+
+PROCESS = Process(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("streets")
+    write_streets(root, layout="cityscapes", style="real", split="val", count=3, size=(64, 128))
+    return root
+
+
+def settings(root: Path, classes: str = "cityscapes-19", *options: str) -> Config:
+    words = ["--output", str(root / "run"), "--device", "cpu", "--classes", classes]
+    words += ["--source.images", "a", "--target.dataset", "cityscapes", "--target.root", str(root)]
+    words += ["--evaluation.dataset", "cityscapes", "--evaluation.root", str(root)]
+    words += ["--evaluation.split", "val", "--views.full-size", "64", "128", *options]
+    return parse(words)
+
+
+class Colors(nn.Module):
+    """Classifies by color at stride 4, so that neither mirroring nor the size changes the result."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(4 * torch.randn(classes, 3, 1, 1, generator=generator))
+
+    def forward(self, image: Tensor) -> SegmentationOutput:
+        small = F.interpolate(image, scale_factor=0.25, mode="area") - 0.5
+        logits = F.conv2d(small, self.weight)
+        return SegmentationOutput(logits, logits)
+
+
+@torch.no_grad()
+def test_metrics_match_the_equations(streets: Path) -> None:
+    model, config = Colors(16), settings(streets, "cityscapes-16")
+    dataset = Cityscapes(streets, "val", CITYSCAPES_16)
+    confusion = ConfusionMatrix(16)
+    for image, label, _ in (dataset[i] for i in range(3)):
+        logits = model(image[None] / 255).logits
+        upsampled = F.interpolate(logits, (64, 128), mode="bilinear", align_corners=True)
+        confusion.update(upsampled.argmax(dim=1)[0], label)
+    metrics = evaluate(model, config, PROCESS)
+    assert metrics["miou"] == pytest.approx(100 * float(confusion.miou), abs=1e-4)
+    # The classes of SYNTHIA without wall, fence and pole, which are the fourth to sixth.
+    of_13 = confusion.iou[[0, 1, 2, *range(6, 16)]].nanmean()
+    assert metrics["miou_13"] == pytest.approx(100 * float(of_13), abs=1e-4)
+    assert "miou_13" not in evaluate(Colors(19), settings(streets), PROCESS)
+
+
+@torch.no_grad()
+def test_labels_can_be_compared_at_another_size(streets: Path) -> None:
+    config = settings(streets, "cityscapes-19", "--views.evaluation-size", "32", "64")
+    model, confusion, dataset = Colors(19), ConfusionMatrix(19), Cityscapes(streets, "val")
+    for image, label, _ in (dataset[i] for i in range(3)):
+        logits = model(image[None] / 255).logits
+        small = F.interpolate(logits, (32, 64), mode="bilinear", align_corners=True)
+        nearest = Image.fromarray(label.numpy()).resize((64, 32), Image.Resampling.NEAREST)
+        confusion.update(small.argmax(dim=1)[0], torch.from_numpy(np.array(nearest)))
+    assert evaluate(model, config, PROCESS)["miou"] == pytest.approx(100 * float(confusion.miou), abs=1e-4)
+
+
+def test_the_mode_of_each_module_is_restored() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2))
+    model[1].eval()
+    with evaluating(model):
+        assert not any(part.training for part in model.modules())
+    assert [part.training for part in model.modules()] == [True, True, False]
+
+
+def test_changes_since_the_stage_before_are_counted(streets: Path, tmp_path: Path) -> None:
+    config, first = settings(streets), HardLabelStore(tmp_path / "first")
+    assert evaluate(Colors(19), config, PROCESS, [first])["changed"] is None
+    assert evaluate(Colors(19), config, PROCESS, before=first)["changed"] == 0
+
+
+def test_an_authors_checkpoint_is_evaluated_by_the_command(streets: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DeepLabV2(19, "resnet101", 8, output_norm=True)
+    save_release_checkpoint(tmp_path / "stage3.pkl", model)
+    config = tmp_path / "small.toml"
+    config.write_text(
+        f'[evaluation]\ndataset = "cityscapes"\nroot = "{streets.as_posix()}"\nsplit = "val"\n'
+        "[views]\nfull_size = [64, 128]\n"
+    )
+    words = ["--weights", tmp_path / "stage3.pkl", "--config", config, "--device", "cpu"]
+    words += ["--flip", "--scales", "0.5", "1"]
+    words += ["--label-ids", tmp_path / "ids", "--colors", tmp_path / "colors"]
+    ended = cpsl("evaluate", *words)
+    assert ended.code == 0, ended.text
+    assert "mIoU" in ended.text
+    written = sorted(path.name for path in (tmp_path / "ids").rglob("*.png"))
+    assert written == [f"streets_{i:06d}_000000.png" for i in range(3)]
+    ids = np.array(Image.open(next((tmp_path / "ids").rglob("*.png"))))
+    assert ids.shape == (64, 128)
+    assert set(np.unique(ids)) <= {7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33}
+    assert Image.open(next((tmp_path / "colors").rglob("*.png"))).mode == "RGB"
+
+
+def test_a_run_and_its_images_in_folders_give_the_same_figures(finished: Run, tmp_path: Path) -> None:
+    weights = finished.folder / "distill_2" / "model.pt"
+    of_run = cpsl("evaluate", "--weights", weights, "--config", finished.folder / "config.toml")
+    assert of_run.code == 0, of_run.text
+    miou = json.loads((finished.folder / "metrics.json").read_text())["distill_2"]["miou"]
+    assert f"mIoU {miou:14.1f}".split() in [line.split() for line in of_run.text.splitlines()]
+
+    dataset = Cityscapes(finished.config.parent / "streets" / "cityscapes", "val")
+    for sample in (dataset[index] for index in range(len(dataset))):
+        name = f"{sample.name.replace('/', '_')}.png"
+        for part, array in (("images", sample.image.permute(1, 2, 0)), ("labels", sample.label)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(array.contiguous().byte().numpy()).save(tmp_path / part / name)
+    folders = ["--images", tmp_path / "images", "--labels", tmp_path / "labels"]
+    of_folders = cpsl("evaluate", "--weights", weights, *folders)
+    assert of_folders.text == of_run.text
+
+
+def test_an_evaluation_needs_images(finished: Run) -> None:
+    ended = cpsl("evaluate", "--weights", finished.folder / "distill_2" / "model.pt")
+    assert ended.code == 2
+    assert "--images" in ended.text

@@ -1,0 +1,100 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cpsl import Segmenter
+from cpsl.app import export
+from cpsl.data import LabelSpace, whole_image
+from cpsl.models import DeepLabV2
+
+CLASSES = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+SIZES = [(1, 32, 64), (3, 32, 64), (1, 33, 63), (2, 47, 50), (1, 16, 17)]
+
+
+def segmenter(**options: bool) -> Segmenter:
+    torch.manual_seed(0)
+    colors = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    model = DeepLabV2(3, "resnet_tiny", 8, **colors, **options)
+    # As in the networks of stride 8, the max-pool rounds up.
+    model.backbone.maxpool = torch.nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+    return Segmenter(model.eval(), CLASSES, (32, 64))
+
+
+def check(run: export.Run) -> None:
+    """Compares a program with the equations, in each size."""
+    model = segmenter(output_norm=True).model
+    for batch, height, width in SIZES:
+        image = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
+        with torch.no_grad():
+            logits = model(image / 255).logits
+        wanted = F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(run(image), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_an_exported_program_has_the_outputs_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.pt2"
+    export.export(segmenter(output_norm=True), path)
+    notes = {"classes": "", "palette": "", "full_size": ""}
+    check(torch.export.load(path, extra_files=notes).module())
+    assert json.loads(notes["classes"]) == ["road", "sky", "car"]
+    assert json.loads(notes["palette"]) == [list(color) for color in CLASSES.palette]
+    assert json.loads(notes["full_size"]) == [32, 64]
+    assert "differ by at most" in capsys.readouterr().out
+
+
+def test_onnx_computes_what_the_model_does(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="ONNX needs cpsl[export]")
+    pytest.importorskip("onnxscript", reason="ONNX needs cpsl[export]")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs cpsl[export]")
+    path = tmp_path / "model.onnx"
+    export.export(segmenter(output_norm=True), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # all in one file
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    check(lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0]))
+    # Fed as docs/inference.md says, it is what the library predicts.
+    picture = torch.randint(0, 256, (3, 48, 80), dtype=torch.uint8)
+    whole = whole_image(picture, (32, 64))
+    (scores,) = session.run(None, {"image": whole[None].numpy()})
+    wanted = segmenter(output_norm=True).predict(picture, size=(32, 64))
+    torch.testing.assert_close(torch.from_numpy(scores[0]), wanted.scores, atol=1e-5, rtol=1e-4)
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape) == ("image", ["batch", 3, "height", "width"])
+    assert (logits.name, logits.shape) == ("logits", ["batch", 3, "height", "width"])
+    notes = session.get_modelmeta().custom_metadata_map
+    assert json.loads(notes["classes"]) == ["road", "sky", "car"]
+    assert json.loads(notes["palette"]) == [list(color) for color in CLASSES.palette]
+    assert json.loads(notes["full_size"]) == [32, 64]
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x + 0.01, lambda x: x * float("nan"), lambda x: x[:1]])
+def test_a_file_with_other_outputs_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: export.Run
+) -> None:
+    def write(module: export.ImageToLogits, example: object, path: Path, notes: object) -> export.Run:
+        path.write_bytes(b"a program")
+        return lambda image: wrong(module(image))
+
+    monkeypatch.setattr(export, "_write_program", write)
+    with pytest.raises(ValueError, match=r"model\.pt2"):
+        export.export(segmenter(), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_suffixes_and_unknown_sizes_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.trt"):
+        export.export(segmenter(), tmp_path / "model.trt")
+    with pytest.raises(ValueError, match="--size"):
+        export.export(Segmenter(segmenter().model, CLASSES, None), tmp_path / "model.pt2")
+
+
+def test_missing_packages_of_onnx_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeError, match=r"onnxruntime.*cpsl\[export\]"):
+        export.export(segmenter(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,240 @@
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from app.tiny import cpsl
+from cpsl import Segmenter
+from cpsl.app import video
+from cpsl.app.predict import Arguments, predict_all
+from cpsl.data import LabelSpace
+from cpsl.data.reading import read_image
+from cpsl.models import DeepLabV2
+from cpsl.training import Process
+from cpsl.visualize import overlay
+
+PROCESS = Process(torch.device("cpu"))
+CLASSES = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+
+
+def picture(number: int, height: int = 40, width: int = 72) -> Tensor:
+    generator = torch.Generator().manual_seed(number)
+    coarse = torch.randint(0, 256, (1, 3, 5, 9), generator=generator).float()
+    return F.interpolate(coarse, (height, width), mode="bilinear")[0].to(torch.uint8)
+
+
+def save(path: Path, image: Tensor, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, **options)
+
+
+def read(path: Path) -> Tensor:
+    with Image.open(path) as stored:
+        return torch.from_numpy(np.array(stored))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = DeepLabV2(3, "resnet_tiny", 8)
+    with torch.no_grad():  # so that several classes are predicted
+        model.head.classify.weight.mul_(100)
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    Segmenter(model, CLASSES, (32, 64)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    save(folder / "a.png", picture(0))
+    save(folder / "city" / "b.c.jpg", picture(1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    save(folder / "city" / "upright.png", picture(2), exif=exif)
+    return folder
+
+
+def test_results_match_the_library(weights: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    kinds = ("labels", "colors", "overlay", "confidence")
+    options = {"flip": True, "scales": (0.5, 1.0), "size": (48, 80)}
+    arguments = Arguments(weights, photos, output, kinds, **options)
+    assert predict_all(arguments, PROCESS) == []
+    segmenter = Segmenter.load(weights, full_size=(48, 80))
+    for path in (photos / "a.png", photos / "city" / "b.c.jpg", photos / "city" / "upright.png"):
+        name = path.relative_to(photos).with_suffix("")
+        wanted = segmenter.predict(path, flip=True, scales=(0.5, 1.0))
+        assert len(wanted.labels.unique()) > 1
+        file = output / "labels" / f"{name}.png"
+        assert torch.equal(read(file), wanted.labels)
+        with Image.open(file) as stored:
+            palette = stored.getpalette()
+        assert palette is not None
+        assert palette[:9] == [value for color in CLASSES.palette for value in color]
+        colors = torch.tensor(CLASSES.palette, dtype=torch.uint8)[wanted.labels.long()]
+        assert torch.equal(read(output / "colors" / f"{name}.png"), colors)
+        gray = read(output / "confidence" / f"{name}.png").float() / 255
+        assert (gray - wanted.confidence).abs().max() <= 0.5 / 255 + 1e-6
+        shown = read(output / "overlay" / f"{name}.jpg").float().permute(2, 0, 1)
+        mixed = overlay(read_image(path), wanted.labels, CLASSES.palette).float()
+        assert (shown - mixed).abs().mean() < 8  # it is a JPEG
+    upright = read(output / "labels" / "city" / "upright.png")
+    assert upright.shape == (72, 40)
+    note = json.loads((output / "prediction.json").read_text())
+    assert (note["classes"], note["size"]) == (["road", "sky", "car"], [48, 80])
+
+
+def test_existing_results_are_kept(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, seen = tmp_path / "out", []
+    whole = Segmenter.predict
+
+    def predict(self: Segmenter, image: Tensor, **options: Any) -> Any:
+        seen.append(tuple(image.shape[1:]))
+        return whole(self, image, **options)
+
+    monkeypatch.setattr(Segmenter, "predict", predict)
+    arguments = Arguments(weights, photos, output)
+    predict_all(arguments, PROCESS)
+    assert len(seen) == 3
+    seen.clear()
+    predict_all(arguments, PROCESS)
+    assert seen == []
+    (output / "overlay" / "city" / "upright.jpg").unlink()
+    save(photos / "new.png", picture(3, 20, 30))
+    predict_all(arguments, PROCESS)
+    assert seen == [(72, 40), (20, 30)]
+    seen.clear()
+    predict_all(Arguments(weights, photos, output, ("labels", "colors")), PROCESS)
+    assert len(seen) == 4  # another kind of result
+    assert not [path for path in output.rglob("*") if "partial" in path.name]
+
+
+def test_results_of_another_model_or_other_options_are_rejected(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    predict_all(Arguments(weights, photos, output), PROCESS)
+    with pytest.raises(ValueError, match="flip: False then, True now"):
+        predict_all(Arguments(weights, photos, output, flip=True), PROCESS)
+    segmenter = Segmenter.load(weights)
+    with torch.no_grad():
+        segmenter.model.head.classify.weight.neg_()
+    segmenter.save(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="sha256"):
+        predict_all(Arguments(tmp_path / "other.pt", photos, output), PROCESS)
+    # The same model at another path is accepted.
+    (tmp_path / "moved.pt").write_bytes(weights.read_bytes())
+    assert predict_all(Arguments(tmp_path / "moved.pt", photos, output), PROCESS) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_description_is_named(weights: Path, photos: Path, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "out" / "prediction.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"prediction\.json"):
+        predict_all(Arguments(weights, photos, path.parent), PROCESS)
+
+
+def test_damaged_files_are_listed_at_the_end(weights: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "0 first.png").write_bytes(b"no picture")
+    cut = (photos / "city" / "b.c.jpg").read_bytes()
+    (photos / "city" / "cut.jpg").write_bytes(cut[: len(cut) // 2])
+    words = ["--weights", weights, "--input", photos, "--output", tmp_path / "out"]
+    ended = cpsl("predict", *words, "--device", "cpu", "--write", "labels")
+    assert ended.code == 1
+    assert "Traceback" not in ended.text
+    assert str(photos / "0 first.png") in ended.text
+    assert str(photos / "city" / "cut.jpg") in ended.text
+    written = {path.name for path in (tmp_path / "out").rglob("*.png")}
+    assert written == {"a.png", "b.c.png", "upright.png"}
+
+
+def test_the_input_may_be_one_image(weights: Path, photos: Path, tmp_path: Path) -> None:
+    assert predict_all(Arguments(weights, photos / "a.png", tmp_path / "out"), PROCESS) == []
+    assert (tmp_path / "out" / "labels" / "a.png").exists()
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        predict_all(Arguments(weights, photos / "nowhere.png", tmp_path / "other"), PROCESS)
+
+
+def test_an_output_inside_the_input_is_rejected(weights: Path, photos: Path) -> None:
+    with pytest.raises(ValueError, match="predicted"):
+        predict_all(Arguments(weights, photos, photos / "predicted"), PROCESS)
+    assert not (photos / "predicted").exists()
+
+
+@pytest.mark.parametrize("rotation", [0, 90, -90, 180])
+def test_frames_of_a_video(weights: Path, tmp_path: Path, rotation: int) -> None:
+    av = pytest.importorskip("av", reason="videos need cpsl[video]")
+    frames = [picture(number) for number in range(3)]
+    path = tmp_path / "walk.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25, 2))
+        stream.height, stream.width, stream.pix_fmt = 40, 72, "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for frame in frames:
+            array = frame.permute(1, 2, 0).contiguous().numpy()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+    # The angle is counterclockwise, as that of rot90.
+    wanted = [frame.rot90(rotation // 90, (1, 2)) for frame in frames]
+    got = list(video.read_frames(path))
+    assert [frame.shape for frame in got] == [frame.shape for frame in wanted]
+    for one, other in zip(got, wanted, strict=True):
+        assert (one.float() - other.float()).abs().mean() < 12  # it is lossy
+
+    output = tmp_path / "out"
+    assert predict_all(Arguments(weights, path, output), PROCESS) == []
+    segmenter = Segmenter.load(weights)
+    for index, frame in enumerate(got):
+        labels = read(output / "labels" / "walk" / f"{index:06d}.png")
+        assert torch.equal(labels, segmenter.predict(frame).labels)
+    shown = list(video.read_frames(output / "overlay" / "walk.mp4"))
+    assert len(shown) == 3
+    assert video.frame_rate(output / "overlay" / "walk.mp4") == Fraction(25, 2)
+    first = read(output / "overlay" / "walk" / "000000.jpg").permute(2, 0, 1).float()
+    assert (shown[0].float() - first).abs().mean() < 12
+
+
+def test_frames_of_odd_size_are_padded(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="videos need cpsl[video]")
+    frames = [picture(0, 41, 73)] * 2
+    video.write_video(tmp_path / "odd", frames, Fraction(10))
+    assert [frame.shape for frame in video.read_frames(tmp_path / "odd")] == [(3, 42, 74)] * 2
+
+
+def test_a_damaged_video_is_named(weights: Path, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="videos need cpsl[video]")
+    frames = [picture(number) for number in range(30)]
+    video.write_video(photos / "cut.mp4", frames, Fraction(10))
+    data = (photos / "cut.mp4").read_bytes()
+    (photos / "cut.mp4").write_bytes(data[: len(data) // 2])
+    unreadable = predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS)
+    assert len(unreadable) == 1
+    assert f"{photos / 'cut.mp4'} " in unreadable[0]
+    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
+    assert not (tmp_path / "out" / "overlay" / "cut.mp4").exists()
+
+
+def test_missing_pyav_is_named(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (photos / "walk.mp4").write_bytes(b"")
+    unreadable = predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS)
+    assert len(unreadable) == 1
+    assert "cpsl[video]" in unreadable[0]
+    assert "walk.mp4" in unreadable[0]
+    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cpsl.app.command_line import parse
+from cpsl.app.config import Config
+from cpsl.app.errors import friendly_errors
+from cpsl.app.run import begin_run, run_stage
+from cpsl.training import Cost, Process
+
+PROCESS = Process(torch.device("cpu"))
+
+
+def settings(folder: Path, *options: str) -> Config:
+    images = ["--source.images", "a", "--target.images", "b"]
+    return parse(["--output", str(folder), "--device", "cpu", *images, *options])
+
+
+def test_errors_of_data_and_files_have_no_traceback() -> None:
+    error = ValueError("a.png is broken")
+    error.add_note("while reading the source")
+    with pytest.raises(SystemExit, match=r"a\.png is broken\nwhile reading the source"), friendly_errors():
+        raise error
+
+
+class Broken(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise FileNotFoundError("there is no file a.png")
+
+
+def test_errors_in_a_loading_process_are_reported_as_its_own() -> None:
+    with pytest.raises(SystemExit) as error, friendly_errors():
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert "a.png" in str(error.value).splitlines()[0]
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "debug"), [(ValueError, True), (KeyError, False)])
+def test_other_errors_and_debugging_keep_the_traceback(kind: type[Exception], debug: bool) -> None:
+    with pytest.raises(kind), friendly_errors(debug):
+        raise kind("here")
+
+
+def test_settings_may_change_until_the_first_checkpoint(tmp_path: Path) -> None:
+    for batch_size in (4, 8):
+        with begin_run(settings(tmp_path, "--warmup.batch-size", str(batch_size))):
+            pass
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "checkpoint.pt").touch()
+    changed = settings(tmp_path, "--warmup.batch-size", "4", "--seed", "1", "--workers", "0")
+    with pytest.raises(SystemExit) as refused, begin_run(changed):
+        pass
+    lines = str(refused.value).splitlines()
+    assert "  warmup.batch_size: 8 then, 4 now" in lines
+    assert "  seed: 0 then, 1 now" in lines
+    assert "workers" not in str(refused.value)
+    with begin_run(settings(tmp_path, "--warmup.batch-size", "8", "--workers", "0")):
+        pass
+
+
+def test_random_initial_weights_depend_on_seed_and_stage_alone(tmp_path: Path) -> None:
+    class TrainedError(Exception):
+        pass
+
+    def sample(config: Config, stage: str) -> torch.Tensor:
+        sampled = []
+
+        def train(config: Config, process: Process) -> Cost:
+            sampled.append(torch.rand(4))
+            raise TrainedError
+
+        torch.rand(3)  # the state before must not matter
+        with pytest.raises(TrainedError):
+            run_stage(stage, train, config, PROCESS)
+        return sampled[0]
+
+    first = sample(settings(tmp_path), "warmup")
+    assert torch.equal(sample(settings(tmp_path), "warmup"), first)
+    assert not torch.equal(sample(settings(tmp_path), "distill_1"), first)
+    assert not torch.equal(sample(settings(tmp_path, "--seed", "1"), "warmup"), first)

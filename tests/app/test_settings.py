@@ -1,0 +1,175 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ConfigDict, Field, with_config
+
+from cpsl.app.command_line import parse_arguments
+from cpsl.app.settings import UsageError, override, read_toml, schema, to_toml
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Pixels = Annotated[int, Field(ge=16)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage."""
+
+    iterations: Annotated[int, Field(ge=1)] = 10
+    """Number of steps."""
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    name: Literal["sgd", "adamw"] = "sgd"
+    freeze: bool = True
+
+
+@with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True)
+class Run:
+    """A run."""
+
+    output: Path = Path("run")
+    seed: int = 0
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
+    crop: tuple[Pixels, Pixels] | None = None
+    ids: dict[int, int] = field(default_factory=dict)
+    debug: bool = False
+    warm_up: Stage = field(default_factory=lambda: Stage(iterations=20))
+    """The first stage."""
+
+
+def parse(*words: str) -> Run:
+    return parse_arguments(Run, words, "test")
+
+
+def read(path: Path) -> Run:
+    return override(Run(), read_toml(path), str(path))
+
+
+@given(
+    seed=st.integers(-(2**40), 2**40),
+    ids=st.dictionaries(st.integers(-3, 300), st.integers(0, 18), max_size=5),
+    classes=st.lists(st.text("abc äö'\"=", min_size=1, max_size=8), max_size=4),
+    palette=st.lists(st.tuples(*[st.integers(0, 255)] * 3), max_size=4),
+    rate=st.floats(1e-6, 1),
+    freeze=st.booleans(),
+)
+def test_command_line_and_file_agree(
+    tmp_path_factory: pytest.TempPathFactory, seed, ids, classes, palette, rate, freeze
+) -> None:
+    words = ["--output", "r", "--seed", str(seed), "--classes", *classes, "--crop", "16", "32"]
+    words += ["--warm-up.rate", repr(rate), "--ids", *(str(n) for pair in ids.items() for n in pair)]
+    words += ["--palette", *(str(n) for color in palette for n in color)]
+    words += ["--warm-up.freeze" if freeze else "--warm-up.no-freeze"]
+    run = parse(*words)
+    stage = Stage(iterations=20, rate=rate, freeze=freeze)
+    classes, palette = tuple(classes), tuple(palette)
+    assert run == Run(Path("r"), seed, classes, palette, (16, 32), ids, False, stage)
+    path = tmp_path_factory.mktemp("settings") / "a.toml"
+    path.write_text(to_toml(run), encoding="utf-8")
+    assert read(path) == run
+
+
+def test_options_have_several_spellings() -> None:
+    assert parse("--output=a b", "--seed=-3").seed == -3
+    assert parse("--warm_up.no-freeze") == parse("--warm-up.no_freeze")
+    assert parse("--output=-x").output == Path("-x")
+    assert parse("--warm-up.rate=0.5", "--classes", "a", "b").classes == ("a", "b")
+    assert parse("--output", "a", "--seed", "1", "--seed", "2").seed == 2
+
+
+def test_hyphens_and_a_byte_order_mark_are_accepted_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('output = "r"\n[warm-up]\niterations = 5\n', encoding="utf-8-sig")
+    assert read(path).warm_up.iterations == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "hint"),
+    [
+        ("[warm_up]\niteration = 5", "warm_up.iteration", "warm_up.iterations"),
+        ("[warmup]\niterations = 5", "warmup", "warm_up"),
+        ("[sorce]", "sorce", ""),
+        ("[warm_up]\n1-2 = 3", "warm_up.1_2", ""),
+        ("rate = 1.0", "rate", "warm_up.rate"),
+        ("warm_up = 5", "warm_up", "5"),
+        ('[warm_up]\niterations = "many"', "warm_up.iterations", "integer.*many"),
+        ("[warm_up]\niterations = 1.5", "warm_up.iterations", "integer.*1.5"),
+        ("[warm_up]\niterations = true", "warm_up.iterations", "integer.*True"),
+        ("[warm_up]\niterations = 0", "warm_up.iterations", "1.*0"),
+        ("[warm_up]\nrate = 0", "warm_up.rate", "0"),
+        ("[warm_up]\nrate = true", "warm_up.rate", "number.*True"),
+        ("[warm_up]\nrate = nan", "warm_up.rate", "nan"),
+        ("[warm_up]\nfreeze = 1", "warm_up.freeze", "boolean.*1"),
+        ('[warm_up]\nname = "adam"', "warm_up.name", "sgd.*adamw.*adam"),
+        ("crop = [16, 32, 48]", "crop", "2 items"),
+        ("crop = [15, 32]", "crop", "16.*15"),
+        ('classes = "road"', "classes", "road"),
+        ("palette = [[1, 2]]", "palette", "2"),
+        ("palette = [[1, 2, 256]]", "palette", "255.*256"),
+        ("ids = { road = 1 }", "ids", "integer.*road"),
+        ("output = 1979-05-27T07:32:00Z\nseed = 1979-05-27", "seed", "1979"),
+        ("seed = 1\nseed-= 2", "seed", ""),
+        ("[warm-up]\nrate = 1\n[warm_up]\nrate = 2", "warm_up", "twice"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(tmp_path: Path, text: str, name: str, hint: str) -> None:
+    path = tmp_path / "mistaken.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"mistaken\.toml.*{name}.*{hint}"):
+        read(path)
+
+
+def test_all_mistakes_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "mistaken.toml"
+    path.write_text('sede = 1\n[warm_up]\nrate = "high"')
+    with pytest.raises(UsageError, match="sede") as error:
+        read(path)
+    assert "warm_up.rate" in str(error.value)
+    with pytest.raises(UsageError, match=r"crop\.0") as error:
+        parse("--crop", "1", "16", "--warm-up.rate", "0")
+    assert "warm_up.rate" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--warm-up.iteration", "5"], "--warm-up.iterations"),
+        (["--crop", "16"], "crop"),
+        (["--crop", "16", "x"], "crop"),
+        (["--ids", "1", "2", "3"], "ids"),
+        (["--palette", "1", "2"], "palette"),
+        (["--seed"], "seed"),
+        (["--seed", "1", "2"], "2"),
+        (["--debug", "true"], "true"),
+        (["--debug=1"], "1"),
+        (["--warm-up", "1"], "--warm-up"),
+        (["--no-seed"], "--no-seed"),
+        (["word"], "word"),
+        (["--warm-up.name", "adam"], "--warm-up.name"),
+    ],
+)
+def test_a_mistake_in_options_is_named(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(*words)
+    assert named in f"{capsys.readouterr().err}{ended.value.code}"
+
+
+@pytest.mark.parametrize("content", [None, b"output = ", b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"broken\.toml"):
+        read_toml(path)
+
+
+def test_descriptions_and_defaults_are_known() -> None:
+    assert schema(Run)["warm_up.iterations"]["description"] == "Number of steps."
+    assert schema(Run)["warm_up"]["description"] == "The first stage."
+    assert schema(Run)["debug"]["default"] is False

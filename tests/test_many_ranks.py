@@ -1,0 +1,255 @@
+"""Two and three ranks compute what one process computes on the joined batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from cpsl.alignment import DistributionAligner
+from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.metrics import ConfusionMatrix
+from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans
+from cpsl.sampling import class_quotas, sample_across_ranks
+from cpsl.sinkhorn import marginal_error, sinkhorn
+from ranks import start_ranks
+
+K, D, SIDE, IMAGES = 4, 6, 5, 6
+MARGINAL = torch.tensor([0.6, 0.3, 0.1, 0.0])
+DELTA = torch.tensor([0.5, 0.3, 0.15, 0.05])
+
+
+def joined_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(60, K, generator=generator)
+    features = torch.randn(IMAGES, D, SIDE, SIDE, generator=generator)
+    labels = torch.randint(K - 1, (IMAGES, SIDE, SIDE), generator=generator)
+    labels[:, 0, :2] = 255
+    labels[-1, 1, :3] = K - 1  # a class of the last image only
+    return scores, features, labels
+
+
+def share(batch: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    return batch[rank * len(batch) // ranks : (rank + 1) * len(batch) // ranks]
+
+
+def unequal_share(batch: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    """Returns a share that grows with the rank: ranks may have different numbers of pixels."""
+    unit = len(batch) // (ranks * (ranks + 1) // 2)
+    first = unit * rank * (rank + 1) // 2
+    return batch[first : first + unit * (rank + 1)]
+
+
+def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[str, Any]:
+    """Trains prototypes for some steps.
+
+    With δ the class frequencies, and as many samples as valid pixels, each valid pixel is sampled once.
+    """
+    torch.manual_seed(0)
+    whole = joined_batch()[2]
+    per_image = int((whole != 255).sum()) // IMAGES
+    clustering = ClassBalancedPrototypeClustering(
+        K, D, bank_size=2 * IMAGES * per_image, samples_per_image=per_image
+    )
+    counts = torch.bincount(whole[whole != 255], minlength=K)
+    clustering.initialize(torch.randn(K, D), counts)
+    wrapped = DistributedDataParallel(clustering, broadcast_buffers=False) if ranks > 1 else None
+    optimizer = torch.optim.SGD([clustering.prototypes], lr=5.0, momentum=0.9)
+    steps = []
+    for step in range(4):
+        shift = (step, step + 1)
+        output = (wrapped or clustering)(features.roll(shift, dims=(2, 3)), labels.roll(shift, dims=(1, 2)))
+        optimizer.zero_grad()
+        output.loss.backward()
+        gradient = clustering.prototypes.grad.clone()
+        optimizer.step()
+        clustering.update(output, momentum=0.9)
+        steps.append(
+            {
+                "indices": output.indices.flatten(),
+                "assignments": output.assignments,
+                "labels": output.labels,
+                "loss": output.loss.detach(),
+                "error": output.marginal_error,
+                "gradient": gradient,
+            }
+        )
+    return {
+        "steps": steps,
+        "prototypes": clustering.prototypes.detach(),
+        "ema_prototypes": clustering.ema_prototypes,
+        "distribution": clustering.aligner.distribution,
+        "bank": clustering.bank.state_dict(),
+    }
+
+
+def samples(labels: torch.Tensor, first: int) -> dict[str, torch.Tensor]:
+    """Samples from the joined batch: with all labels, with none on the first rank, and with none at all."""
+    results = {}
+    for name, known in (
+        ("all", labels),
+        ("none on rank 0", labels.masked_fill(torch.tensor(first == 0), 255)),
+        ("none", torch.full_like(labels, 255)),
+    ):
+        positions, mine = sample_across_ranks(known.flatten(), DELTA, total=60)
+        results[name] = torch.where(mine, positions + first, -1)
+    return results
+
+
+def work(rank: int, ranks: int, folder: Path) -> None:
+    dist.init_process_group("gloo")
+    torch.manual_seed(rank)
+    scores, features, labels = joined_batch()
+    mine = unequal_share(scores, rank, ranks)
+    aligner = DistributionAligner(K, momentum=0.5)
+    aligner.update(unequal_share(labels, rank, ranks))
+    means = ClassMeanPrototypes(K, D, min_pixels=1)
+    means.update(unequal_share(features, rank, ranks), unequal_share(features[:, :K], rank, ranks))
+    running = RunningClassMeans(K, D)
+    running.update(unequal_share(features, rank, ranks), unequal_share(labels, rank, ranks))
+    confusion = ConfusionMatrix(K)
+    confusion.update(
+        unequal_share(labels.roll(1).clamp_max(K - 1), rank, ranks), unequal_share(labels, rank, ranks)
+    )
+    iou = confusion.compute()
+    confusion.reduce()
+    features, labels = share(features, rank, ranks), share(labels, rank, ranks)
+    assignments = sinkhorn(mine, MARGINAL)
+    results = {
+        "assignments": assignments,
+        "error": marginal_error(assignments, MARGINAL),
+        "huge": sinkhorn(mine * 1e4),
+        "distribution": aligner.distribution,
+        "means": means.compute().prototypes,
+        "running": running.state_dict(),
+        "confusion": confusion.matrix,
+        "iou": iou,
+        "iou after reduce": confusion.compute(),
+        "clustered": cluster(features, labels, ranks),
+        "sampled": samples(labels, rank * labels.numel()),
+    }
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+Results = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Returns the results of each of two or three ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    start_ranks(work, request.param, folder)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+def joined(results: Results, key: str) -> torch.Tensor:
+    return torch.cat([rank[key] for rank in results])
+
+
+def test_assignments_equal_those_of_the_joined_batch(results: Results) -> None:
+    scores, _, _ = joined_batch()
+    expected = sinkhorn(scores, MARGINAL)
+    torch.testing.assert_close(joined(results, "assignments"), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(joined(results, "huge"), sinkhorn(scores * 1e4), atol=0.05, rtol=0)
+    for rank in results:
+        torch.testing.assert_close(rank["error"], marginal_error(expected, MARGINAL))
+
+
+def test_counts_and_means_equal_those_of_the_joined_batch(results: Results) -> None:
+    _, features, labels = joined_batch()
+    aligner = DistributionAligner(K, momentum=0.5)
+    aligner.update(labels)
+    means = ClassMeanPrototypes(K, D, min_pixels=1)
+    means.update(features, features[:, :K])
+    running = RunningClassMeans(K, D)
+    running.update(features, labels)
+    confusion = ConfusionMatrix(K)
+    confusion.update(labels.roll(1).clamp_max(K - 1), labels)
+    for rank in results:
+        torch.testing.assert_close(rank["running"], dict(running.state_dict()))
+        torch.testing.assert_close(rank["distribution"], aligner.distribution)
+        torch.testing.assert_close(rank["means"], means.compute().prototypes)
+        assert torch.equal(rank["confusion"], confusion.matrix)
+        for key in ("iou", "iou after reduce"):
+            torch.testing.assert_close(rank[key], confusion.iou, atol=0, rtol=0, equal_nan=True)
+
+
+def test_training_equals_that_of_one_process(results: Results) -> None:
+    _, features, labels = joined_batch()
+    alone, ranks = cluster(features, labels, ranks=1), [rank["clustered"] for rank in results]
+    assert alone["steps"][0]["loss"] > alone["steps"][-1]["loss"] + 0.01
+    for step, wanted in enumerate(alone["steps"]):
+        got = [rank["steps"][step] for rank in ranks]
+        order = torch.cat([rank["indices"] for rank in got]).argsort()
+        expected = wanted["indices"].argsort()
+        for key in ("indices", "assignments", "labels"):
+            together = torch.cat([rank[key] for rank in got])[order]
+            torch.testing.assert_close(together, wanted[key][expected], atol=1e-5, rtol=1e-4)
+        loss = torch.stack([rank["loss"] for rank in got]).mean()
+        torch.testing.assert_close(loss, wanted["loss"], atol=1e-5, rtol=1e-5)
+        for rank in got:
+            torch.testing.assert_close(rank["error"], wanted["error"], atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(rank["gradient"], wanted["gradient"], atol=1e-6, rtol=1e-4)
+    for rank in ranks:
+        for key in ("prototypes", "ema_prototypes", "distribution"):
+            torch.testing.assert_close(rank[key], alone[key], atol=1e-5, rtol=1e-5)
+            assert torch.equal(rank[key], ranks[0][key])
+
+
+def rows(bank: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Returns features and labels of a bank, sorted."""
+    both = torch.cat([bank["features"], bank["labels"][:, None]], dim=1)[bank["valid"]]
+    return both[both[:, 0].argsort()]
+
+
+def test_each_rank_holds_its_share_of_the_bank(results: Results) -> None:
+    _, features, labels = joined_batch()
+    wanted = cluster(features, labels, ranks=1)["bank"]
+    banks = [rank["clustered"]["bank"] for rank in results]
+    assert {len(bank["valid"]) for bank in banks} == {len(wanted["valid"]) // len(results)}
+    together = {key: torch.cat([bank[key] for bank in banks]) for key in ("features", "labels", "valid")}
+    torch.testing.assert_close(rows(together), rows(wanted))
+    # Each share contains all classes that have enough pixels.
+    for bank in banks:
+        assert set(range(K - 1)) <= set(bank["labels"].tolist())
+
+
+def test_quotas_equal_those_of_the_joined_batch(results: Results) -> None:
+    labels = joined_batch()[2].flatten()
+    per_rank = len(labels) // len(results)
+    for name, known in (("all", labels), ("none on rank 0", labels.clone())):
+        if name == "none on rank 0":
+            known[:per_rank] = 255
+        each = torch.stack([rank["sampled"][name] for rank in results])
+        # Each sample belongs to one rank.
+        assert ((each >= 0).sum(dim=0) == 1).all()
+        sampled = each.amax(dim=0)
+        counts = torch.bincount(known[known != 255], minlength=K)
+        assert torch.equal(torch.bincount(known[sampled], minlength=K), class_quotas(counts > 0, DELTA, 60))
+        for k in range(K):
+            # In proportion to the pixels of the ranks, and equally often within a class.
+            times = torch.bincount(sampled[known[sampled] == k], minlength=len(known))[known == k]
+            assert times.max() - times.min() <= 1
+            owner = torch.arange(len(known))[known == k] // per_rank
+            per_owner = torch.zeros(len(results)).index_add_(0, owner, times.float())
+            pixels = torch.bincount(owner, minlength=len(results))
+            assert ((per_owner - pixels / pixels.sum() * times.sum()).abs() < 1).all()
+    each = torch.stack([rank["sampled"]["none"] for rank in results])
+    sampled = each.amax(dim=0)
+    assert len(sampled.unique()) == 60
+    assert ((each >= 0).sum(dim=1) == 60 // len(results)).all()
+
+
+def test_a_class_of_one_rank_gets_its_quota(results: Results) -> None:
+    """Quotas per rank would sample the class of the last rank another number of times."""
+    labels = joined_batch()[2]
+    last = share(labels, len(results) - 1, len(results))
+    alone = class_quotas(torch.ones(K, dtype=torch.bool), DELTA, 60 // len(results))
+    sampled = torch.stack([rank["sampled"]["all"] for rank in results]).amax(dim=0)
+    rare = (labels.flatten()[sampled] == K - 1).sum()
+    assert (last == K - 1).sum() == 3
+    assert rare == 3
+    assert rare != alone[K - 1]
