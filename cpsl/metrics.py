@@ -68,7 +68,7 @@ class ConfusionMatrix(nn.Module):
         self.matrix += counts[:bins].reshape_as(self.matrix).to(self.matrix.device)
 
     def compute(self) -> Tensor:
-        """Returns the IoU (K,) over the pixels of all ranks, each of which must call it; see `iou`."""
+        """Returns the IoU (K,) over the pixels of all ranks; every rank must call it. See `iou`."""
         return _iou(all_reduce_sum(self.matrix.clone(), self.group))
 
     def reset(self) -> None:

@@ -7,7 +7,7 @@ An operation is a name and an amount:
 - brightness, contrast, saturation, sharpness: the amount is a factor. 1 keeps the image; 0 gives black, the
   mean gray, the image in gray, or a smooth image.
 - equalize: flattens each channel's histogram; the amount is not used.
-- hue: rotates the hue by so many 256ths of the color circle, an integer.
+- hue: rotates the hue by an integer number of 256ths of the color circle.
 - posterize: the amount is the number of bits kept per value, 1...8.
 - solarize: inverts the values from the amount on, 0...255.
 """

@@ -10,7 +10,7 @@ from cpsl.models import DeepLabV2
 from cpsl.training import Process, TrainingLoop, load, read_scalars
 
 PROCESS = Process(torch.device("cpu"))
-MIOUS = {2: 10.0, 4: 30.0, 6: 20.0, 7: 25.0}  # of the evaluations after so many iterations
+MIOUS = {2: 10.0, 4: 30.0, 6: 20.0, 7: 25.0}  # by iteration of the evaluation
 
 
 class StoppedError(Exception):

@@ -51,7 +51,7 @@ student = "previous"
 
 
 def streets(folder: Path, source: int = 4, target: int = 4, evaluation: int = 4) -> str:
-    """Returns the settings of generated domains in a folder, with so many images."""
+    """Returns the settings of generated domains in a folder, given their numbers of images."""
     text = ""
     for name, layout, split, count in (
         ("source", "gta5", "train", source),

@@ -17,7 +17,7 @@ of = partial(Case, "environment")
 
 
 def full_disk(files: int) -> Act:
-    """Runs the pipeline on a disk that has room for so many files."""
+    """Runs the pipeline on a disk that is full after a number of files."""
 
     def act() -> None:
         left, replace = [files], os.replace

@@ -115,7 +115,7 @@ class Victims:
         self._expected = results(project)
 
     def kill(self, number: int, chance: random.Random, most: int = 100) -> Trial:
-        """Kills one run until it gets to its end, or so many times."""
+        """Kills one run repeatedly until it finishes or the limit of kills is reached."""
         project = self._project(f"trial {number}", workers=number % 2)
         kills: list[Kill] = []
         while True:

@@ -29,7 +29,7 @@ def again(stage: str) -> Act:
 
 
 def soft_label(values: Any, classes: int) -> Act:
-    """Writes a soft label of so many classes."""
+    """Writes a soft label with a given number of classes."""
     note = PngImagePlugin.PngInfo()
     note.add_text("cpsl classes", str(classes))
     return lambda: Image.fromarray(np.asarray(values, np.uint8)).save(SOFT, pnginfo=note)
