@@ -53,7 +53,8 @@ Counts = dict[str, tuple[int, int]]
 PURPOSES = {
     "sinkhorn.py": "assignment",
     "sampling.py": "sampled pixels",
-    "clustering.py": "sampled pixels",
+    "clustering.py:_share": "sampled pixels",
+    "clustering.py:_mean": "assignment",
     "alignment.py": "class distribution",
     "optimization.py:backward": "gradients",
     "optimization.py:step": "flags",
@@ -90,8 +91,9 @@ def predict(stage: Stage, run: Run, ranks: int) -> dict[str, int]:
         return {"gradients": gradients, "flags": flags}
     pixels = ranks * SAMPLES
     sampled = index * ranks * (K + 1) + pixels * (number * run.feature_dim + 2 * index)
-    # The largest score; per iteration the largest score and the sum of each class; the marginal error.
-    assignment = number * (1 + 2 * ITERATIONS * K + K)
+    # The largest score; per iteration the largest score and the sum of each class; the marginal error; the
+    # number of pixels over which the loss is averaged.
+    assignment = number * (1 + 2 * ITERATIONS * K + K) + index
     return {
         "gradients": gradients + number * K * run.feature_dim,
         "assignment": run.micro_batches * assignment,
@@ -159,7 +161,7 @@ def settings(folder: Path, run: Run, ranks: int) -> Config:
     return Config(
         folder,
         gradient_accumulation_steps=run.micro_batches,
-        model=Model(run.backbone, run.feature_dim),  # type: ignore[arg-type]  # a name of the command line
+        model=Model(f"deeplabv2:{run.backbone}", run.feature_dim),
         warmup=WarmUp("random", **size),
         self_label=SelfLabel(**size, bank_size=run.bank_size),
         distill=Distill(**size),

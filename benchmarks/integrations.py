@@ -1,10 +1,11 @@
 """What CPSL brings to a mean teacher, with networks of four frameworks: mIoU on the target, over seeds.
 
     python benchmarks/integrations.py
-    python benchmarks/integrations.py --only segformer --seeds 1
+    python benchmarks/integrations.py --only timm --seeds 1
 
-The networks are those of `examples/`, small and with random weights. Both mean teachers, without and with
-CPSL, start from the same network, trained on the source, and train on the same batches of generated streets.
+The networks are small and have random weights; Lightning trains the last. Both mean teachers, without and
+with CPSL, start from the same network, trained on the source, and train on the same batches of generated
+streets.
 """
 
 import argparse
@@ -19,43 +20,36 @@ from typing import Any
 
 import lightning
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import PolynomialLR
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from cpsl import ClassBalancedPrototypeClustering, ConfusionMatrix
 from cpsl.data import GTA5, Cityscapes, WeakView, domain_loaders, write_streets
 from cpsl.methods import AdversarialWarmup, MeanTeacher
-from cpsl.models import DeepLabV2, ExponentialMovingAverage
+from cpsl.models import ExponentialMovingAverage, build_network, check_network, resize, segment
 
-NAMES = ("smp", "segformer", "timm_backbone", "lightning_module")
 SIZE = (64, 128)
 CLASSES, FEATURES = 19, 64
 
 
+SEGFORMER = {
+    "hidden_sizes": [16, 32, 64, 128],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 2, 4, 8],
+    "decoder_hidden_size": FEATURES,
+}
+PYRAMID = {"decoder_pyramid_channels": FEATURES, "decoder_segmentation_channels": FEATURES}
+DEEPLAB = {"feature_dim": FEATURES, "dilations": [1, 2, 4]}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "smp": ("smp:FPN/tu-mobilenetv3_small_050", PYRAMID),
+    "transformers": ("transformers:segformer", SEGFORMER),
+    "timm": ("timm:regnetx_002", {"feature_dim": FEATURES}),
+    "lightning": ("deeplabv2:resnet_tiny", DEEPLAB),
+}
+"""Name and arguments of each network."""
+
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-
-
-def build_network(name: str) -> Any:
-    """Builds a small network of an example, with random weights."""
-    module, backbone = import_module(name), "resnet_tiny"
-    if name == "smp":
-        channels = {"decoder_pyramid_channels": FEATURES, "decoder_segmentation_channels": FEATURES}
-        return module.Network("tu-mobilenetv3_small_050", weights=None, **channels)
-    if name == "segformer":
-        config = SegformerConfig(
-            hidden_sizes=[16, 32, 64, 128],
-            depths=[1, 1, 1, 1],
-            num_attention_heads=[1, 2, 4, 8],
-            decoder_hidden_size=FEATURES,
-            num_labels=CLASSES,
-        )
-        return module.Network(SegformerForSemanticSegmentation(config))
-    if name == "timm_backbone":
-        backbone = module.Backbone("regnetx_002", pretrained=False)
-    return DeepLabV2(CLASSES, backbone, FEATURES, dilations=(1, 2, 4))
 
 
 class Streets:
@@ -82,8 +76,8 @@ class Streets:
         for index in range(len(self.validation)):
             image, label, _ = self.validation[index]
             assert label is not None
-            logits, _ = network(image[None] / 255)
-            logits = F.interpolate(logits, SIZE, mode="bilinear", align_corners=True)
+            logits, _ = segment(network, image[None] / 255)
+            logits = resize(logits, SIZE, check_network(network).align_corners)
             confusion.update(logits.argmax(dim=1)[0], label)
         network.train()
         return 100 * confusion.miou.item()
@@ -108,7 +102,8 @@ def compare(name: str, streets: Streets, seed: int, start: int, iterations: int)
     The source-only network takes `start` steps, the mean teachers `iterations`.
     """
     torch.manual_seed(seed)
-    network = build_network(name)
+    library, arguments = NETWORKS[name]
+    network = build_network(library, CLASSES, weights="random", **arguments)
     train(AdversarialWarmup(network), streets.loaders(seed), start, 3e-3)
     results = [streets.miou(network)]
     for cpsl in (False, True):
@@ -117,12 +112,12 @@ def compare(name: str, streets: Streets, seed: int, start: int, iterations: int)
         dim = student.feature_dim
         clustering = ClassBalancedPrototypeClustering(CLASSES, dim, bank_size=4096) if cpsl else None
         teacher = ExponentialMovingAverage(student)
-        method = MeanTeacher(student, teacher, clustering, momentum=0.99, align_corners=name != "segformer")
-        if name == "lightning_module":
+        method = MeanTeacher(student, teacher, clustering, momentum=0.99)
+        if name == "lightning":
             options = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
             quiet: dict[str, Any] = dict.fromkeys(options, False)
             trainer = lightning.Trainer(max_steps=iterations, **quiet)
-            trainer.fit(import_module(name).Adaptation(method), list(streets.loaders(seed + 1)))
+            trainer.fit(import_module("lightning_module").Adaptation(method), list(streets.loaders(seed + 1)))
         else:
             train(method, streets.loaders(seed + 1), iterations, 1e-3)
         results.append(streets.miou(teacher.module))
@@ -132,7 +127,7 @@ def compare(name: str, streets: Streets, seed: int, start: int, iterations: int)
 def main() -> None:
     """Prints a line per seed, and means and standard deviations."""
     parser = argparse.ArgumentParser(description="What CPSL brings to a mean teacher")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--start", type=int, default=400, help="steps on the source")
     parser.add_argument("--iterations", type=int, default=150, help="steps of the mean teachers")

@@ -4,15 +4,16 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpsl._internal.averaging import check_momentum, update_moving_average
 from cpsl._internal.checking import check_labels
 from cpsl._internal.distributed import all_reduce_sum
+from cpsl._internal.precision import FullPrecision
 from cpsl.sinkhorn import check_distribution, sinkhorn
 
 
-class DistributionAligner(nn.Module):
+class DistributionAligner(FullPrecision):
     r"""Aligns the class sizes of assignments with the class distribution of the pseudo labels.
 
     The distribution δ follows the labels of each batch, δ ← m δ + (1 - m) δ_batch (section 3.3 of CPSL),
@@ -27,7 +28,7 @@ class DistributionAligner(nn.Module):
         group: Process group whose pixels are counted and assigned together; None is the default group.
 
     Attributes:
-        distribution: (K,) float32 buffer δ, sums to 1.
+        distribution: (K,) float32 buffer δ, sums to 1; stays float32 in a network of half precision.
 
     Raises:
         ValueError: momentum is outside 0...1, or `initial` is not a distribution over K classes.
@@ -57,7 +58,7 @@ class DistributionAligner(nn.Module):
         self.momentum = momentum
         self.ignore_index = ignore_index
         self.group = group
-        self.register_buffer("distribution", torch.full((num_classes,), 1 / num_classes))
+        self.register_buffer("distribution", torch.full((num_classes,), 1 / num_classes, dtype=torch.float32))
         if initial is not None:
             self.set(initial)
 
@@ -69,7 +70,8 @@ class DistributionAligner(nn.Module):
             ValueError: It is not a distribution over K classes.
         """
         check_distribution(distribution, self.num_classes)
-        self.distribution.copy_(distribution / distribution.sum())
+        exact = distribution.to(torch.promote_types(distribution.dtype, torch.float32))
+        self.distribution.copy_(exact / exact.sum())
 
     @torch.no_grad()
     def update(
@@ -78,7 +80,8 @@ class DistributionAligner(nn.Module):
         """Moves the distribution towards that of a batch; a batch without valid pixels changes nothing.
 
         Args:
-            batch: Integer labels of any shape, or floating probabilities or counts, (B, K, ...).
+            batch: Integer labels of any shape, or floating probabilities or counts, (B, K, ...); pixels with
+                non-finite values are not counted.
             group: Process group whose batches are counted together; None is that of the constructor.
             applied: Scalar bool on the device; False changes nothing.
 
@@ -111,7 +114,9 @@ class DistributionAligner(nn.Module):
         if batch.ndim < 2 or batch.shape[1] != self.num_classes:
             wanted = f"(B, {self.num_classes}, ...)"
             raise ValueError(f"probabilities must be {wanted}, got shape {tuple(batch.shape)}")
-        return batch.double().sum(dim=[axis for axis in range(batch.ndim) if axis != 1])
+        mass = batch.double()
+        mass = mass.masked_fill(~mass.sum(dim=1, keepdim=True).isfinite(), 0)
+        return mass.sum(dim=[axis for axis in range(batch.ndim) if axis != 1])
 
 
 def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

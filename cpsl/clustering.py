@@ -9,17 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl._internal.averaging import check_momentum, update_moving_average
-from cpsl._internal.checking import check_shape
+from cpsl._internal.checking import check_finite, check_shape
 from cpsl._internal.distributed import all_reduce_sum, rank_and_size
+from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import DistributionAligner, class_counts
+from cpsl.geometry import resize_labels
 from cpsl.memory import PixelMemoryBank
-from cpsl.prototypes import prototype_similarity
+from cpsl.prototypes import finite_pixels, prototype_similarity
 from cpsl.sampling import sample_across_ranks, sample_class_proportional, sample_uniform
 from cpsl.sinkhorn import marginal_error
 
 
 class ClusteringOutput(NamedTuple):
     """Result of one clustering step; pass it to `update` after the optimizer's step.
+
+    A pixel with a non-finite feature is sampled only if there are no valid ones, or uniformly. Its rows of
+    `assignments` and `scores` are zeros, that of `features` is non-finite, and it has no influence.
 
     Attributes:
         loss: Scalar; its gradient reaches the prototypes only.
@@ -43,7 +48,7 @@ class ClusteringOutput(NamedTuple):
     marginal_error: Tensor
 
 
-class ClassBalancedPrototypeClustering(nn.Module):
+class ClassBalancedPrototypeClustering(FullPrecision):
     r"""Clusters pixels online around class prototypes, with cluster sizes that follow the class distribution.
 
     Pixels x are sampled from the teacher's features and assigned to the prototypes C by optimal transport,
@@ -52,7 +57,8 @@ class ClassBalancedPrototypeClustering(nn.Module):
         Q = sinkhorn(x·C, marginal δ),   loss = - mean_n Σ_k Q_nk log softmax_k( x_n·c_k / τ )
 
     (equations 3 to 7 of CPSL). The optimizer updates `prototypes`; `update` then updates the bank, the
-    class distribution δ and `ema_prototypes`, the moving average that rectifies the pseudo labels.
+    class distribution δ and `ema_prototypes`, the moving average that rectifies the pseudo labels. All of
+    them stay float32 in a network that is converted to half precision.
 
     Args:
         num_classes: Number of classes K.
@@ -69,6 +75,8 @@ class ClassBalancedPrototypeClustering(nn.Module):
         distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
         ignore_index: Label of pixels without a class.
         group: Process group that clusters together; None is the default group.
+        align_corners: Corner-aligned or half-pixel grid of the features, as in
+            `torch.nn.functional.interpolate`; labels of another size are resized to it.
 
     Attributes:
         prototypes: (K, D) parameter C.
@@ -105,6 +113,7 @@ class ClassBalancedPrototypeClustering(nn.Module):
         distribution_momentum: float = 0.99,
         ignore_index: int = 255,
         group: dist.ProcessGroup | None = None,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         positive = {"temperature": temperature, "epsilon": epsilon, "samples_per_image": samples_per_image}
@@ -124,7 +133,8 @@ class ClassBalancedPrototypeClustering(nn.Module):
         self.momentum = momentum
         self.ignore_index = ignore_index
         self.group = group
-        start = F.normalize(torch.randn(num_classes, feature_dim), dim=1)
+        self.align_corners = align_corners
+        start = F.normalize(torch.randn(num_classes, feature_dim, dtype=torch.float32), dim=1)
         self.prototypes = nn.Parameter(start)
         self.register_buffer("ema_prototypes", start.clone())
         self.aligner = DistributionAligner(num_classes, distribution_momentum, None, ignore_index, group)
@@ -147,10 +157,10 @@ class ClassBalancedPrototypeClustering(nn.Module):
             ValueError: The shapes do not match, or (on the CPU) a prototype or the distribution is invalid.
         """
         check_shape("prototypes", prototypes, *self.prototypes.shape)
-        if prototypes.device.type == "cpu" and not prototypes.isfinite().all():
-            raise ValueError("prototypes must be finite")
+        check_finite("prototypes", prototypes)
         prototypes = prototypes.to(self.prototypes)
-        known = prototypes.norm(dim=1, keepdim=True) > 0
+        length = prototypes.norm(dim=1, keepdim=True)
+        known = (length > 0) & length.isfinite()
         start = torch.where(known, F.normalize(prototypes, dim=1), self.prototypes)
         self.prototypes.copy_(start)
         self.ema_prototypes.copy_(start)
@@ -160,9 +170,11 @@ class ClassBalancedPrototypeClustering(nn.Module):
         """Samples pixels at random, assigns them to the prototypes, computes the loss; changes no state.
 
         Args:
-            features: (B, D, h, w) of the teacher, any length; they get no gradient.
-            labels: (B, h, w) integer pseudo labels on the same grid. If None, pixels are sampled uniformly
-                and the class distribution does not change.
+            features: (B, D, h, w) of the teacher, any length; they get no gradient. Pixels with non-finite
+                features are ignored.
+            labels: (B, H, W) integer pseudo labels at any resolution, resized by nearest neighbor
+                (`resize_labels`). If None, pixels are sampled uniformly and the class distribution does not
+                change.
 
         Raises:
             ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored.
@@ -171,12 +183,14 @@ class ClassBalancedPrototypeClustering(nn.Module):
         counts = class_counts(labels, self.num_classes, self.ignore_index)
         indices, mine = self._sample(labels, features)
         sampled = self._share(pixels_at(features.detach(), indices), mine)
-        scores = prototype_similarity(sampled, self.prototypes)
+        finite = sampled.isfinite().all(dim=1)
+        # Before the product: 0 · NaN is NaN.
+        scores = prototype_similarity(sampled.masked_fill(~finite[:, None], 0), self.prototypes)
         log_p = (scores / self.temperature).log_softmax(dim=1)
         with torch.no_grad():
             bank_scores = prototype_similarity(self.bank.features, self.prototypes)
-            assignments, error = self._assign(scores, without_empty(bank_scores, self.bank))
-        loss = -(assignments * log_p).sum(dim=1).mean()
+            assignments, error = self._assign(only(finite, scores), only(self.bank.valid, bank_scores))
+        loss = -self._mean((assignments * log_p).sum(dim=1), finite)
         sampled_labels = self._share(labels[indices], mine)
         positions = self._joined_indices(indices, labels, mine)
         return ClusteringOutput(loss, assignments, scores, positions, sampled, sampled_labels, counts, error)
@@ -225,13 +239,14 @@ class ClassBalancedPrototypeClustering(nn.Module):
         self.load_state_dict({k: own[k] if "bank." in k else v for k, v in shards[0].items()})
 
     def _flat_labels(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """Checks the inputs and returns the labels as (B·h·w,) int64."""
+        """Checks the inputs and returns the labels of the features as (B·h·w,) int64."""
         check_shape("features", features, "B", self.feature_dim, "h", "w")
-        grid = (features.shape[0], *features.shape[2:])
+        batch, _, *grid = features.shape
         if labels is None:
-            labels = torch.full(grid, self.ignore_index, device=features.device)
-        check_shape("labels", labels, *grid)
-        return labels.flatten().long()
+            labels = torch.full((batch, *grid), self.ignore_index, device=features.device)
+        check_shape("labels", labels, batch, "H", "W")
+        labels = resize_labels(labels, features.shape[2:], self.align_corners).long()
+        return labels.masked_fill(~finite_pixels(features), self.ignore_index).flatten()
 
     def _sample(self, labels: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """Samples n pixels per image, as positions (N,) in the labels of this rank.
@@ -260,6 +275,14 @@ class ClassBalancedPrototypeClustering(nn.Module):
         first = rank_and_size(self.group)[0] * len(labels) if mine is not None else 0
         return self._share(indices + first, mine).reshape(-1, self.samples_per_image)
 
+    def _mean(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Averages values (N,) over the pixels of all ranks that are counted; the others must be zero.
+
+        The result is that of one process once it is averaged over the ranks, as gradients are.
+        """
+        ranks = rank_and_size(self.group)[1]
+        return ranks * values.sum() / all_reduce_sum(counted.sum(), self.group).clamp_min(1)
+
     def _assign(self, scores: Tensor, bank_scores: Tensor) -> tuple[Tensor, Tensor]:
         """Assigns pixels (N, K) together with those of a bank (M, K); also returns the marginal error."""
         together = torch.cat([scores.detach(), bank_scores])
@@ -275,6 +298,6 @@ def pixels_at(maps: Tensor, indices: Tensor) -> Tensor:
     return F.normalize(maps.flatten(2)[image, :, pixel].float(), dim=1)
 
 
-def without_empty(scores: Tensor, bank: PixelMemoryBank) -> Tensor:
-    """Sets the rows of a bank that hold no pixel to -inf, which `sinkhorn` ignores."""
-    return scores.masked_fill(~bank.valid[:, None], -torch.inf)
+def only(rows: Tensor, scores: Tensor) -> Tensor:
+    """Sets all other rows of scores to -inf, which `sinkhorn` ignores."""
+    return scores.masked_fill(~rows[:, None], -torch.inf)

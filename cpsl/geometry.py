@@ -1,7 +1,6 @@
 """Views of an image as affine maps, and one function that warps any map between views."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,6 @@ from cpsl._internal.affine import compose, inverse, positions
 from cpsl._internal.checking import check_shape
 
 
-@dataclass(frozen=True)
 class View:
     """A batch of affine maps from the coordinates of views to those of the original images.
 
@@ -37,21 +35,25 @@ class View:
         tensor([[7.5000, 0.5000]])
     """
 
-    matrix: Tensor
-    size: tuple[int, int]
-    cutout: Tensor | None = None
+    # Not a dataclass: Lightning converts the tensors of those to the precision of a network, which is too low
+    # for positions.
+    def __init__(self, matrix: Tensor, size: tuple[int, int], cutout: Tensor | None = None) -> None:
+        check_shape("matrix", matrix, "B", 2, 3)
+        if matrix.dtype != torch.float32:
+            raise TypeError(f"matrix must be float32, got {matrix.dtype}")
+        if min(size) < 1:
+            raise ValueError(f"the size must be positive, got {size}")
+        self.matrix = matrix
+        self.size = size
+        self.cutout = cutout
 
-    def __post_init__(self) -> None:
-        check_shape("matrix", self.matrix, "B", 2, 3)
-        if self.matrix.dtype != torch.float32:
-            raise TypeError(f"matrix must be float32, got {self.matrix.dtype}")
-        if min(self.size) < 1:
-            raise ValueError(f"the size must be positive, got {self.size}")
+    def __repr__(self) -> str:
+        return f"View(matrix={self.matrix}, size={self.size}, cutout={self.cutout})"
 
     @staticmethod
     def whole(size: tuple[int, int], batch: int = 1, device: torch.device | str = "cpu") -> "View":
         """Returns the identity view of images of one size (H, W)."""
-        return View(torch.eye(2, 3, device=device).repeat(batch, 1, 1), size)
+        return View(torch.eye(2, 3, dtype=torch.float32, device=device).repeat(batch, 1, 1), size)
 
     @staticmethod
     def stack(views: Sequence["View"]) -> "View":
@@ -74,23 +76,23 @@ class View:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "View":
         """Moves the view to a device."""
         cutout = None if self.cutout is None else self.cutout.to(device, non_blocking=non_blocking)
-        return replace(self, matrix=self.matrix.to(device, non_blocking=non_blocking), cutout=cutout)
+        return View(self.matrix.to(device, non_blocking=non_blocking), self.size, cutout)
 
     def pin_memory(self) -> "View":
         """Returns a copy in page-locked memory, for asynchronous copies to a GPU."""
         cutout = None if self.cutout is None else self.cutout.pin_memory()
-        return replace(self, matrix=self.matrix.pin_memory(), cutout=cutout)
+        return View(self.matrix.pin_memory(), self.size, cutout)
 
     def resized(self, size: tuple[int, int]) -> "View":
         """Resizes the view to (H, W)."""
         if min(size) < 1:
             raise ValueError(f"the size must be positive, got {size}")
         across, down = self.size[1] / size[1], self.size[0] / size[0]
-        return replace(self._append([[across, 0, 0], [0, down, 0]]), size=size)
+        return View(self._append([[across, 0, 0], [0, down, 0]]).matrix, size)
 
     def cropped(self, top: float | Tensor, left: float | Tensor, size: tuple[int, int]) -> "View":
         """Crops (H, W) at the given top left corner, which may exceed the view."""
-        return replace(self._append([[1, 0, left], [0, 1, top]]), size=size)
+        return View(self._append([[1, 0, left], [0, 1, top]]).matrix, size)
 
     def flipped(self, flip: bool | Tensor = True) -> "View":
         """Flips horizontally where `flip` is true."""
@@ -123,7 +125,7 @@ class View:
             raise ValueError(f"box must be (4,) or ({len(self)}, 4), got {tuple(box.shape)}")
         if self.cutout is not None:
             raise ValueError("the view already has its one cutout")
-        return replace(self, cutout=box.to(self.matrix).expand(len(self), 4))
+        return View(self.matrix, self.size, box.to(self.matrix).expand(len(self), 4))
 
     def _append(self, rows: Sequence[Sequence[float | Tensor]]) -> "View":
         """Composes with the map from the coordinates of the new view to those of this one."""
@@ -131,7 +133,7 @@ class View:
             raise ValueError("the cutout must be last: apply other operations before with_cutout")
         entries = [self._per_sample(entry) for row in rows for entry in row]
         operation = torch.stack(entries, dim=1).reshape(-1, 2, 3)
-        return replace(self, matrix=compose(self.matrix, operation))
+        return View(compose(self.matrix, operation), self.size)
 
     def _per_sample(self, value: float | Tensor) -> Tensor:
         """Returns one value per sample, (B,)."""
@@ -228,6 +230,35 @@ def warp(
     # torch.where would copy the number to the device and synchronize.
     values = values.masked_fill(~valid[:, None], fill)
     return Warped(values[:, 0] if is_label else values, valid)
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = True) -> Tensor:
+    """Resizes labels to the grid of a network's output by nearest neighbor.
+
+    Equal to `warp` with one view of the whole image. Labels of this size are returned unchanged.
+
+    Args:
+        labels: (B, H, W) integer, at any resolution.
+        size: (h, w) of the grid, which covers the same image.
+        align_corners: Convention of the grid, as in `torch.nn.functional.interpolate`: True if its outermost
+            samples are the centers of the outermost labels, False if its samples are centers of equal cells.
+
+    Raises:
+        ValueError: The labels are not (B, H, W).
+        TypeError: The labels are not integers.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 0, 1, 1, 2, 2]]])
+        >>> resize_labels(labels, (1, 3))
+        tensor([[[0, 1, 2]]])
+    """
+    check_shape("labels", labels, "B", "H", "W")
+    if tuple(labels.shape[1:]) == tuple(size):
+        return labels
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be integer class indices, got {labels.dtype}")
+    whole = View.whole((labels.shape[1], labels.shape[2]), len(labels), labels.device)
+    return warp(labels, whole, whole, size, output_align_corners=align_corners).values
 
 
 def _normalized(positions: Tensor, extent: int, align_corners: bool) -> Tensor:

@@ -1,13 +1,13 @@
 """A trained network with its classes and input size: one file, and one call to segment an image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
 from cpsl._internal.files import read_tensors, write_atomically
@@ -15,10 +15,11 @@ from cpsl.authors.checkpoints import load_release_checkpoint
 from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, distinct_palette
 from cpsl.data.reading import read_image
 from cpsl.data.training import whole_image
-from cpsl.models.deeplab import DeepLabV2
+from cpsl.models.build import Builder, build_network, call_builder, check_offline, check_rebuilds, is_named
+from cpsl.models.network import SegmentationNetwork, check_network, resize, segment
 
-VERSION = 1
-"""Version of the file format. Files of version 0 hold neither a version nor `full_size`."""
+VERSION = 2
+"""Version of the file format. Version 0 had no `full_size`, version 1 a backbone instead of a network."""
 
 AUTHORS_SIZE = (1024, 2048)
 """Input size of the networks that the authors trained."""
@@ -57,17 +58,19 @@ class Segmenter:
     """A network, its classes and its input size.
 
     Attributes:
-        model: The network; must be in evaluation mode to predict.
+        model: The network, a `cpsl.models.SegmentationNetwork`; must be in evaluation mode to predict.
         classes: Names and colors of its classes.
         full_size: (H, W) to which each image is resized, whatever its aspect ratio; None if unknown.
 
     Raises:
-        ValueError: The network has another number of classes, or the size is not positive.
+        TypeError: The network is not a `SegmentationNetwork`.
+        ValueError: The network has a different number of classes, or the size is not positive.
 
     Example:
-        Using the file needs the core dependencies of the package only.
+        A DeepLabV2 is loaded and used with the core dependencies of the package only.
 
         >>> import tempfile
+        >>> from cpsl.models import DeepLabV2
         >>> network = DeepLabV2(num_classes=2, backbone="resnet_tiny", feature_dim=8)
         >>> path = Path(tempfile.mkdtemp(), "model.pt")
         >>> classes = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
@@ -79,17 +82,22 @@ class Segmenter:
         (torch.Size([48, 80]), ('road', 'sky'))
     """
 
-    model: DeepLabV2
+    model: nn.Module
     classes: LabelSpace
     full_size: tuple[int, int] | None
 
     def __post_init__(self) -> None:
-        channels = getattr(self.model, "num_classes", len(self.classes))
+        channels = self.network.num_classes
         if channels != len(self.classes):
             raise ValueError(f"the network has {channels} classes, but {len(self.classes)} are named")
         size = self.full_size
-        if size is not None and (len(size) != 2 or not all(extent > 0 for extent in size)):
+        if size is not None and (len(size) != 2 or not all(map(_is_extent, size))):
             raise ValueError(f"full_size must be a height and a width in pixels, got {tuple(size)}")
+
+    @property
+    def network(self) -> SegmentationNetwork:
+        """The network without its wrappers."""
+        return check_network(self.model)
 
     @classmethod
     def load(
@@ -99,55 +107,62 @@ class Segmenter:
         *,
         full_size: tuple[int, int] | None = None,
         device: torch.device | str = "cpu",
+        build: Builder | None = None,
     ) -> "Segmenter":
         """Loads the result of `save`, or a checkpoint of the authors, without running code from the file.
 
+        Networks of `cpsl.models.build_network` are rebuilt from their names. For a custom network, pass the
+        function that builds it: modules named in a file are never imported.
+
         Args:
             path: A `model.pt`, or a `.pkl` of the authors.
-            classes: Classes that the file must have; None accepts any. A `.pkl` has no names: if None, 19
+            classes: Classes that the file must have; None accepts any. A `.pkl` has no names: with None, 19
                 classes are those of Cityscapes, and 16 those shared with SYNTHIA.
-            full_size: Input size; None takes that of the file, and (1024, 2048) for a `.pkl`.
+            full_size: Input size; None uses that of the file, or (1024, 2048) for a `.pkl`.
             device: Device of the network, which is in evaluation mode.
+            build: Builds a custom network; called with the number of classes and the arguments stored in
+                the file.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged, contains code, is not a model, has other classes or non-finite
-                numbers, or was written by a later version of this package.
+                values, was written by a later version of this package, or needs `build`.
+            ModuleNotFoundError: The library of the network is not installed.
         """
         path = Path(path)
         if classes is not None and not isinstance(classes, LabelSpace):
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
-        saved = _load_release(path, classes) if path.suffix == ".pkl" else _load_model(path, classes)
-        wrong = [key for key, value in saved.model.state_dict().items() if not value.isfinite().all()]
-        if wrong:
-            raise ValueError(f"{path} holds non-finite numbers, for example in {wrong[0]}")
+        saved = _load_release(path, classes) if path.suffix == ".pkl" else _load_model(path, classes, build)
+        _check_finite(path, saved.model)
         return cls(saved.model.to(device).eval(), saved.classes, full_size or saved.full_size)
 
     def save(self, path: str | Path) -> None:
-        """Writes the segmenter to a file, atomically.
+        """Writes the segmenter to a file, atomically, and verifies that `load` reads it.
+
+        For a custom network, `load` needs the function that builds it.
 
         Raises:
-            ValueError: The backbone is a module of your own, which the file cannot describe.
+            ValueError: The network cannot be rebuilt from its name and arguments, these cannot be stored, or
+                it has non-finite values.
         """
-        model = self.model
-        if model.backbone_name is None:
-            raise ValueError(
-                f"the backbone is a {type(model.backbone).__name__} of your own, which a file cannot "
-                "describe: save model.state_dict() and build the network yourself"
-            )
-        state = model.state_dict()
+        network = self.network
+        _check_finite("the network", network)
+        spec = getattr(network, "spec", None)
         content = {
             "version": VERSION,
-            "model": state,
-            "backbone": model.backbone_name,
-            "feature_dim": model.feature_dim,
-            "output_norm": "backbone.output_norm.weight" in state,
-            "dilations": list(model.head.dilations),
-            "classes": list(self.classes.names),
-            "palette": [list(color) for color in self.classes.palette],
-            "full_size": None if self.full_size is None else list(self.full_size),
+            "model": network.state_dict(),
+            "network": None if spec is None else str(spec.name),
+            "arguments": {} if spec is None else _plain(dict(spec.arguments)),
+            "classes": [str(name) for name in self.classes.names],
+            "palette": _plain(self.classes.palette),
+            "full_size": _plain(self.full_size),
         }
-        write_atomically(Path(path), lambda partial: torch.save(content, partial), durable=True)
+
+        def write(partial: Path) -> None:
+            torch.save(content, partial)
+            _verify(partial, network, content)
+
+        write_atomically(Path(path), write, durable=True)
 
     @torch.no_grad()  # tensors of inference_mode could not be changed in place
     def predict(
@@ -160,11 +175,11 @@ class Segmenter:
     ) -> Prediction:
         """Segments one image.
 
-        For mixed precision call it under `torch.autocast`. Convert a NumPy array (H, W, 3) by
-        `torch.from_numpy(array).permute(2, 0, 1)`; one from OpenCV is BGR and must be reversed before.
+        For mixed precision call it under `torch.autocast`. Convert a NumPy array (H, W, 3) with
+        `torch.from_numpy(array).permute(2, 0, 1)`; arrays from OpenCV are BGR and must be reversed first.
 
         Args:
-            image: (3, H, W) uint8 RGB; or the path of an image file, rotated by its EXIF data.
+            image: (3, H, W) uint8 RGB; or the path of an image file, rotated according to its EXIF data.
             size: (H', W') of the result; None is the size of the image.
             scales: Input sizes as multiples of `full_size`; the probabilities of several are averaged.
             flip: Whether to average with the prediction for the mirrored image.
@@ -205,17 +220,21 @@ class Segmenter:
             # Convolutions are faster with the channels innermost, on CPUs and GPUs alike.
             whole = whole.contiguous(memory_format=torch.channels_last)
             for mirrored in (False, True) if flip else (False,):
-                logits = self.model(whole.flip(-1) if mirrored else whole).logits.float()
+                logits = segment(self.model, whole.flip(-1) if mirrored else whole).logits.float()
                 probabilities = logits.softmax(dim=1)
                 confidence = confidence + probabilities.amax(dim=1).mean() / views
                 scores = logits if views == 1 else probabilities / views
                 # So are upsampling and argmax, several times on CPUs.
                 scores = scores.contiguous(memory_format=torch.channels_last)
-                scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
+                scores = resize(scores, size, self.network.align_corners)
                 scores = scores.flip(-1) if mirrored else scores
                 total = scores if total is None else total + scores
         assert total is not None
         return Prediction((total if views == 1 else total.log())[0], confidence)
+
+
+def _is_extent(value: object) -> bool:
+    return isinstance(value, int | np.integer) and bool(value > 0)
 
 
 def _load_release(path: Path, classes: LabelSpace | None) -> Segmenter:
@@ -228,7 +247,7 @@ def _load_release(path: Path, classes: LabelSpace | None) -> Segmenter:
     return Segmenter(model, classes, AUTHORS_SIZE)
 
 
-def _load_model(path: Path, wanted: LabelSpace | None) -> Segmenter:
+def _load_model(path: Path, wanted: LabelSpace | None, build: Builder | None) -> Segmenter:
     try:
         content = read_tensors(path)
     except ValueError as error:
@@ -236,9 +255,11 @@ def _load_model(path: Path, wanted: LabelSpace | None) -> Segmenter:
             error.add_note(f"Pass a model, for example {path / 'distill_2' / 'model.pt'} of a run.")
         raise
     version = content.get("version", 0)
-    if version > VERSION:
-        raise ValueError(f"{path} has format version {version}, later than {VERSION}: install a later cpsl")
-    entries = ("model", "classes", "palette", "backbone", "feature_dim", "output_norm")
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f"{path} has format version {version!r}, later than {VERSION}: install a later cpsl")
+    if version < 2:
+        content = _upgrade(content)
+    entries = ("model", "classes", "palette", "network", "arguments")
     missing = [entry for entry in entries if entry not in content]
     if missing or not isinstance(content["classes"], list):
         raise ValueError(
@@ -247,13 +268,84 @@ def _load_model(path: Path, wanted: LabelSpace | None) -> Segmenter:
         )
     names = tuple(map(str, content["classes"]))
     if wanted is not None and wanted.names != names:
-        raise ValueError(f"{path} has the classes {', '.join(names)}, expected are {', '.join(wanted.names)}")
-    options = {name: content[name] for name in ("output_norm", "dilations") if name in content}
+        raise ValueError(f"{path} has the classes {', '.join(names)}, expected {', '.join(wanted.names)}")
+    name = content["network"]
+    named = isinstance(name, str) and is_named(name)
+    if build is None and not named:
+        raise ValueError(
+            f"{path} contains a custom network{f' ({name})' if name else ''}: pass the function that builds "
+            "it, Segmenter.load(path, build=...) or --network MODULE:FUNCTION"
+        )
     try:
-        model = DeepLabV2(len(names), content["backbone"], content["feature_dim"], **options)
+        if build is None or named:
+            check_offline(name)
+            model = build_network(name, len(names), weights="random", **content["arguments"])
+        else:
+            model = call_builder(build, name and str(name), len(names), "random", content["arguments"])
         model.load_state_dict(content["model"])
         classes = LabelSpace(names, tuple((r, g, b) for r, g, b in content["palette"]))
         size = content.get("full_size")
         return Segmenter(model, classes, None if size is None else (size[0], size[1]))
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network that it describes: {error}") from error
+
+
+def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """Converts the content of a file of version 0 or 1, always a DeepLabV2, to the current format."""
+    if "backbone" not in content:
+        return content
+    arguments = {
+        name: content[name] for name in ("feature_dim", "output_norm", "dilations") if name in content
+    }
+    return {**content, "network": f"deeplabv2:{content['backbone']}", "arguments": arguments}
+
+
+def _check_finite(owner: object, model: nn.Module) -> None:
+    """Raises ValueError if a parameter is not finite."""
+    wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
+    # Buffers may be infinite on purpose, such as the masks of attention.
+    wrong += [key for key, value in model.named_buffers() if value.isnan().any()]
+    if wrong:
+        raise ValueError(f"{owner} contains non-finite values, for example in {wrong[0]}")
+
+
+def _verify(path: Path, network: SegmentationNetwork, content: dict[str, Any]) -> None:
+    """Raises ValueError unless a file contains what was written, and the network can be rebuilt."""
+    spec = getattr(network, "spec", None)
+    if spec is not None and is_named(spec.name):
+        check_rebuilds(network)
+    stored = read_tensors(path)
+    different = [key for key in content if not _same(content[key], stored.get(key))]
+    if different:
+        raise ValueError(f"the file does not hold what was written, for example as {different[0]}")
+
+
+def _same(value: Any, stored: Any) -> bool:
+    if isinstance(value, Tensor):
+        return isinstance(stored, Tensor) and torch.equal(value.cpu(), stored)
+    if isinstance(value, Mapping):
+        return isinstance(stored, Mapping) and all(_same(value[key], stored.get(key)) for key in value)
+    if isinstance(value, list | tuple):
+        same_length = isinstance(stored, list | tuple) and len(stored) == len(value)
+        return same_length and all(map(_same, value, stored))
+    return bool(value == stored)
+
+
+def _plain(value: Any) -> Any:
+    """Converts a value to plain Python types, which a file can store without code."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # a subclass, such as an enumeration, is code
+    raise ValueError(
+        f"the network cannot be saved: its arguments contain a {type(value).__name__}, not a plain value"
+    )

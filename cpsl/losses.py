@@ -1,7 +1,9 @@
 """The losses of the method, as functions and as modules that hold the hyper-parameters.
 
 All losses are scalars: means over valid pixels, computed in float32 (in float64 for float64 inputs). If no
-pixel is valid, loss and gradients are zero.
+pixel is valid, loss and gradients are zero. Pixels at which a teacher or a memory bank is not finite are not
+valid; a non-finite student makes the loss or its gradient non-finite, so that a trainer
+can detect it.
 """
 
 import math
@@ -90,7 +92,8 @@ def prototype_consistency(
         mean over valid pixels and classes of  t_k (log t_k - log s_k),   t, s = softmax_k( cos / τ )
 
     Args:
-        teacher_similarity: (B, K, h, w) `prototype_similarity` of the teacher; gets no gradient.
+        teacher_similarity: (B, K, h, w) `prototype_similarity` of the teacher; gets no gradient, and pixels
+            that are not finite do not count.
         student_similarity: (B, K, h, w) `prototype_similarity` of the student.
         valid: (B, h, w) bool, pixels that both views contain; None is all.
         temperature: τ.
@@ -116,7 +119,7 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor |
 
     Args:
         student_logits: (B, K, h, w).
-        teacher_logits: (B, K, h, w); they get no gradient.
+        teacher_logits: (B, K, h, w); they get no gradient, and pixels that are not finite do not count.
         valid: (B, h, w) bool, pixels that are counted; None is all.
 
     Raises:
@@ -129,12 +132,15 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor |
     check_shape("teacher", teacher_logits, *student_logits.shape)
     student = _at_least_float32(student_logits).log_softmax(dim=1)
     teacher = _at_least_float32(teacher_logits.detach()).log_softmax(dim=1)
+    finite = teacher.sum(dim=1).isfinite()
+    # Before the product with the gradient: 0 · NaN is NaN.
+    teacher.masked_fill_(~finite[:, None], 0)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
-    if valid is None:
-        return divergence.mean() / student.shape[1]
-    check_shape("valid", valid, *divergence.shape)
-    total = divergence.masked_fill(~valid, 0).sum()
-    return total / (valid.sum() * student.shape[1]).clamp_min(1)
+    if valid is not None:
+        check_shape("valid", valid, *divergence.shape)
+        finite = finite & valid
+    total = divergence.masked_fill(~finite, 0).sum()
+    return total / (finite.sum() * student.shape[1]).clamp_min(1)
 
 
 def pixel_contrast(
@@ -158,7 +164,7 @@ def pixel_contrast(
     Args:
         features: (N, D) of any length.
         labels: (N,) integer.
-        bank: (M, D) of any length; gets no gradient.
+        bank: (M, D) of any length; gets no gradient, and rows that are not finite do not count.
         bank_labels: (M,) integer.
         bank_valid: (M,) bool, rows of the bank that hold a pixel; None is all.
         temperature: τ.
@@ -183,7 +189,11 @@ def pixel_contrast(
         usable = usable & bank_valid
     with torch.autocast(features.device.type, enabled=False):
         x = F.normalize(_at_least_float32(features), dim=1)
-        scores = x @ F.normalize(_at_least_float32(bank.detach()), dim=1).t() / temperature
+        units = F.normalize(_at_least_float32(bank.detach()), dim=1)
+        finite = units.sum(dim=1).isfinite()
+        usable = usable & finite
+        # Before the product: 0 · NaN is NaN.
+        scores = x @ units.masked_fill(~finite[:, None], 0).t() / temperature
     same = labels[:, None] == bank_labels[None]
     positive = same & usable
     # A finite value, because the gradient of logsumexp is NaN if all inputs are -inf.
@@ -209,7 +219,7 @@ def generator_loss(decision: Tensor) -> Tensor:
         >>> generator_loss(torch.zeros(1, 1, 2, 2))
         tensor(1.)
     """
-    return (_at_least_float32(decision) - 1).square().mean()
+    return _mean_square_difference(decision, 1)
 
 
 def discriminator_loss(decision_source: Tensor, decision_target: Tensor) -> Tensor:
@@ -225,7 +235,7 @@ def discriminator_loss(decision_source: Tensor, decision_target: Tensor) -> Tens
         >>> discriminator_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
         tensor(0.)
     """
-    return generator_loss(decision_source) + _at_least_float32(decision_target).square().mean()
+    return _mean_square_difference(decision_source, 1) + _mean_square_difference(decision_target, 0)
 
 
 class CrossEntropyLoss(nn.Module):
@@ -333,11 +343,17 @@ class PixelContrastLoss(nn.Module):
         __call__ = forward
 
 
+def _mean_square_difference(x: Tensor, wanted: float) -> Tensor:
+    """Returns the mean of (x - wanted)², which is zero instead of NaN for an empty batch."""
+    return (_at_least_float32(x) - wanted).square().sum() / max(x.numel(), 1)
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
     check_shape("logits", logits, "B", "K", "h", "w")
-    check_shape("labels", labels, len(logits), *logits.shape[2:])
+    advice = "; resize the logits bilinearly, or the labels with cpsl.geometry.resize_labels"
+    check_shape("labels", labels, len(logits), *logits.shape[2:], advice=advice)
     check_labels(labels, logits.shape[1], ignore_index)

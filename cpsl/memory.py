@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpsl._internal.checking import check_shape
+from cpsl._internal.precision import FullPrecision
 
 
-class PixelMemoryBank(nn.Module):
+class PixelMemoryBank(FullPrecision):
     """Ring buffer of the last pixel features and their labels.
 
     All shapes are fixed, and `valid` marks the rows that hold a pixel: the host never reads how full the
@@ -23,7 +24,7 @@ class PixelMemoryBank(nn.Module):
         ignore_index: Label of pixels that are pushed without labels.
 
     Attributes:
-        features: (capacity, D) float32.
+        features: (capacity, D) float32, also in a network of half precision.
         labels: (capacity,) int64.
         valid: (capacity,) bool.
         cursor: () int64, row that is written next.
@@ -53,7 +54,7 @@ class PixelMemoryBank(nn.Module):
         self.capacity = capacity
         self.feature_dim = feature_dim
         self.ignore_index = ignore_index
-        self.register_buffer("features", torch.zeros(capacity, feature_dim))
+        self.register_buffer("features", torch.zeros(capacity, feature_dim, dtype=torch.float32))
         self.register_buffer("labels", torch.full((capacity,), ignore_index))
         self.register_buffer("valid", torch.zeros(capacity, dtype=torch.bool))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
@@ -74,7 +75,7 @@ class PixelMemoryBank(nn.Module):
         if labels is None:
             labels = self.labels.new_full((len(features),), self.ignore_index)
         check_shape("labels", labels, len(features))
-        features, labels = features[-self.capacity :], labels[-self.capacity :]
+        features, labels = features[-self.capacity :].to(self.features), labels[-self.capacity :]
         finite = features.isfinite().all(dim=1)
         rows = self.next_rows(len(features))
         new = features.masked_fill(~finite[:, None], 0), labels, finite

@@ -55,7 +55,7 @@ def cutmix(
     check_shape("other_image", other_image, *image.shape)
     check_shape("other_labels", other_labels, batch, height, width)
     device = image.device
-    mix, tall, down, right = torch.rand(4, batch, 1, device=device)
+    mix, tall, down, right = torch.rand(4, batch, 1, device=device, dtype=torch.float32)
     box_height = torch.exp(tall * math.log(0.5))
     box_width = 0.5 / box_height
     top, left = down * (1 - box_height), right * (1 - box_width)
@@ -67,8 +67,12 @@ def cutmix(
         return torch.logical_and(in_rows[:, :, None], in_columns[:, None, :])
 
     pixel_rows, pixel_columns = (torch.arange(extent, device=device) for extent in (height, width))
-    node_rows = torch.linspace(0, height - 1, labels.shape[1], device=device).round().long()
-    node_columns = torch.linspace(0, width - 1, labels.shape[2], device=device).round().long()
+    node_rows = (
+        torch.linspace(0, height - 1, labels.shape[1], device=device, dtype=torch.float32).round().long()
+    )
+    node_columns = (
+        torch.linspace(0, width - 1, labels.shape[2], device=device, dtype=torch.float32).round().long()
+    )
 
     images = torch.where(inside(pixel_rows, pixel_columns)[:, None], other_image, image)
     other = other_labels[:, node_rows][:, :, node_columns].long()

@@ -5,12 +5,14 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpsl._internal.averaging import check_momentum
 from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import all_reduce_sum
+from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import class_counts
+from cpsl.geometry import resize_labels
 
 
 def prototype_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
@@ -51,6 +53,15 @@ def prototype_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
         return torch.div(products, length)
 
 
+def finite_pixels(maps: Tensor) -> Tensor:
+    """Returns which pixels (B, h, w) of a map (B, C, h, w) are finite in all channels.
+
+    Values whose sum is too large for float32 count as infinite.
+    """
+    # One reduction: the sum of a NaN or of an infinity with anything is never finite.
+    return maps.detach().sum(dim=1, dtype=torch.float32).isfinite()
+
+
 class ClassMeans(NamedTuple):
     """Result of `ClassMeanPrototypes`.
 
@@ -67,13 +78,16 @@ class ClassMeanPrototypes:
     """Averages the features of each class over a data set, to initialize prototypes (CPSL, section 3.2).
 
     First the mean over the pixels of each predicted class in an image, then the mean over the images that
-    contain the class, so that a large truck in one image does not outweigh small ones in ten.
+    contain the class, so that a large truck in one image does not outweigh small ones in ten. Pixels with
+    non-finite features or logits are skipped.
 
     Args:
         num_classes: Number of classes K.
         feature_dim: Number of channels D.
         min_pixels: An image counts for a class only if it has at least this many pixels of it.
         group: Process group over which `compute` averages; None is the default group.
+        align_corners: Corner-aligned or half-pixel grid of the features, as in
+            `torch.nn.functional.interpolate`.
 
     Example:
         >>> means = ClassMeanPrototypes(num_classes=2, feature_dim=1, min_pixels=1)
@@ -85,11 +99,18 @@ class ClassMeanPrototypes:
     """
 
     def __init__(
-        self, num_classes: int, feature_dim: int, min_pixels: int = 10, group: dist.ProcessGroup | None = None
+        self,
+        num_classes: int,
+        feature_dim: int,
+        min_pixels: int = 10,
+        group: dist.ProcessGroup | None = None,
+        *,
+        align_corners: bool = True,
     ) -> None:
         self.num_classes = num_classes
         self.min_pixels = min_pixels
         self.group = group
+        self.align_corners = align_corners
         self._sums = torch.zeros(num_classes, feature_dim, dtype=torch.float64)
         self._images = torch.zeros(num_classes, dtype=torch.int64)
 
@@ -99,19 +120,27 @@ class ClassMeanPrototypes:
 
         Args:
             features: (B, D, h, w).
-            logits: (B, K, h, w) on the same grid.
+            logits: (B, K, H, W); the predicted classes are resized by nearest neighbor (`resize_labels`).
 
         Raises:
             ValueError: The shapes do not match.
         """
         check_shape("features", features, "B", self._sums.shape[1], "h", "w")
-        check_shape("logits", logits, len(features), self.num_classes, *features.shape[2:])
+        check_shape("logits", logits, len(features), self.num_classes, "H", "W")
         self._sums, self._images = self._sums.to(features.device), self._images.to(features.device)
-        for pixels, labels in zip(features.flatten(2), logits.argmax(dim=1).flatten(1), strict=True):
-            sums = torch.zeros_like(self._sums).index_add_(0, labels, pixels.t().double())
-            count = class_counts(labels, self.num_classes)
+        largest, predicted = logits.max(dim=1)
+        skipped = self.num_classes  # class of the pixels that are skipped, of one extra row
+        predicted = predicted.masked_fill(~largest.isfinite(), skipped)
+        predicted = resize_labels(predicted, features.shape[2:], self.align_corners)
+        finite = finite_pixels(features)
+        predicted = predicted.masked_fill(~finite, skipped)
+        features = features.masked_fill(~finite[:, None], 0)
+        for pixels, labels in zip(features.flatten(2), predicted.flatten(1), strict=True):
+            sums = self._sums.new_zeros(self.num_classes + 1, len(pixels))
+            sums.index_add_(0, labels, pixels.t().double())
+            count = class_counts(labels, self.num_classes, ignore_index=skipped)
             counted = count >= self.min_pixels
-            self._sums += (counted / count.clamp_min(1))[:, None] * sums
+            self._sums += (counted.double() / count.clamp_min(1))[:, None] * sums[:skipped]
             self._images += counted
 
     def compute(self) -> ClassMeans:
@@ -133,7 +162,7 @@ class RunningMeans(NamedTuple):
     distribution: Tensor
 
 
-class RunningClassMeans(nn.Module):
+class RunningClassMeans(FullPrecision):
     r"""Tracks the mean feature and the frequency of each class during training.
 
         s_k ← m s_k + Σ_{n: y_n = k} f_n / |f_n|,   c_k ← m c_k + N_k
@@ -149,10 +178,12 @@ class RunningClassMeans(nn.Module):
         momentum: m, 0...1; 1 averages all pixels equally.
         ignore_index: Label of pixels that are not counted.
         group: Process group whose batches are counted together; None is the default group.
+        align_corners: Corner-aligned or half-pixel grid of the features, as in
+            `torch.nn.functional.interpolate`.
 
     Attributes:
-        sums: (K, D) float64 buffer s.
-        counts: (K,) float64 buffer c.
+        sums: (K, D) float64 buffer s; stays float64 in a network of lower precision.
+        counts: (K,) float64 buffer c, likewise.
 
     Raises:
         ValueError: momentum is outside 0...1.
@@ -178,9 +209,12 @@ class RunningClassMeans(nn.Module):
         momentum: float = 0.99,
         ignore_index: int = 255,
         group: dist.ProcessGroup | None = None,
+        *,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         check_momentum(momentum)
+        self.align_corners = align_corners
         self.num_classes = num_classes
         self.feature_dim = feature_dim
         self.momentum = momentum
@@ -195,7 +229,7 @@ class RunningClassMeans(nn.Module):
 
         Args:
             features: (B, D, h, w), any length; they get no gradient.
-            labels: (B, H, W) integer at any resolution, resized by nearest neighbor ("nearest-exact").
+            labels: (B, H, W) integer at any resolution, resized by nearest neighbor (`resize_labels`).
 
         Raises:
             ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored.
@@ -203,9 +237,9 @@ class RunningClassMeans(nn.Module):
         check_shape("features", features, "B", self.feature_dim, "h", "w")
         check_shape("labels", labels, len(features), "H", "W")
         pixels = features.movedim(1, -1).reshape(-1, self.feature_dim).float()
-        finite = pixels.isfinite().all(dim=1)
+        finite = finite_pixels(features).flatten()
         units = F.normalize(pixels.masked_fill(~finite[:, None], 0), dim=1)
-        nearest = F.interpolate(labels[:, None].float(), features.shape[2:], mode="nearest-exact")
+        nearest = resize_labels(labels, features.shape[2:], self.align_corners)
         classes = nearest.long().flatten().masked_fill(~finite, self.ignore_index)
         counts = class_counts(classes, self.num_classes, self.ignore_index).double()
         # Ignored pixels are added to one extra row.

@@ -32,14 +32,16 @@ class PseudoLabelRectifier(nn.Module):
 
     The soft labels P are computed before training and stay fixed; the weights w follow the network and
     correct them as it learns (equation 8 of CPSL, after ProDA). A pixel with P = 0 for all classes, as
-    `warp` returns outside of a view, is ignored.
+    `warp` returns outside of a view, is ignored, and so is one with a non-finite feature or probability.
 
     Args:
         temperature: τ > 0.
         threshold: Pixels of lower confidence are ignored, 0...1.
         ignore_index: Label of ignored pixels.
-        interpolate: Map that is resized to the grid of the soft labels, bilinearly with aligned corners: the
-            "similarity", or, as in the authors' code, the unnormalized "features".
+        interpolate: Map that is resized bilinearly to the grid of the soft labels: the "similarity", or, as
+            in the authors' code, the unnormalized "features".
+        align_corners: Corner-aligned or half-pixel grid of the features, as in
+            `torch.nn.functional.interpolate`.
 
     Raises:
         ValueError: An argument is out of range.
@@ -60,6 +62,8 @@ class PseudoLabelRectifier(nn.Module):
         threshold: float = 0.0,
         ignore_index: int = 255,
         interpolate: Literal["similarity", "features"] = "similarity",
+        *,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -72,6 +76,7 @@ class PseudoLabelRectifier(nn.Module):
         self.threshold = threshold
         self.ignore_index = ignore_index
         self.interpolate = interpolate
+        self.align_corners = align_corners
 
     @torch.no_grad()
     def forward(self, soft_labels: Tensor, features: Tensor, prototypes: Tensor) -> RectifiedLabels:
@@ -91,10 +96,10 @@ class PseudoLabelRectifier(nn.Module):
         size = soft_labels.shape[2:]
         resized = features.shape[2:] != size
         if resized and self.interpolate == "features":
-            features = F.interpolate(features.float(), size, mode="bilinear", align_corners=True)
+            features = self._resize(features.float(), size)
         similarity = prototype_similarity(features, prototypes)
         if resized and self.interpolate == "similarity":
-            similarity = F.interpolate(similarity, size, mode="bilinear", align_corners=True)
+            similarity = self._resize(similarity, size)
         return self.rectify(soft_labels, similarity)
 
     if TYPE_CHECKING:
@@ -111,13 +116,17 @@ class PseudoLabelRectifier(nn.Module):
         Raises:
             ValueError: The shapes differ.
         """
-        check_shape("similarity", similarity, *soft_labels.shape)
+        advice = "; call the rectifier with the features, which resizes them"
+        check_shape("similarity", similarity, *soft_labels.shape, advice=advice)
         weights = (similarity.float() / self.temperature).softmax(dim=1)
         product = weights * soft_labels.float()
         mass = product.sum(dim=1, keepdim=True)
-        probabilities = product / mass.masked_fill(~(mass > 0), 1)
+        known = (mass > 0) & (mass < torch.inf)  # false for NaN
+        probabilities = product.div_(mass.masked_fill(~known, 1)).masked_fill_(~known, 0)
         confidence, labels = probabilities.max(dim=1)
-        # Comparisons with NaN are false, so pixels with NaN are ignored as well.
-        known = (confidence >= self.threshold) & (mass[:, 0] > 0)
+        known = known[:, 0] & (confidence >= self.threshold)
         labels = labels.masked_fill(~known, self.ignore_index)
         return RectifiedLabels(labels, confidence, probabilities)
+
+    def _resize(self, maps: Tensor, size: torch.Size) -> Tensor:
+        return F.interpolate(maps, size, mode="bilinear", align_corners=self.align_corners)

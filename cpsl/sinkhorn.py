@@ -27,8 +27,9 @@ def sinkhorn(
     then the rows to equal mass (Cuturi, 2013; equation 4 of CPSL). Computed on log Q, so that no score
     overflows. Assignments are targets and have no gradient.
 
-    Rows of -inf are padding: they get no mass and return zeros. A tensor of fixed shape can thus hold a
-    number of pixels that is known on the device only.
+    Rows of -inf and rows with NaN or +inf are padding: they get no mass and return zeros. A tensor of fixed
+    shape can thus hold a number of pixels that is known on the device only, and a pixel that is not finite
+    has no influence on others.
 
     Args:
         scores: (N, K) similarity of each pixel to each class, any floating dtype.
@@ -70,11 +71,14 @@ def sinkhorn(
 
     # (K, N): sums over pixels then read contiguous memory, which is several times faster.
     log_q = scores.t().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    best = log_q.amax(dim=0)
+    padding = ~(best < torch.inf)  # true for NaN as well
     # Subtracting the maximum does not change the result and keeps the digits of scores far from zero.
-    best = log_q.amax() if log_q.numel() else log_q.new_tensor(-torch.inf)
+    best = best.masked_fill(padding, -torch.inf)
+    best = best.amax() if len(best) else best.new_tensor(-torch.inf)
     log_q -= _where_finite(all_reduce_max(best, group))
     log_q /= epsilon
-    log_q.masked_fill_(absent[:, None], -torch.inf)
+    log_q.masked_fill_(absent[:, None] | padding, -torch.inf)
     for _ in range(iterations):
         log_q += _where_finite(log_marginal - _logsumexp_over_pixels(log_q, group))[:, None]
         log_q -= _where_finite(log_q.logsumexp(dim=0))

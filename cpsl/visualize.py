@@ -58,7 +58,7 @@ def overlay(image: Tensor, label: Tensor, palette: Palette, alpha: float = 0.5) 
         tensor([[150, 100]], dtype=torch.uint8)
     """
     _check_image(image)
-    check_shape("label", label, *image.shape[1:])
+    check_shape("label", label, *image.shape[1:], advice="; resize it with cpsl.geometry.resize_labels")
     known = (label >= 0) & (label < len(palette))
     return _blend(image, colorize(label, palette), alpha * known)
 
@@ -83,16 +83,19 @@ def similarity_map(
     size: tuple[int, int] | torch.Size,
     prototype: int | None = None,
     limits: tuple[float, float] = (-1.0, 1.0),
+    align_corners: bool = True,
 ) -> Tensor:
     """Colors an image by the similarity to one prototype, or to the most similar one of each pixel.
 
-    The similarities are upsampled bilinearly with aligned corners, like the networks' outputs.
+    The similarities are upsampled bilinearly, like the network's output.
 
     Args:
         similarity: (K, h, w) cosines of one image, from `prototype_similarity`.
         size: (H, W) of the image.
         prototype: Index of the prototype; None takes the largest cosine of each pixel.
         limits: Cosines shown as dark blue and as yellow; pictures to be compared need the same limits.
+        align_corners: Corner-aligned or half-pixel grid of the similarities, as in
+            `torch.nn.functional.interpolate`.
 
     Raises:
         ValueError: The shape is wrong, the prototype does not exist, or the limits are not in order.
@@ -114,7 +117,8 @@ def similarity_map(
         raise ValueError(f"limits must be (low, high) with low < high, got {limits}")
     if prototype is not None:
         similarity = similarity[prototype : prototype + 1]
-    resized = F.interpolate(similarity[None].float(), list(size), mode="bilinear", align_corners=True)
+    similarity = similarity[None].float()
+    resized = F.interpolate(similarity, list(size), mode="bilinear", align_corners=align_corners)
     return heatmap((resized[0].amax(dim=0) - low) / (high - low))
 
 
@@ -125,11 +129,12 @@ def assignment_map(
     grid: tuple[int, int] | torch.Size,
     palette: Palette,
     radius: int = 3,
+    align_corners: bool = True,
 ) -> Tensor:
     """Draws the pixels sampled by a clustering step as dots in the colors of their classes.
 
-    The color of a dot is that of the largest assignment. Its position is that of the feature in the image,
-    with aligned corners. Later dots cover earlier ones.
+    The color of a dot is that of the largest assignment. Its position is that of the feature in the image.
+    Later dots cover earlier ones.
 
     Args:
         images: (B, 3, H, W) uint8, the clustered batch.
@@ -138,6 +143,8 @@ def assignment_map(
         grid: (h, w) of the features.
         palette: K colors (R, G, B), 0...255.
         radius: Radius of a dot in pixels.
+        align_corners: Corner-aligned or half-pixel grid of the features, as in
+            `torch.nn.functional.interpolate`.
 
     Returns:
         (B, 3, H, W) uint8.
@@ -166,8 +173,8 @@ def assignment_map(
     if indices.device.type == "cpu" and ((indices < 0) | (indices > last)).any():
         raise ValueError(f"indices must be 0...{last}, got {int(indices.min())}...{int(indices.max())}")
     image_of, node = indices // nodes, indices % nodes
-    y = _pixel_of_node(node // grid[1], grid[0], images.shape[2])
-    x = _pixel_of_node(node % grid[1], grid[1], images.shape[3])
+    y = _pixel_of_node(node // grid[1], grid[0], images.shape[2], align_corners)
+    x = _pixel_of_node(node % grid[1], grid[1], images.shape[3], align_corners)
     color_of = torch.tensor(palette, dtype=torch.uint8, device=images.device)
     color_of = color_of[assignments.argmax(dim=1)].movedim(1, 0)
     rim = torch.tensor(_RIM, dtype=torch.uint8, device=images.device)[:, None, None, None]
@@ -284,8 +291,10 @@ def _blend(image: Tensor, colors: Tensor, alpha: Tensor) -> Tensor:
     return image.float().lerp(colors.float(), alpha.float()).round().to(torch.uint8)
 
 
-def _pixel_of_node(node: Tensor, nodes: int, pixels: int) -> Tensor:
-    """Returns the pixel nearest to a node of a grid with aligned corners, along one axis."""
+def _pixel_of_node(node: Tensor, nodes: int, pixels: int, align_corners: bool) -> Tensor:
+    """Returns the pixel nearest to a node of a grid along one axis."""
+    if not align_corners:
+        return ((2 * node + 1) * pixels) // (2 * nodes)
     return (node * ((pixels - 1) / max(nodes - 1, 1))).round().long()
 
 

@@ -33,7 +33,9 @@ from cpsl.app.datasets import label_space, target_dataset
 from cpsl.app.networks import build_model
 from cpsl.data import StrongAugmentation, WeakView, whole_image
 from cpsl.data.views import render
+from cpsl.geometry import resize_labels
 from cpsl.methods.step import to_float
+from cpsl.models import segment as run_network
 from cpsl.training import load
 from cpsl.training.log import text_table
 from cpsl.visualize import assignment_map, colorize, outline, overlay, panel, titled
@@ -69,6 +71,7 @@ class Pixels(NamedTuple):
     labels: Tensor
     prototypes: Tensor
     delta: Tensor
+    align_corners: bool
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Returns features (N, D) and labels (N,) of all pixels."""
@@ -90,13 +93,12 @@ def segment(config: Config) -> Pixels:
         if sample.label is None:
             raise SystemExit(f"{sample.name} has no labels to measure with")
         images.append(whole_image(sample.image, config.views.full_size))
-        output = model(to_float(images[-1])[None])
+        output = run_network(model, to_float(images[-1][None]))
         features.append(output.features)
         probabilities.append(output.logits.softmax(dim=1))
-        view = View.whole((sample.label.shape[0], sample.label.shape[1]))
         grid = output.features.shape[2:]
         label = sample.label[None].long()
-        labels.append(warp(label, view, view, grid, output_align_corners=True).values)
+        labels.append(resize_labels(label, grid, model.align_corners))
     return Pixels(
         torch.stack(images),
         torch.cat(features),
@@ -104,6 +106,7 @@ def segment(config: Config) -> Pixels:
         torch.cat(labels),
         clustering.prototypes.clone(),
         clustering.aligner.distribution,
+        model.align_corners,
     )
 
 
@@ -171,14 +174,23 @@ def draw_assignments(config: Config, pixels: Pixels, assigned: dict[str, Tensor]
     one = slice(SHOWN, SHOWN + 1)
 
     def drawn(labels: Tensor) -> Tensor:
-        label, _ = warp(labels[one], whole, whole, align_corners=True, output_align_corners=False)
+        label, _ = warp(
+            labels[one], whole, whole, align_corners=pixels.align_corners, output_align_corners=False
+        )
         return overlay(image, label[0], palette, alpha=0.75)
 
     torch.manual_seed(config.seed)
     clustering = ClassBalancedPrototypeClustering(*pixels.prototypes.shape)
     clustering.initialize(pixels.prototypes, pixels.delta)
     output = clustering(pixels.features[one], pixels.probabilities[one].argmax(dim=1))
-    dots = assignment_map(pixels.images[one], output.indices, output.assignments, grid, palette)
+    dots = assignment_map(
+        pixels.images[one],
+        output.indices,
+        output.assignments,
+        grid,
+        palette,
+        align_corners=pixels.align_corners,
+    )
     pictures = [
         titled(image, "target image"),
         titled(drawn(pixels.labels), "ground truth"),
@@ -259,7 +271,7 @@ def draw_views(config: Config, pixels: Pixels) -> None:
     strong, strong_view = StrongAugmentation().sample(weak, weak_view, random)
     frames = outline(outline(image, weak_view), strong_view, (255, 200, 0))
 
-    whole, corners = View.whole(views.full_size), {"align_corners": True}
+    whole, corners = View.whole(views.full_size), {"align_corners": pixels.align_corners}
     soft = pixels.probabilities[SHOWN : SHOWN + 1]
     on_image, _ = warp(soft, whole, whole, **corners, output_align_corners=False)
     in_weak, _ = warp(soft, whole, weak_view, **corners, output_align_corners=False)

@@ -26,18 +26,17 @@ parser = argparse.ArgumentParser(description="GTA5 to Cityscapes through all sta
 parser.add_argument("--gta5", type=Path, required=True)
 parser.add_argument("--cityscapes", type=Path, required=True)
 parser.add_argument("--output", type=Path, default=Path("runs/from_python"))
-parser.add_argument("--backbone", default="resnet101")
-parser.add_argument("--weights", default="imagenet", help="imagenet, random or a file")
+parser.add_argument("--network", default="deeplabv2:resnet101")
+parser.add_argument("--weights", default="pretrained", help="pretrained, random or a file")
 parser.add_argument("--height", type=int, default=1024, help="of a whole image, in pixels")
 parser.add_argument("--iterations", type=int, default=90_000, help="per stage")
 parser.add_argument("--workers", type=int, default=4)
 
 
-def sgd(network: models.DeepLabV2, rate: float, head_multiplier: float = 10) -> SGD:
-    """Returns the optimizer of a network, whose head learns faster than the pretrained backbone."""
-    optimizer = SGD(network.backbone.parameters(), rate, momentum=0.9, weight_decay=2e-4)
-    optimizer.add_param_group({"params": network.head.parameters(), "lr": head_multiplier * rate})
-    return optimizer
+def sgd(network: models.SegmentationNetwork, rate: float, head_multiplier: float = 10) -> SGD:
+    """Returns the optimizer of a network, whose head learns faster than its pretrained layers."""
+    groups = models.parameter_groups(network, rate, head_multiplier=head_multiplier)
+    return SGD(groups, rate, momentum=0.9, weight_decay=2e-4)
 
 
 def main() -> None:
@@ -67,7 +66,7 @@ def main() -> None:
                 schedule.step()
             method.update()
 
-    def finish(stage: str, network: models.DeepLabV2) -> cpsl.Segmenter:
+    def finish(stage: str, network: models.SegmentationNetwork) -> cpsl.Segmenter:
         segmenter = cpsl.Segmenter(network.eval(), CLASSES, full_size)
         segmenter.save(args.output / stage / "model.pt")
         confusion = cpsl.ConfusionMatrix(len(CLASSES))
@@ -79,9 +78,8 @@ def main() -> None:
         return segmenter
 
     # Stage 0: adversarial alignment of the output space.
-    network = models.DeepLabV2(len(CLASSES), args.backbone).to(DEVICE)
+    network = models.build_network(args.network, len(CLASSES), weights=args.weights).to(DEVICE)
     if args.weights != "random":
-        models.load_backbone_weights(network.backbone, args.weights, args.backbone)
         models.freeze_batch_norm(network)
     discriminator = models.Discriminator(len(CLASSES)).to(DEVICE)
     adam = Adam(discriminator.parameters(), lr=1e-4, betas=(0.9, 0.99))
@@ -95,7 +93,7 @@ def main() -> None:
     for index, name in enumerate(target.names):
         whole = data.whole_image(target.image(index), full_size)[None].to(DEVICE)
         with torch.no_grad():
-            logits, features = network(whole / 255)
+            logits, features = models.segment(network, whole / 255)
         soft_labels.write(name, logits.softmax(dim=1)[0])
         means.update(features, logits)
         counts += cpsl.class_counts(logits.argmax(dim=1), len(CLASSES)).cpu()
@@ -119,7 +117,7 @@ def main() -> None:
         for index, name in enumerate(target.names):
             predicted = segmenter.predict(target.image(index), size=full_size, flip=True)
             labels.write(name, predicted.labels.masked_fill(predicted.confidence <= 0.95, 255))
-        student = copy.deepcopy(segmenter.model).train()
+        student = copy.deepcopy(segmenter.network).train()
         distillation = methods.Distillation(student, segmenter.model)
         train(distillation, sgd(student, 6e-4), pseudo_labels=labels.read)
         segmenter = finish(stage, student)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from cpsl import ClassBalancedPrototypeClustering
 from cpsl.data import GTA5, Cityscapes, SourceBatch, TargetBatch, WeakView, domain_loaders
 from cpsl.methods import AdversarialWarmup, Distillation, MeanTeacher, SelfLabeling
-from cpsl.models import DeepLabV2, ExponentialMovingAverage
+from cpsl.models import ExponentialMovingAverage, build_network
 
 
 class Adaptation(lightning.LightningModule):
@@ -72,8 +72,8 @@ def main() -> None:
     parser.add_argument("--output", default="lightning_module.ckpt")
     args = parser.parse_args()
 
-    network = DeepLabV2(num_classes=19, backbone="resnet_tiny", feature_dim=64)
-    clustering = ClassBalancedPrototypeClustering(num_classes=19, feature_dim=64)
+    network = build_network("lite0", num_classes=19)
+    clustering = ClassBalancedPrototypeClustering(num_classes=19, feature_dim=network.feature_dim)
     method = MeanTeacher(network, ExponentialMovingAverage(network), clustering)
     trainer = lightning.Trainer(
         devices=args.devices,

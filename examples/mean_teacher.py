@@ -1,8 +1,8 @@
 """CPSL in a mean teacher, written out as a complete loop in plain PyTorch.
 
-    python examples/mean_teacher.py data/gta5 data/cityscapes
+    python examples/mean_teacher.py data/gta5 data/cityscapes --network timm:convnext_tiny
 
-`cpsl.methods.MeanTeacher` is the same step as a module. Here each line of it can be changed.
+`cpsl.methods.MeanTeacher` is the same step as a module. Here each line can be changed.
 """
 
 import argparse
@@ -13,19 +13,21 @@ from cpsl import (
     ClassBalancedPrototypeClustering,
     PseudoLabelRectifier,
     RunningClassMeans,
+    Segmenter,
     cross_entropy,
     warp,
 )
-from cpsl.data import GTA5, Cityscapes, WeakView, domain_loaders
-from cpsl.models import DeepLabV2, ExponentialMovingAverage
+from cpsl.data import CITYSCAPES_19, GTA5, Cityscapes, WeakView, domain_loaders
+from cpsl.models import ExponentialMovingAverage, build_network, parameter_groups, resize, segment
 
 
 def main() -> None:
-    """Trains a student on the source and, with the labels of its average, on the target."""
+    """Trains a student on the labeled source and on pseudo labels of its mean teacher for the target."""
     parser = argparse.ArgumentParser(description="CPSL in a mean teacher")
     parser.add_argument("source", help="folder of GTA5 or in its layout")
     parser.add_argument("target", help="folder of Cityscapes or in its layout")
-    parser.add_argument("--height", type=int, default=512, help="of a whole image, in pixels")
+    parser.add_argument("--network", default="lite0", help="see docs/networks.md")
+    parser.add_argument("--height", type=int, default=512, help="of a whole image; width is twice that")
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--output", default="mean_teacher.pt")
     args = parser.parse_args()
@@ -35,40 +37,39 @@ def main() -> None:
     view = WeakView.of_size((args.height, 2 * args.height))
     loaders = domain_loaders(GTA5(args.source), Cityscapes(args.target), view, batch_size=2)
 
-    student = DeepLabV2(num_classes=19, backbone="resnet_tiny", feature_dim=64).to(device)
+    student = build_network(args.network, num_classes=19).to(device)
     teacher = ExponentialMovingAverage(student)
-    means = RunningClassMeans(num_classes=19, feature_dim=64).to(device)
-    clustering = ClassBalancedPrototypeClustering(num_classes=19, feature_dim=64).to(device)
-    rectifier = PseudoLabelRectifier()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
-    # Adam's steps do not depend on the weight of a loss: the learning rate decides how far prototypes move.
+    dim, aligned = student.feature_dim, student.align_corners
+    means = RunningClassMeans(num_classes=19, feature_dim=dim, align_corners=aligned).to(device)
+    clustering = ClassBalancedPrototypeClustering(num_classes=19, feature_dim=dim, align_corners=aligned).to(
+        device
+    )
+    rectifier = PseudoLabelRectifier(align_corners=aligned)
+    optimizer = torch.optim.AdamW(parameter_groups(student, 1e-4))
+    # Adam's step size does not depend on the weight of a loss: prototypes need a learning rate of their own.
     optimizer.add_param_group({"params": clustering.prototypes, "lr": 1e-4, "weight_decay": 0.0})
 
     for step, source, target in zip(range(args.steps), *loaders, strict=False):
         source, target = source.to(device), target.to(device)
 
-        # The student learns the labels of the source.
-        logits, features = student(source.image / 255)
-        logits = torch.nn.functional.interpolate(
-            logits, source.label.shape[1:], mode="bilinear", align_corners=True
-        )
-        loss = cross_entropy(logits, source.label)
-        if step < 100:  # meanwhile the prototypes are the class means of the source
+        # Supervised loss on the source.
+        logits, features = segment(student, source.image / 255)
+        loss = cross_entropy(resize(logits, source.label.shape[1:], align_corners=aligned), source.label)
+        if step < 100:  # until then, the prototypes are the class means of the source
             means.update(features, source.label)
             clustering.initialize(means.prototypes, means.distribution)
 
-        # The teacher labels the target, and the prototypes rectify the labels.
+        # Pseudo labels: the teacher's soft labels, rectified with the prototypes.
         with torch.no_grad():
-            logits, features = teacher(target.weak / 255)
+            logits, features = segment(teacher, target.weak / 255)
             soft = logits.softmax(dim=1)
             labels = rectifier(soft, features, clustering.ema_prototypes).labels
             confident = (soft.amax(dim=1) > 0.968).float().mean()
 
-        # The student learns them on the strong view, the prototypes from the teacher's features.
-        logits, _ = student(target.strong / 255)
-        labels_in_strong, _ = warp(
-            labels, target.weak_view, target.strong_view, logits.shape[2:], align_corners=True
-        )
+        # The student trains on the strong view, the prototypes on the teacher's features.
+        logits, _ = segment(student, target.strong / 255)
+        views = target.weak_view, target.strong_view
+        labels_in_strong, _ = warp(labels, *views, logits.shape[2:], align_corners=aligned)
         loss = loss + confident * cross_entropy(logits, labels_in_strong)
         clusters = clustering(features, labels)
         loss = loss + 0.1 * clusters.loss
@@ -81,7 +82,7 @@ def main() -> None:
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}, confident {confident.item():.3f}", flush=True)
 
-    torch.save(teacher.module.state_dict(), args.output)
+    Segmenter(teacher, CITYSCAPES_19, view.full_size).save(args.output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 
 from cpsl import ClassBalancedPrototypeClustering, Segmenter, data
 from cpsl.methods import SelfLabeling
-from cpsl.models import ExponentialMovingAverage
+from cpsl.models import ExponentialMovingAverage, parameter_groups
 
 parser = argparse.ArgumentParser(description="Stage 1 of the paper on several GPUs")
 parser.add_argument("--warmup-run", type=Path, required=True, help="has warmup/ and pseudo_labels/")
@@ -50,7 +50,7 @@ def train(args: argparse.Namespace, device: torch.device) -> nn.Module:
     assert warm_up.full_size is not None
 
     # The warm-up network becomes student and teacher; its class means become the prototypes.
-    student = warm_up.model.train()
+    student = warm_up.network.train()
     teacher = ExponentialMovingAverage(student)
     if device.type == "cuda":
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
@@ -58,8 +58,7 @@ def train(args: argparse.Namespace, device: torch.device) -> nn.Module:
     clustering.to(device).initialize(start["prototypes"], start["class_distribution"])
     method = SelfLabeling(parallel(student, device), teacher, parallel(clustering, device))
 
-    optimizer = SGD(student.backbone.parameters(), 1e-4, momentum=0.9, weight_decay=2e-4)
-    optimizer.add_param_group({"params": student.head.parameters(), "lr": 5e-4})
+    optimizer = SGD(parameter_groups(student, 1e-4, head_multiplier=5), momentum=0.9, weight_decay=2e-4)
     optimizer.add_param_group({"params": clustering.prototypes, "lr": 5e-4})
     schedule = PolynomialLR(optimizer, args.iterations, power=0.9)
 

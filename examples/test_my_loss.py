@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl.testing import (
-    LOSS_CHECKS,
+    LossCheck,
     SegmentationBatch,
     all_ignored,
+    applicable_checks,
     perfect_prediction,
     segmentation_batch,
     uniform_prediction,
 )
-from cpsl.testing.checks import check_equal_shares_average_to_the_whole
 
 
 def confident_cross_entropy(
@@ -37,13 +37,9 @@ def loss_of(batch: SegmentationBatch) -> Tensor:
     return confident_cross_entropy(batch.logits, batch.labels, batch.teacher_logits, batch.ignore_index)
 
 
-# Each rank divides by the confidence of its own pixels, so the mean over ranks weighs pixels differently.
-CHECKS = [check for check in LOSS_CHECKS if check is not check_equal_shares_average_to_the_whole]
-
-
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", applicable_checks(loss_of, segmentation_batch(num_classes=5)))
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_keeps_the_contract(check: Callable[..., None], seed: int) -> None:
+def test_loss_keeps_the_contract(check: LossCheck, seed: int) -> None:
     """Ignored pixels, empty crops, autocast, gradients and more, on random batches."""
     check(loss_of, segmentation_batch(num_classes=5, seed=seed))
 

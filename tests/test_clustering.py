@@ -166,7 +166,9 @@ def test_runs_as_one_graph_and_under_autocast() -> None:
 @pytest.mark.parametrize("sampling", ["class_proportional", "uniform"])
 def test_no_operation_synchronizes_with_the_device(sampling: str, fake_cuda) -> None:
     clustering = build(sampling=sampling)
-    output = clustering(*batch())
+    clustering.initialize(torch.randn(K, D), torch.rand(K))
+    features, labels = batch()
+    output = clustering(features, labels.repeat(1, 2, 3))  # resized to the grid of the features
     clustering.update(output)
     clustering.update(output, applied=torch.ones(()) > 0)
     assert output.indices.shape == (2, 20)
@@ -225,7 +227,7 @@ def test_the_momentum_of_the_constructor_is_the_default() -> None:
     ("features", "labels", "message"),
     [
         (torch.rand(2, 7, 4, 4), None, r"\(B, 8, h, w\)"),
-        (torch.rand(2, D, 4, 4), torch.zeros(2, 4, 5), r"\(2, 4, 4\)"),
+        (torch.rand(2, D, 4, 4), torch.zeros(1, 4, 4), r"\(2, H, W\)"),
         (torch.rand(2, D, 4, 4), torch.full((2, 4, 4), 6), "labels must be 0...4"),
     ],
 )

@@ -21,6 +21,7 @@ from cpsl import (
     symmetric_cross_entropy,
     warp,
 )
+from cpsl.losses import discriminator_loss, generator_loss
 from cpsl.models import DeepLabV2, ExponentialMovingAverage
 
 K, D = 5, 8
@@ -121,6 +122,13 @@ def test_empty_batches() -> None:
     before = aligner.distribution.clone()
     aligner.update(IGNORED)
     torch.testing.assert_close(aligner.distribution, before)
+
+
+def test_adversarial_losses_of_an_empty_batch_are_zero() -> None:
+    decision = torch.zeros(0, 1, 2, 3, requires_grad=True)
+    for loss in (generator_loss(decision), discriminator_loss(decision, decision)):
+        loss.backward()
+        assert loss == 0
 
 
 def test_an_empty_confusion_matrix_has_no_iou() -> None:

@@ -48,7 +48,7 @@ def run_of_all_stages(streets: tuple[str, str], tmp_path_factory: pytest.TempPat
     output = tmp_path_factory.mktemp("run")
     source, target = streets
     words = ["--gta5", source, "--cityscapes", target, "--output", str(output)]
-    words += ["--backbone", "resnet_tiny", "--weights", "random", "--height", "64"]
+    words += ["--network", "deeplabv2:resnet_tiny", "--weights", "random", "--height", "64"]
     execute("gta5_to_cityscapes", *words, "--iterations", str(STEPS), "--workers", "0")
     return output
 
@@ -182,50 +182,31 @@ def test_example_mean_teacher(
     names = execute("mean_teacher", *streets, "--height", "64", "--steps", str(STEPS))
     loss = float(capsys.readouterr().out.split("loss ")[1].split(",")[0])
     assert 0 < loss < 10
-    state = load(here / "mean_teacher.pt")
-    check_finite(state)
+    network = Segmenter.load(here / "mean_teacher.pt").network
+    assert network.spec is not None
+    assert network.spec.name == "lite0"
+    check_finite(network.state_dict())
     torch.manual_seed(0)
-    start = names["DeepLabV2"](19, "resnet_tiny", feature_dim=64).state_dict()
-    weight = "head.classify.weight"
-    assert 0 < (state[weight] - start[weight]).abs().max() < 0.1
+    start, weight = names["build_network"]("lite0", 19).state_dict(), "body.encoder.conv_stem.weight"
+    assert 0 < (network.state_dict()[weight] - start[weight]).abs().max() < 0.1
 
 
-def test_example_smp(streets: tuple[str, str], here: Path, steps: list[Step]) -> None:
-    pytest.importorskip("segmentation_models_pytorch", reason="extra integrations")
-    small = ["--encoder", "tu-mobilenetv3_small_050", "--random", "--height", "256"]
-    execute("smp", *streets, *small, "--steps", str(STEPS))
+@pytest.mark.parametrize("network", ["smp:FPN/tu-mobilenetv3_small_050", "timm:regnetx_002"])
+def test_example_any_network(streets: tuple[str, str], here: Path, steps: list[Step], network: str) -> None:
+    pytest.importorskip("segmentation_models_pytorch", reason="extra networks")
+    pytest.importorskip("timm", reason="extra networks")
+    small = ["--network", network, "--weights", "random", "--height", "64"]
+    execute("any_network", *streets, *small, "--steps", str(STEPS))
     check_training(steps)
-    check_finite(load(here / "smp.pt"))
-
-
-def test_example_segformer(streets: tuple[str, str], here: Path, steps: list[Step]) -> None:
-    transformers = pytest.importorskip("transformers", reason="extra integrations")
-    config = transformers.SegformerConfig(
-        hidden_sizes=[16, 16, 16, 16],
-        depths=[1, 1, 1, 1],
-        num_attention_heads=[1, 1, 1, 1],
-        decoder_hidden_size=32,
-        num_labels=19,
-    )
-    transformers.SegformerForSemanticSegmentation(config).save_pretrained("tiny")
-    execute("segformer", *streets, "--checkpoint", "tiny", "--height", "64", "--steps", str(STEPS))
-    check_training(steps)
-    saved = transformers.SegformerForSemanticSegmentation.from_pretrained("segformer")
-    assert saved(pixel_values=torch.rand(1, 3, 64, 128)).logits.shape == (1, 19, 16, 32)
+    segmenter = Segmenter.load(here / "any_network.pt")
+    check_finite(segmenter.model.state_dict())
     trained: Any = steps[-1][0]
-    assert torch.equal(saved.decode_head.classifier.weight, trained.teacher.module.classifier.weight)
-
-
-def test_example_timm_backbone(streets: tuple[str, str], here: Path, steps: list[Step]) -> None:
-    pytest.importorskip("timm", reason="extra integrations")
-    small = ["--backbone", "regnetx_002", "--random", "--height", "64"]
-    execute("timm_backbone", *streets, *small, "--steps", str(STEPS))
-    check_training(steps)
-    check_finite(load(here / "timm_backbone.pt"))
+    state = segmenter.model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in trained.teacher.module.state_dict().items())
 
 
 def test_example_lightning_module(streets: tuple[str, str], here: Path, steps: list[Step]) -> None:
-    pytest.importorskip("lightning", reason="extra integrations")
+    pytest.importorskip("lightning", reason="extra lightning")
     execute("lightning_module", *streets, "--height", "64", "--steps", str(STEPS))
     check_training(steps)
     checkpoint = torch.load(here / "lightning_module.ckpt", weights_only=False)
@@ -242,7 +223,7 @@ def test_example_test_my_loss() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "42 passed" in done.stdout
+    assert "45 passed" in done.stdout
 
 
 def test_example_my_folders(tmp_path: Path) -> None:
@@ -332,8 +313,8 @@ def test_example_adapt(tmp_path: Path, code: int) -> None:
 
 
 def test_the_comparison_of_networks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("lightning", reason="extra integrations")
-    pytest.importorskip("transformers", reason="extra integrations")
+    pytest.importorskip("lightning", reason="extra lightning")
+    pytest.importorskip("timm", reason="extra networks")
     spec = importlib.util.spec_from_file_location("integrations", ROOT / "benchmarks" / "integrations.py")
     assert spec is not None
     assert spec.loader is not None
@@ -342,16 +323,12 @@ def test_the_comparison_of_networks(here: Path, capsys: pytest.CaptureFixture[st
     streets = comparison.Streets
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "Streets", lambda root: streets(root, count=8))
-        words = "--only timm_backbone --seeds 2 --start 2 --iterations 2"
+        words = "--only timm --seeds 2 --start 2 --iterations 2"
         patch.setattr(sys, "argv", ["integrations.py", *words.split()])
         comparison.main()
     printed = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in printed][2:]
-    assert [row[:2] for row in rows] == [
-        ["timm_backbone", "0"],
-        ["timm_backbone", "1"],
-        ["**timm_backbone**", "mean"],
-    ]
+    assert [row[:2] for row in rows] == [["timm", "0"], ["timm", "1"], ["**timm**", "mean"]]
     for column in (2, 3, 4):
         values = [float(row[column]) for row in rows[:2]]
         assert all(0 < value < 50 for value in values)

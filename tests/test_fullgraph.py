@@ -9,6 +9,7 @@ import torch
 
 import cpsl
 from cpsl import (
+    ClassBalancedPrototypeClustering,
     ConfusionMatrix,
     DistributionAligner,
     PixelMemoryBank,
@@ -22,6 +23,7 @@ from cpsl import (
     sinkhorn,
 )
 from cpsl.authors.clustering import crop_labels
+from cpsl.geometry import resize_labels
 from cpsl.sampling import class_quotas, sample_class_proportional, sample_uniform
 
 K, D = 5, 8
@@ -45,6 +47,16 @@ def average(means: RunningClassMeans, features: torch.Tensor) -> torch.Tensor:
     return torch.cat([means.prototypes, means.distribution[:, None]], dim=1)
 
 
+def step(
+    clustering: ClassBalancedPrototypeClustering, features: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Initializes, assigns and updates."""
+    clustering.initialize(PROTOTYPES, DELTA)
+    output = clustering(features, labels)
+    clustering.update(output, momentum=0.5)
+    return output.assignments.sum() + clustering.ema_prototypes
+
+
 def count(confusion: ConfusionMatrix, labels: torch.Tensor) -> torch.Tensor:
     confusion.reset()
     confusion.update(labels, labels)
@@ -63,6 +75,16 @@ OPERATIONS: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
     ("PixelMemoryBank.push", push, (PixelMemoryBank(60, D), PIXELS)),
     ("DistributionAligner", update_and_assign, (DistributionAligner(K), LABELS)),
     ("RunningClassMeans", average, (RunningClassMeans(K, D), torch.randn(2, D, 3, 4))),
+    ("resize_labels", resize_labels, (LABELS, (4, 9))),
+    (
+        "ClassBalancedPrototypeClustering",
+        step,
+        (
+            ClassBalancedPrototypeClustering(K, D, bank_size=60, samples_per_image=20),
+            torch.randn(2, D, 3, 4),
+            LABELS,
+        ),
+    ),
     ("ConfusionMatrix.update", count, (ConfusionMatrix(K), LABELS)),
     ("PseudoLabelRectifier", PseudoLabelRectifier(), (SOFT, torch.randn(2, D, 3, 4), PROTOTYPES)),
     ("pixel_contrast", pixel_contrast, (PIXELS, LABELS.flatten()[:40], PIXELS, LABELS.flatten()[:40])),
@@ -85,7 +107,7 @@ def test_each_core_operation_is_one_graph(operation, inputs) -> None:
         assert [part.shape for part in got] == [part.shape for part in expected]
     else:
         assert got.shape == expected.shape
-        if operation is not update_and_assign:  # which has changed its state
+        if operation not in (update_and_assign, step):  # which have changed their state
             torch.testing.assert_close(got, expected)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cpsl.geometry import View, warp
+from cpsl.geometry import View, resize_labels, warp
 
 SIZE = (48, 80)
 seeds = st.integers(0, 10_000)
@@ -138,6 +138,53 @@ def test_flipping_twice_changes_nothing(seed: int) -> None:
     view, flip = random_view(generator), torch.rand(3, generator=generator) < 0.5
     twice = view.flipped(flip).flipped(flip)
     torch.testing.assert_close(twice.matrix, view.matrix, atol=1e-4, rtol=1e-5)
+
+
+@given(
+    old=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    new=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    align_corners=st.booleans(),
+    dtype=st.sampled_from([torch.uint8, torch.int32, torch.int64]),
+    seed=seeds,
+)
+def test_labels_are_resized_to_the_nearest_label(
+    old: tuple[int, int], new: tuple[int, int], align_corners: bool, dtype: torch.dtype, seed: int
+) -> None:
+    labels = torch.randint(250, (2, *old), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    got = resize_labels(labels, new, align_corners)
+    assert got.shape == (2, *new)
+    assert got.dtype == dtype
+    whole = View.whole(old, 2)
+    assert torch.equal(got, warp(labels, whole, whole, new, output_align_corners=align_corners).values)
+    for y in range(new[0]):
+        for x in range(new[1]):
+            place = [
+                i * (n - 1) / max(m - 1, 1) if align_corners else (i + 0.5) * n / m - 0.5
+                for i, n, m in zip((y, x), old, new, strict=True)
+            ]
+            # Positions between two labels may be rounded up or down.
+            near = [
+                [k for k in range(n) if abs(k - p) <= 0.5 + 1e-4] for p, n in zip(place, old, strict=True)
+            ]
+            allowed = labels[:, near[0]][:, :, near[1]].flatten(1)
+            assert (allowed == got[:, y, x, None]).any(dim=1).all()
+
+
+def test_labels_of_the_same_size_are_returned_unchanged() -> None:
+    labels = torch.randint(5, (2, 6, 7))
+    assert resize_labels(labels, (6, 7)) is labels
+    with pytest.raises(TypeError, match=r"integer class indices, got torch\.float32"):
+        resize_labels(labels.float(), (3, 4))
+    with pytest.raises(ValueError, match=r"labels must be \(B, H, W\)"):
+        resize_labels(labels[0], (3, 4))
+
+
+def test_views_are_float32_for_any_default_dtype() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert View.whole((4, 4)).matrix.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @given(seed=seeds)

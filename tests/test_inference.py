@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from cpsl import Segmenter
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, LabelSpace
-from cpsl.models import DeepLabV2, SegmentationOutput
-from cpsl.models.resnet import resnet_tiny
+from cpsl.models import DeepLabV2, NetworkSpec, check_network
+from small_networks import Colors, Patches, build_patches
 
 ROAD_SKY = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
 # The entries of files of version 0.
-OLD = ("model", "backbone", "feature_dim", "output_norm", "classes", "palette")
+OLD = ("model", "classes", "palette")
 
 
 def network(classes: int = 2, **options: Any) -> DeepLabV2:
@@ -34,20 +35,6 @@ def picture(height: int = 40, width: int = 72) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randint(0, 256, (1, 3, 5, 9), generator=generator).float()
     return F.interpolate(coarse, (height, width), mode="bilinear")[0].to(torch.uint8)
-
-
-class Colors(nn.Module):
-    """Classifies by color, at stride 4: the same for any size and for the mirrored image."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(4 * torch.randn(classes, 3, 1, 1, generator=generator))
-
-    def forward(self, image: Tensor) -> SegmentationOutput:
-        small = F.interpolate(image, scale_factor=0.25, mode="area") - 0.5
-        logits = F.conv2d(small, self.weight)
-        return SegmentationOutput(logits, logits)
 
 
 @st.composite
@@ -82,7 +69,8 @@ def test_a_loaded_segmenter_equals_the_saved_one(
 def test_files_of_version_0_are_loaded(tmp_path: Path) -> None:
     Segmenter(network(output_norm=True), ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
     content = torch.load(tmp_path / "model.pt", weights_only=True)
-    torch.save({key: content[key] for key in OLD}, tmp_path / "old.pt")
+    arguments = {"backbone": "resnet_tiny", "feature_dim": 8, "output_norm": True}
+    torch.save({key: content[key] for key in OLD} | arguments, tmp_path / "old.pt")
     new, old = Segmenter.load(tmp_path / "model.pt"), Segmenter.load(tmp_path / "old.pt")
     assert (old.classes, old.full_size) == (ROAD_SKY, None)
     with pytest.raises(ValueError, match=r"full_size=\(height, width\)"):
@@ -99,9 +87,11 @@ class Runs:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2, later than 1"),
-        ({"backbone": None, "feature_dim": None}, r"model\.pt .* no backbone, no feature_dim"),
-        ({"feature_dim": 16}, "does not fit"),
+        ({"version": 3}, "version 3, later than 2"),
+        ({"network": None, "arguments": None}, r"model\.pt .* no network, no arguments"),
+        ({"arguments": {"feature_dim": 16}}, "does not fit"),
+        ({"arguments": {"color": 16}}, "no argument color"),
+        ({"network": "deeplabv2:resnet_huge"}, "resnet_huge"),
         ({"extra": Runs()}, "other objects than tensors"),
     ],
 )
@@ -140,11 +130,104 @@ def test_expected_classes_are_compared(tmp_path: Path) -> None:
         Segmenter.load(tmp_path / "model.pt", ["sky", "road"])
 
 
-def test_a_custom_backbone_is_not_saved(tmp_path: Path) -> None:
-    model = DeepLabV2(2, resnet_tiny(stride=8), 8)
-    with pytest.raises(ValueError, match="ResNet"):
+def test_a_network_of_ones_own_is_rebuilt_by_its_function_only(tmp_path: Path) -> None:
+    model, path = Patches(2), tmp_path / "model.pt"
+    Segmenter(model, ROAD_SKY, (32, 64)).save(path)
+    with pytest.raises(ValueError, match=r"model\.pt.*build="):
+        Segmenter.load(path)
+    again = Segmenter.load(path, build=build_patches).network
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    # The file names a function, which is not imported.
+    content = {**torch.load(path, weights_only=True), "network": "antigravity:build"}
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="antigravity:build"):
+        Segmenter.load(path)
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ValueError, match=r"encode\.weight"):
+        Segmenter.load(path, build=partial(build_patches, features=4))
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "arguments"),
+    [
+        ("transformers", "transformers:someone/repository", {}),
+        ("transformers", "transformers:segformer", {"_attn_implementation": "someone/kernels"}),
+        ("transformers", "transformers:segformer", {"auto_map": {"AutoConfig": "someone--code.Config"}}),
+        (
+            "transformers",
+            "transformers:upernet",
+            {"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:someone/repository"}},
+        ),
+        ("timm", "timm:hf-hub:someone/repository", {}),
+        ("timm", "timm:resnet18", {"checkpoint_path": "other.pth"}),
+        ("segmentation_models_pytorch", "smp:Unet/tu-hf-hub:someone/repository", {}),
+        ("segmentation_models_pytorch", "smp:Unet/tu-local-dir:folder", {}),
+        ("segmentation_models_pytorch", "smp:Unet/tu-resnet18", {"checkpoint_path": "other.pth"}),
+    ],
+)
+def test_a_file_causes_no_download_and_reads_no_other_file(
+    library: str, name: str, arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network is used"))
+    content = {"version": 2, "model": {}, "network": name, "arguments": arguments}
+    torch.save({**content, "classes": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]]}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        Segmenter.load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("entry", ["model", "classes", "palette", "full_size", "arguments"])
+def test_what_was_not_written_is_noticed_before_the_old_file_is_replaced(
+    entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pt"
+    Segmenter(network(), ROAD_SKY, (32, 64)).save(path)
+    before, save = path.read_bytes(), torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: save({**content, entry: {"a": 1}}, file))
+    with pytest.raises(ValueError, match=entry):
+        Segmenter(network(), ROAD_SKY, (32, 64)).save(path)
+    assert [path.read_bytes()] == [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+def test_non_finite_weights_are_not_saved(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad():
+        model.head.classify.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"non-finite.*classify\.weight"):
         Segmenter(model, ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
-    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_network_that_its_name_does_not_describe_is_not_saved(tmp_path: Path) -> None:
+    model = network()
+    model.head.classify = torch.nn.Conv2d(8, 2, 1)  # with a bias
+    with pytest.raises(ValueError, match=r"deeplabv2:resnet_tiny.*head\.classify\.bias"):
+        Segmenter(model, ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+    model = network()
+    model.spec = NetworkSpec("deeplabv2:resnet_tiny", {"feature_dim": object()})
+    with pytest.raises(ValueError, match="object"):
+        Segmenter(model, ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
+
+
+def wrapped(model: DeepLabV2) -> list[nn.Module]:
+    return [torch.compile(model), nn.DataParallel(model), nn.DataParallel(torch.compile(model))]
+
+
+def test_whatever_is_saved_is_loaded(tmp_path: Path) -> None:
+    """Scalars of NumPy, wrappers and infinite buffers."""
+    space = LabelSpace((np.str_("road"), np.str_("sky")), np.arange(6, dtype=np.uint8).reshape(2, 3))
+    for number, model in enumerate(wrapped(network(dilations=tuple(np.array([1, 2, 3, 4]))))):
+        path = tmp_path / f"{number}.pt"
+        Segmenter(model, space, tuple(np.array([32, 64]))).save(path)
+        again = Segmenter.load(path)
+        assert again.classes == LabelSpace(("road", "sky"), ((0, 1, 2), (3, 4, 5)))
+        assert again.full_size == (32, 64)
+        image = picture()
+        expected = Segmenter(check_network(model).eval(), space, (32, 64)).predict(image).scores
+        assert torch.equal(again.predict(image).scores, expected)
+
+
+def test_other_networks_than_announced_are_refused() -> None:
     with pytest.raises(ValueError, match="3 classes, but 2"):
         Segmenter(network(3), ROAD_SKY, (32, 64))
     with pytest.raises(ValueError, match=r"full_size.*\(32, 0\)"):

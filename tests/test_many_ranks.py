@@ -85,6 +85,43 @@ def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[st
     }
 
 
+def with_non_finite(features: torch.Tensor, labels: torch.Tensor, ranks: int) -> list[torch.Tensor]:
+    """Returns loss and gradient of batches with non-finite features, averaged over the ranks.
+
+    As many samples as usable pixels: each is sampled once. Without labels, those are all pixels.
+    """
+    finite = spoiled(joined_batch()[1]).isfinite().all(dim=1)
+    usable = joined_batch()[2].masked_fill(~finite, 255)
+    counts = torch.bincount(usable[usable != 255], minlength=K)
+    results = []
+    for given, samples in ((labels, int(counts.sum()) // IMAGES), (None, SIDE**2)):
+        torch.manual_seed(0)
+        clustering = ClassBalancedPrototypeClustering(
+            K, D, bank_size=IMAGES * samples, samples_per_image=samples
+        )
+        clustering.initialize(torch.randn(K, D), counts)
+        wrapped = DistributedDataParallel(clustering, broadcast_buffers=False) if ranks > 1 else None
+        for _ in range(2):
+            output = (wrapped or clustering)(features, given)
+            clustering.prototypes.grad = None
+            output.loss.backward()
+            clustering.update(output)
+            loss = output.loss.detach().clone()
+            if ranks > 1:
+                dist.all_reduce(loss)
+            results += [loss / ranks, clustering.prototypes.grad, clustering.aligner.distribution.clone()]
+    return results
+
+
+def spoiled(features: torch.Tensor) -> torch.Tensor:
+    """Makes most features of the first image and some of the last one non-finite."""
+    features = features.clone()
+    features[0, 2, 1:] = torch.nan
+    features[-1, 0, 1, 0] = torch.inf  # of a class that occurs nowhere else
+    features[-1, 0, 2, :3] = -torch.inf
+    return features
+
+
 def samples(labels: torch.Tensor, first: int) -> dict[str, torch.Tensor]:
     """Samples from the joined batch: with all labels, with none on the first rank, and with none at all."""
     results = {}
@@ -128,6 +165,7 @@ def work(rank: int, ranks: int, folder: Path) -> None:
         "iou": iou,
         "iou after reduce": confusion.compute(),
         "clustered": cluster(features, labels, ranks),
+        "non-finite": with_non_finite(share(spoiled(joined_batch()[1]), rank, ranks), labels, ranks),
         "sampled": samples(labels, rank * labels.numel()),
     }
     torch.save(results, folder / f"{rank}.pt")
@@ -197,6 +235,15 @@ def test_training_equals_that_of_one_process(results: Results) -> None:
         for key in ("prototypes", "ema_prototypes", "distribution"):
             torch.testing.assert_close(rank[key], alone[key], atol=1e-5, rtol=1e-5)
             assert torch.equal(rank[key], ranks[0][key])
+
+
+def test_non_finite_features_have_no_influence_on_any_rank(results: Results) -> None:
+    _, features, labels = joined_batch()
+    alone = with_non_finite(spoiled(features), labels, ranks=1)
+    for rank in results:
+        for got, wanted in zip(rank["non-finite"], alone, strict=True):
+            assert got.isfinite().all()
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
 def rows(bank: dict[str, torch.Tensor]) -> torch.Tensor:

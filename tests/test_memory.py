@@ -32,6 +32,9 @@ def test_non_finite_features_are_not_valid() -> None:
     bank.push(torch.tensor([[1.0, 2.0], [torch.nan, 0.0], [0.0, torch.inf]]))
     assert bank.valid.tolist() == [True, False, False]
     assert bank.features.isfinite().all()
+    bank.push(torch.full((1, 2), 1e39, dtype=torch.float64))  # infinite in float32
+    assert bank.valid.sum() == 0
+    assert bank.features.isfinite().all()
 
 
 @given(

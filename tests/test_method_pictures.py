@@ -41,6 +41,7 @@ def pixels() -> Any:
         labels,
         prototypes,
         torch.bincount(labels.flatten(), minlength=19) / labels.numel(),
+        False,
     )
 
 

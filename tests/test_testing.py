@@ -1,8 +1,12 @@
+import copy
 import math
+import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,7 @@ from cpsl.testing import (
     LossCheck,
     SegmentationBatch,
     all_ignored,
+    applicable_checks,
     batches,
     checks,
     perfect_prediction,
@@ -124,6 +129,332 @@ def test_cross_entropy_of_pytorch_fails_one_check(check: LossCheck) -> None:
             check(cross_entropy_of_pytorch, segmentation_batch())
     else:
         check(cross_entropy_of_pytorch, segmentation_batch())
+
+
+def mixes_precisions(batch: SegmentationBatch) -> Tensor:
+    each = F.cross_entropy(
+        batch.logits.float(), batch.labels, ignore_index=batch.ignore_index, reduction="none"
+    )
+    return masked_mean(each + batch.logits.double().logsumexp(dim=1), batch)
+
+
+def mixes_precisions_the_other_way(batch: SegmentationBatch) -> Tensor:
+    wide = batch._replace(logits=batch.logits.double())
+    return masked_mean(cross_entropies(wide) + batch.logits.float().square().sum(dim=1), batch)
+
+
+def multiplies_in_bfloat16(batch: SegmentationBatch) -> Tensor:
+    scores = torch.einsum("bdhw,kd->bkhw", batch.features.bfloat16(), batch.prototypes.bfloat16())
+    return masked_mean(cross_entropies(batch._replace(logits=scores.float())), batch)
+
+
+def divides_by_a_small_temperature(batch: SegmentationBatch) -> Tensor:
+    with torch.autocast(batch.logits.device.type, enabled=False):
+        scores = cosines(batch.features.float(), batch.prototypes.float()) / 0.08
+    return masked_mean(cross_entropies(batch._replace(logits=scores)), batch)
+
+
+def has_kinks(batch: SegmentationBatch) -> Tensor:
+    distance = batch.logits.float() - batch.teacher_logits.detach().float()
+    return masked_mean(distance.abs().sum(dim=1) + distance.amax(dim=1).relu(), batch)
+
+
+def dice(batch: SegmentationBatch) -> Tensor:
+    p = batch.logits.float().softmax(dim=1).masked_fill(~batch.valid[:, None], 0)
+    labels = batch.labels.masked_fill(~batch.valid, 0)
+    target = F.one_hot(labels, p.shape[1]).movedim(-1, 1) * batch.valid[:, None]
+    overlap = (p * target).sum(dim=(0, 2, 3))
+    coefficients = 2 * overlap / (p + target).sum(dim=(0, 2, 3)).clamp_min(1)
+    return (1 - coefficients).mean() * batch.valid.any()
+
+
+def smooths(batch: SegmentationBatch) -> Tensor:
+    p = batch.logits.float().softmax(dim=1)
+    return (p[..., 1:] - p[..., :-1]).square().mean()
+
+
+def minimizes_entropy(batch: SegmentationBatch) -> Tensor:
+    log_p = batch.logits.float().log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1).mean()
+
+
+def distills(batch: SegmentationBatch) -> Tensor:
+    teacher = batch.teacher_logits.detach().float().log_softmax(dim=1)
+    return F.kl_div(batch.logits.float().log_softmax(dim=1), teacher, log_target=True, reduction="batchmean")
+
+
+def compares_features(batch: SegmentationBatch) -> Tensor:
+    return (batch.features.float() - batch.teacher_features.detach().float()).square().sum(dim=1).mean()
+
+
+def separates_prototypes(batch: SegmentationBatch) -> Tensor:
+    with torch.autocast(batch.logits.device.type, enabled=False):
+        prototypes = batch.prototypes.float()
+        return (prototypes @ prototypes.t()).triu(1).square().mean()
+
+
+def samples(batch: SegmentationBatch) -> Tensor:
+    chosen = torch.rand(batch.labels.shape, device=batch.labels.device) < 0.7
+    each = cross_entropies(batch._replace(logits=batch.logits.float()))
+    return (each * chosen).sum() / (chosen & batch.valid).sum().clamp_min(1)
+
+
+def samples_in_python(batch: SegmentationBatch) -> Tensor:
+    row = random.randrange(batch.labels.shape[-2])
+    each = cross_entropies(batch._replace(logits=batch.logits.float()))[:, row]
+    return each.sum() / batch.valid[:, row].sum().clamp_min(1)
+
+
+def drops_out(batch: SegmentationBatch) -> Tensor:
+    return masked_mean(F.dropout(batch.logits, 0.5).float().square().mean(dim=1), batch)
+
+
+class Centered(torch.nn.Module):
+    """Cross-entropy with a teacher minus its running mean, as in DINO."""
+
+    center: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(()))
+
+    def forward(self, batch: SegmentationBatch) -> Tensor:
+        teacher = batch.teacher_logits.detach().float()
+        self.center = 0.9 * self.center + 0.1 * teacher.mean(dim=(0, 2, 3), keepdim=True)
+        target = (teacher - self.center).softmax(dim=1)
+        return -(target * batch.logits.float().log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def weighs_classes(batch: SegmentationBatch) -> Tensor:
+    constant = torch.arange(1.0, batch.logits.shape[1] + 1)  # stays on the CPU
+    weight = (constant / constant.sum().item() / len(constant.tolist())).to(batch.logits.device)
+    logits = batch.logits.float()
+    return masked_mean(cross_entropies(batch._replace(logits=logits), weight=weight), batch)
+
+
+def smooths_labels(batch: SegmentationBatch) -> Tensor:
+    each = cross_entropies(batch._replace(logits=batch.logits.float()), label_smoothing=0.1)
+    return masked_mean(each, batch)
+
+
+def checks_labels_on_cpus(batch: SegmentationBatch) -> Tensor:
+    if batch.labels.device.type == "cpu" and batch.labels[batch.valid].ge(batch.logits.shape[1]).any():
+        raise ValueError("labels are no classes")
+    counts = torch.zeros(batch.logits.shape[1], device=batch.labels.device)
+    labels = batch.labels.masked_fill(~batch.valid, 0).flatten()
+    each = cross_entropies(batch._replace(logits=batch.logits.float()))
+    return counts.index_add(0, labels, each.flatten()).sum() / batch.valid.sum().clamp_min(1)
+
+
+def always_returns_float64(batch: SegmentationBatch) -> Tensor:
+    return masked_mean(cross_entropies(batch._replace(logits=batch.logits.double())), batch)
+
+
+CORRECT: list[Loss] = [
+    mixes_precisions,
+    mixes_precisions_the_other_way,
+    multiplies_in_bfloat16,
+    divides_by_a_small_temperature,
+    has_kinks,
+    dice,
+    smooths,
+    minimizes_entropy,
+    distills,
+    compares_features,
+    separates_prototypes,
+    samples,
+    samples_in_python,
+    drops_out,
+    Centered(),
+    weighs_classes,
+    smooths_labels,
+    checks_labels_on_cpus,
+    always_returns_float64,
+    torch.compile(distills, backend="eager"),
+]
+
+
+@settings(max_examples=3)
+@given(batch=random_batches)
+@pytest.mark.parametrize("loss", CORRECT, ids=lambda loss: getattr(loss, "__name__", type(loss).__name__))
+def test_correct_losses_pass_all_checks(loss: Loss, batch: SegmentationBatch) -> None:
+    loss = copy.deepcopy(loss)  # some have a state
+    for check in LOSS_CHECKS:
+        check(loss, batch)
+
+
+NEED_LABELS = {
+    check_ignored_pixels_have_no_influence,
+    check_ignored_pixels_are_not_counted,
+    check_all_ignored_is_zero,
+}
+NEED_ORDER = {
+    check_ignored_pixels_are_not_counted,
+    check_order_of_pixels_does_not_matter,
+    check_order_of_images_does_not_matter,
+}
+NEED_TEACHER = {check_teacher_gets_no_gradient}
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "left_out"),
+    [
+        (correct, {}, set()),
+        (minimizes_entropy, {}, NEED_LABELS | NEED_TEACHER),
+        (distills, {}, NEED_LABELS),
+        (compares_features, {}, NEED_LABELS),
+        (separates_prototypes, {}, NEED_LABELS | NEED_TEACHER),
+        (lambda batch: cpsl.distillation(batch.logits, batch.teacher_logits, batch.valid), {}, set()),
+        (samples, {}, NEED_ORDER | NEED_TEACHER),
+        (correct, {"images": 1}, {check_order_of_images_does_not_matter}),
+        (correct, {"ignored": 0}, NEED_LABELS),
+    ],
+)
+def test_checks_that_do_not_apply_are_left_out(
+    loss: Loss, options: dict[str, Any], left_out: set[LossCheck]
+) -> None:
+    batch = segmentation_batch(**options)
+    assert applicable_checks(loss, batch) == tuple(check for check in LOSS_CHECKS if check not in left_out)
+
+
+def test_losses_with_a_state_are_not_compared() -> None:
+    left_out = set(LOSS_CHECKS) - set(applicable_checks(Centered(), segmentation_batch()))
+    assert left_out > NEED_LABELS | {check_gradient_matches_finite_differences}
+    assert applicable_checks(lambda batch: Centered()(batch), segmentation_batch()) == applicable_checks(
+        distills, segmentation_batch()
+    )
+
+
+def test_broken_losses_are_not_excused() -> None:
+    for loss in (
+        cross_entropies,
+        lambda batch: correct(batch).detach(),
+        lambda batch: math.nan * correct(batch),
+    ):
+        assert set(applicable_checks(loss, segmentation_batch())) == set(LOSS_CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("check", "fails", "where"),
+    [
+        (check_scalar_with_gradient, lambda batch: True, "for the given batch"),
+        (
+            check_edge_cases_are_finite,
+            lambda batch: batch.labels.shape[-1] == 1,
+            "for the edge case one_pixel",
+        ),
+        (check_extreme_inputs_are_finite, lambda batch: batch.logits.max() == 1e4, "for logits of ±1e4"),
+        (
+            check_autocast_changes_little,
+            lambda batch: torch.is_autocast_enabled("cpu"),
+            "under bfloat16 autocast with float32 inputs",
+        ),
+        (check_all_ignored_is_zero, lambda batch: not batch.valid.any(), "for the edge case all_ignored"),
+    ],
+)
+def test_exceptions_of_a_loss_name_the_check_and_the_inputs(
+    check: LossCheck, fails: Callable[[SegmentationBatch], bool], where: str
+) -> None:
+    def loss(batch: SegmentationBatch) -> Tensor:
+        if fails(batch):
+            raise IndexError("a mistake of the loss")
+        return correct(batch)
+
+    with pytest.raises(IndexError, match="a mistake of the loss") as failure:
+        check(loss, segmentation_batch())
+    notes = " ".join(failure.value.__notes__)
+    assert where in notes
+    assert check.__name__ in notes
+    assert failure.traceback[-1].name == "loss"
+
+
+def test_assertions_of_a_loss_are_kept() -> None:
+    def loss(batch: SegmentationBatch) -> Tensor:
+        raise AssertionError("labels are no classes")
+
+    with pytest.raises(AssertionError, match="labels are no classes") as failure:
+        check_order_of_pixels_does_not_matter(loss, segmentation_batch())
+    assert failure.value.__notes__
+
+
+class Scaled(torch.autograd.Function):
+    """Identity with a gradient that is 10 % too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 1.1 * gradient
+
+
+@settings(max_examples=3)
+@given(batch=random_batches)
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        (mixes_precisions, "logits"),
+        (mixes_precisions_the_other_way, "logits"),
+        (divides_by_a_small_temperature, "features"),
+        (divides_by_a_small_temperature, "prototypes"),
+        (dice, "logits"),
+        (has_kinks, "logits"),
+        (drops_out, "logits"),
+        (distills, "logits"),
+    ],
+)
+def test_gradients_that_are_ten_percent_too_large_are_found(
+    loss: Loss, name: str, batch: SegmentationBatch
+) -> None:
+    def wrong(batch: SegmentationBatch) -> Tensor:
+        inputs: dict[str, Any] = {name: Scaled.apply(getattr(batch, name))}
+        return loss(batch._replace(**inputs))
+
+    with pytest.raises(AssertionError, match=f"of `{name}` the loss changes"):
+        check_gradient_matches_finite_differences(wrong, batch)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_in_bfloat16_that_are_twice_too_large_are_found(seed: int) -> None:
+    def wrong(batch: SegmentationBatch) -> Tensor:
+        return multiplies_in_bfloat16(batch._replace(features=Doubled.apply(batch.features)))
+
+    with pytest.raises(AssertionError, match="of `features` the loss changes"):
+        check_gradient_matches_finite_differences(wrong, segmentation_batch(seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("read", "operation"),
+    [
+        (lambda x: x.tolist(), "tolist"),
+        (lambda x: np.asarray(x), "array"),
+        (lambda x: x.max() > 1e9 or None, "item"),
+        (lambda x: torch.zeros_like(x).add_(x).sum().item(), "item"),
+        (lambda x: torch.zeros(1).index_add_(0, torch.zeros(1).long(), x.sum()[None]).item(), "item"),
+        (lambda x: torch.ones(3).to(x.device).sum().item(), "item"),
+        (lambda x: torch.ones(3, device=x.device).tolist(), "tolist"),
+        (lambda x: x[x > 0], "index"),
+        (lambda x: x.clone().index_put_((x > 0,), x[0, 0, 0].repeat(x.shape[0]).cumsum(0)[:1]), ""),
+        (lambda x: F.one_hot(x.argmax(dim=1)), "item"),
+        (lambda x: F.one_hot(x.argmax(dim=1), x.shape[1]), ""),
+        (lambda x: torch.ones(3, device="cpu").tolist(), ""),
+        (lambda x: torch.arange(2, x.shape[1]).tolist(), ""),
+        (lambda x: torch.tensor([1.0, 2.0]).sum().item(), ""),
+    ],
+)
+def test_values_of_inputs_must_not_be_read_but_constants_may(
+    read: Callable[[Tensor], Any], operation: str
+) -> None:
+    def loss(batch: SegmentationBatch) -> Tensor:
+        read(batch.logits.detach())
+        return correct(batch)
+
+    if operation:
+        with pytest.raises(AssertionError, match=f"^{operation} reads a value in line"):
+            check_nothing_waits_for_the_device(loss, segmentation_batch())
+    else:
+        check_nothing_waits_for_the_device(loss, segmentation_batch())
 
 
 class Doubled(torch.autograd.Function):
@@ -239,14 +570,6 @@ def sums(batch: SegmentationBatch) -> Tensor:
     return cross_entropies(batch).sum()
 
 
-def dice(batch: SegmentationBatch) -> Tensor:
-    p = batch.logits.softmax(dim=1).masked_fill(~batch.valid[:, None], 0)
-    labels = batch.labels.masked_fill(~batch.valid, 0)
-    target = F.one_hot(labels, p.shape[1]).movedim(-1, 1) * batch.valid[:, None]
-    overlap = (p * target).sum(dim=(0, 2, 3))
-    return 1 - (2 * overlap / (p + target).sum(dim=(0, 2, 3)).clamp_min(1)).mean()
-
-
 def teaches_the_teacher(batch: SegmentationBatch) -> Tensor:
     return correct(batch) + (batch.logits - batch.teacher_logits).square().mean()
 
@@ -314,12 +637,12 @@ BROKEN: list[tuple[LossCheck, Loss, str]] = [
     (
         check_edge_cases_are_finite,
         weighs_by_inverse_frequency,
-        "the loss is nan for the case absent_class.*an absent class",
+        "the loss is nan for the edge case absent_class.*an absent class",
     ),
     (
         check_edge_cases_are_finite,
         standardizes_each_image,
-        "the loss is nan for the case one_pixel.*a deviation of one pixel",
+        "the loss is nan for the edge case one_pixel.*a deviation of one pixel",
     ),
     (
         check_extreme_inputs_are_finite,
@@ -355,12 +678,12 @@ BROKEN: list[tuple[LossCheck, Loss, str]] = [
     (
         check_equal_shares_average_to_the_whole,
         sums,
-        "the loss changes from .* when 2 equal shares are averaged.*a sum where a mean belongs",
+        "8 copies of one image give 4 times the gradient of `logits`.*a sum instead of a mean",
     ),
     (
         check_equal_shares_average_to_the_whole,
-        dice,
-        "when 2 equal shares are averaged.*joins pixels of several images",
+        lambda batch: correct(batch) / len(batch.labels),
+        "8 copies of one image give 0.25 times",
     ),
     (
         check_teacher_gets_no_gradient,
@@ -370,25 +693,25 @@ BROKEN: list[tuple[LossCheck, Loss, str]] = [
     (
         check_gradient_matches_finite_differences,
         doubles_the_gradient,
-        r"a random direction of `logits` the loss changes by \S+, its gradient predicts \S+ \(tolerance",
+        r"along the gradient of `logits` the loss changes by \S+, the gradient predicts \S+ \(tolerance",
     ),
     (
         check_gradient_matches_finite_differences,
         doubles_the_gradient_in_float32,
-        "a random direction of `logits`",
+        "along the gradient of `logits`",
     ),
     (
         check_gradient_matches_finite_differences,
         weighs_by_its_own_confidence,
-        r"a random direction of `logits`.*detach\(\)",
+        r"along .* of `logits`.*detach\(\)",
     ),
     (
         check_nothing_waits_for_the_device,
         returns_early,
-        r"in line \d+ of test_testing.py, `return correct\(batch\) if batch.valid.any\(\) else",
+        r"item reads a value in line \d+ of test_testing.py, `return correct\(batch\) if batch.valid.any\(\)",
     ),
-    (check_nothing_waits_for_the_device, selects_by_a_mask, "nonzero.*boolean indexing"),
-    (check_nothing_waits_for_the_device, converts_to_numpy, r"`.*batch.labels.numpy\(\)"),
+    (check_nothing_waits_for_the_device, selects_by_a_mask, "index reads a value.*boolean indexing"),
+    (check_nothing_waits_for_the_device, converts_to_numpy, r"numpy reads .*batch.labels.numpy\(\)"),
     (check_nothing_waits_for_the_device, reads_a_value_in_backward, "test_testing.py, `return gradient if"),
 ]
 
@@ -415,21 +738,21 @@ def test_all_checks_and_edge_cases_can_be_imported() -> None:
     [
         (check_ignored_pixels_have_no_influence, {"ignored": 0.0}, "valid and ignored pixels"),
         (check_ignored_pixels_have_no_influence, {"ignored": 1.0}, "valid and ignored pixels"),
-        (check_ignored_pixels_are_not_counted, {"ignored": 1.0}, "valid pixels"),
+        (check_ignored_pixels_are_not_counted, {"ignored": 1.0}, "valid and ignored pixels"),
+        (check_all_ignored_is_zero, {"ignored": 0.0}, "valid and ignored pixels"),
         (check_order_of_pixels_does_not_matter, {"size": (1, 1)}, "several pixels"),
         (check_order_of_images_does_not_matter, {"images": 1}, "several images"),
-        (check_equal_shares_average_to_the_whole, {"images": 1}, "several images"),
         (check_equal_shares_average_to_the_whole, {"ignored": 1.0}, "valid pixels"),
     ],
 )
 def test_batches_that_cannot_reveal_a_violation_are_refused(
     check: LossCheck, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"the check needs a batch with .*{message}"):
+    with pytest.raises(ValueError, match=f"{check.__name__} needs a batch with {message}"):
         check(correct, segmentation_batch(**options))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_gradients_of_partly_float32_losses_are_accepted(seed: int) -> None:
     def loss(batch: SegmentationBatch) -> Tensor:
         return masked_mean(batch.logits.float().logsumexp(dim=1) + batch.features.square().sum(dim=1), batch)
@@ -455,7 +778,7 @@ def test_float32_modules_are_differentiated_in_float32() -> None:
         return head(batch.features).square().mean()
 
     check_gradient_matches_finite_differences(loss, segmentation_batch())
-    with pytest.raises(AssertionError, match="random direction of `features`"):
+    with pytest.raises(AssertionError, match="along the gradient of `features`"):
         check_gradient_matches_finite_differences(
             lambda batch: head(Doubled.apply(batch.features)).square().mean(), segmentation_batch()
         )
@@ -558,23 +881,17 @@ class Outcomes:
 def test_the_test_file_of_the_documentation_passes(tmp_path: Path) -> None:
     block = re.search(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     assert block
-    file = tmp_path / "test_my_loss.py"
+    file = tmp_path / "test_loss_of_the_page.py"
     file.write_text(block[1])
     outcomes = Outcomes()
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", f"--rootdir={tmp_path}"]
     assert pytest.main([*options, str(file)], plugins=[outcomes]) == 0
-    assert len(outcomes.of) == 3 * (len(LOSS_CHECKS) - 1) + 3
+    assert len(outcomes.of) == 3 * len(LOSS_CHECKS) + 3
     assert "test_my_loss_keeps_the_contract[0-check_all_ignored_is_zero]" in outcomes.of
 
 
-def test_the_documentation_omits_violated_checks_and_quotes_a_real_message() -> None:
+def test_the_documentation_quotes_a_real_message() -> None:
     page = PAGE.read_text()
-    block = re.search(r"^```python\n(.*?)^```", page, re.M | re.S)
-    assert block
-    names: dict[str, Any] = {}
-    exec(compile(block[1], "docs", "exec"), names)
-    with pytest.raises(AssertionError, match="2 equal shares"):
-        check_equal_shares_average_to_the_whole(names["loss"], segmentation_batch())
     with pytest.raises(AssertionError) as failure:
         check_all_ignored_is_zero(cross_entropy_of_pytorch, segmentation_batch())
     assert " ".join(f"AssertionError: {failure.value}".split()) in " ".join(page.split())

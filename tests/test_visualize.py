@@ -76,6 +76,11 @@ def test_a_similarity_map_equals_the_heatmap_at_the_nodes(
     assert torch.equal(best[:, ::scale, ::scale].int().float(), heatmap((similarity.amax(0) + 1) / 2).float())
     near = (one[:, ::scale, ::scale].int() - heatmap((similarity[1] + 1) / 2).int()).abs()
     assert near.max() <= 1
+    # Half-pixel: the nodes are the centers of equal cells.
+    size = tuple(extent * (2 * scale - 1) for extent in grid)
+    half = similarity_map(similarity, size, prototype=1, align_corners=False)
+    nodes = half[:, scale - 1 :: 2 * scale - 1, scale - 1 :: 2 * scale - 1].int()
+    assert (nodes - heatmap((similarity[1] + 1) / 2).int()).abs().max() <= 1
 
 
 def test_limits_stretch_the_colors_of_similarities() -> None:
@@ -96,21 +101,30 @@ def test_limits_stretch_the_colors_of_similarities() -> None:
     batch=st.integers(1, 3),
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     size=st.tuples(st.integers(20, 40), st.integers(20, 40)),
+    align_corners=st.booleans(),
     data=st.data(),
 )
 def test_an_assigned_pixel_is_drawn_at_its_position_in_its_color(
-    batch: int, grid: tuple[int, int], size: tuple[int, int], data: st.DataObject
+    batch: int, grid: tuple[int, int], size: tuple[int, int], align_corners: bool, data: st.DataObject
 ) -> None:
     nodes = batch * grid[0] * grid[1]
     index = data.draw(st.integers(0, nodes - 1))
     kind = data.draw(st.integers(0, 1))
     shown = assignment_map(
-        gray(*size, batch=batch), torch.tensor([[index]]), torch.eye(2)[[kind]], grid, PALETTE, 2
+        gray(*size, batch=batch),
+        torch.tensor([[index]]),
+        torch.eye(2)[[kind]],
+        grid,
+        PALETTE,
+        2,
+        align_corners=align_corners,
     )
     image, y, x = (index // (grid[0] * grid[1]), index // grid[1] % grid[0], index % grid[1])
-    # Corners aligned: the outer nodes lie on the outer pixels.
-    row = round(y * (size[0] - 1) / max(grid[0] - 1, 1))
-    column = round(x * (size[1] - 1) / max(grid[1] - 1, 1))
+    if align_corners:  # the outer nodes lie on the outer pixels
+        row = round(y * (size[0] - 1) / max(grid[0] - 1, 1))
+        column = round(x * (size[1] - 1) / max(grid[1] - 1, 1))
+    else:  # the nodes are the centers of equal cells
+        row, column = (int((i + 0.5) * n / m) for i, n, m in zip((y, x), size, grid, strict=True))
     painted = (shown == torch.tensor(PALETTE[kind])[:, None, None]).all(dim=1).nonzero()
     assert (painted[:, 0] == image).all()
     far = torch.hypot((painted[:, 1] - row).float(), (painted[:, 2] - column).float())

@@ -16,10 +16,12 @@ def update_moving_average(
     """Updates averages in place: a ← momentum · a + (1 - momentum) · v.
 
     Values are converted to dtype and device of their averages. If `applied`, a scalar bool on the device, is
-    False, nothing changes.
+    False, nothing changes. Averages in half precision are refused: at a momentum of 0.999 their steps would
+    be rounded to zero. `ExponentialMovingAverage` keeps the average of such a network in float32.
 
     Raises:
         ValueError: momentum is outside 0...1, or the numbers or shapes of the tensors differ.
+        TypeError: An average is neither float32 nor float64.
 
     Example:
         >>> prototypes, ema_prototypes = torch.ones(19, 256), torch.zeros(19, 256)
@@ -35,7 +37,14 @@ def update_moving_average(
             raise ValueError(
                 f"an average and its values differ in shape: {tuple(average.shape)} and {tuple(value.shape)}"
             )
+        if average.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"averages must be float32 or float64, got {average.dtype}: keep them in float32, because "
+                "small steps are lost in half precision"
+            )
     targets = [value.to(average) for average, value in zip(averages, values, strict=True)]
+    if not targets:
+        return
     if applied is None:
         torch._foreach_lerp_(list(averages), targets, 1 - momentum)
         return

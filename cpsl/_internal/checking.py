@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-def check_shape(name: str, value: Tensor, *sizes: int | str) -> None:
-    """Raises ValueError unless a tensor has the given sizes, where letters are any size.
+def check_shape(name: str, value: Tensor, *sizes: int | str, advice: str = "") -> None:
+    """Raises ValueError, with advice, unless a tensor has the given sizes, where letters are any size.
 
     Example:
         >>> check_shape("features", torch.zeros(2, 8, 5, 5), "B", 4, "h", "w")
@@ -15,7 +15,7 @@ def check_shape(name: str, value: Tensor, *sizes: int | str) -> None:
     fits = [isinstance(size, str) or size == got for size, got in zip(sizes, value.shape, strict=False)]
     if len(sizes) != value.ndim or not all(fits):
         wanted = str(sizes).replace("'", "")
-        raise ValueError(f"{name} must be {wanted}, got shape {tuple(value.shape)}")
+        raise ValueError(f"{name} must be {wanted}, got shape {tuple(value.shape)}{advice}")
 
 
 def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -32,6 +32,14 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
             f"labels must be 0...{num_classes - 1} or {ignore_index} (ignored), "
             f"got {sorted(set(wrong.tolist()))[:10]}"
         )
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raises ValueError if a value is NaN or infinite."""
+    if value.device.type != "cpu" or type(value) is not Tensor or torch.compiler.is_compiling():
+        return
+    if not value.isfinite().all():
+        raise ValueError(f"{name} must be finite")
 
 
 def check_probabilities(values: Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def is_distributed() -> bool:
@@ -36,8 +36,21 @@ def all_reduce_max(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Te
 
 
 def unwrap(module: nn.Module) -> Any:
-    """Returns the module that DistributedDataParallel wraps, or the module itself."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
+    """Returns the module inside any nesting of DistributedDataParallel, DataParallel and torch.compile."""
+    *_, innermost = _unwrapped(module)
+    return innermost
+
+
+def _unwrapped(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields a module, the one that it wraps, and so on."""
+    inner: nn.Module | None = module
+    while inner is not None:
+        yield inner
+        if isinstance(inner, DistributedDataParallel | DataParallel):
+            inner = inner.module
+        else:
+            # The result of torch.compile, whose class is not imported here: it would load the compiler.
+            inner = inner._modules.get("_orig_mod")
 
 
 @contextmanager
@@ -45,6 +58,7 @@ def no_sync(*modules: nn.Module, when: bool = True) -> Iterator[None]:
     """Disables DDP's gradient averaging, for all forward passes of a step but the last."""
     with ExitStack() as stack:
         for module in modules:
-            if when and isinstance(module, DistributedDataParallel):
-                stack.enter_context(module.no_sync())
+            for layer in _unwrapped(module):
+                if when and isinstance(layer, DistributedDataParallel):
+                    stack.enter_context(layer.no_sync())
         yield

@@ -16,7 +16,7 @@ from cpsl.app.config import PREVIOUS, Config
 from cpsl.app.datasets import DATASETS, draw_streets, label_space, micro_batch_size, target_dataset
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
-from cpsl.app.networks import build_model, load_model
+from cpsl.app.networks import build_model, describe_network, load_model, own_builder
 from cpsl.app.run import changed_settings
 from cpsl.app.stages import trained_stages
 from cpsl.data import check_dataset
@@ -25,7 +25,7 @@ from cpsl.training.checkpoints import write_text
 from cpsl.training.signals import STOPPED_EXIT_CODE, exit_when_stopped
 
 SHOWN = 10
-"""Problems of one domain that are shown; one wrong setting can make every label a problem."""
+"""Problems of one domain that are shown; one wrong setting can affect every label."""
 
 
 def check(config: Config, process: Process) -> None:
@@ -37,7 +37,15 @@ def check(config: Config, process: Process) -> None:
     if process.world_size > 1:
         raise SystemExit("cpsl check runs in one process: start it without torchrun")
     draw_streets(config)
-    problems = [*validate(config, process), *_check_weights(config)]
+    problems = validate(config, process)
+    problems += _check_weights(config)
+    if not problems:
+        try:
+            logger.info(describe_network(config, process))
+        except Exception as error:  # of any library
+            problems.append(f"model.network {config.model.network}: {error}")
+        starts = [f"{name} = {weights}" for name, weights, _ in _initial_weights(config)]
+        logger.info(f"initial weights: {', '.join(starts)}")
     if changed := changed_settings(config):
         problems.append(changed)
     for name in _domains(config):
@@ -56,7 +64,7 @@ def check(config: Config, process: Process) -> None:
 
 
 def validate(config: Config, process: Process) -> list[str]:
-    """Returns the problems that can be found without reading images."""
+    """Returns the problems that can be detected without reading images."""
     try:
         label_space(config)
     except ValueError as error:
@@ -78,6 +86,20 @@ def validate(config: Config, process: Process) -> list[str]:
         if str(weights) not in words and not Path(weights).is_file():
             known = f", and it is not one of {', '.join(words)}" if words else ""
             problems.append(f"{name}: there is no file {weights}{known}")
+    starts = [str(weights) for _, weights, words in _initial_weights(config) if words]
+    if config.model.weights and starts and "pretrained" not in starts:
+        problems.append(
+            f"model.weights: {config.model.weights} is not read, since stages start from random weights or "
+            'other files: set start = "pretrained"'
+        )
+    try:
+        own_builder(config.model.network)
+    except ValueError as error:
+        problems.append(f"model.network: {error}")
+    aligned = config.model.network.startswith("deeplabv2:")
+    for switch in () if aligned else ("repeat_backbone_steps", "rectify_features"):
+        if getattr(config.authors, switch):
+            problems.append(f'authors.{switch} needs model.network = "deeplabv2:NAME", the authors\' network')
     for stage in dict.fromkeys("distill" if s in PREVIOUS else s for s in trained_stages(config)):
         settings = getattr(config, stage)
         try:
@@ -117,34 +139,36 @@ def _initial_weights(config: Config) -> Iterator[tuple[str, str | Path, tuple[st
     """Yields settings that name weights: name, value, and the keywords allowed in place of a file."""
     trained = trained_stages(config)
     if "source_only" in trained:
-        yield "source_only.start", config.source_only.start, ("imagenet", "random")
+        yield "source_only.start", config.source_only.start, ("pretrained", "random")
     if "warmup" in trained:
-        yield "warmup.start", config.warmup.start, ("imagenet", "random", "source_only")
+        yield "warmup.start", config.warmup.start, ("pretrained", "random", "source_only")
     if "distill_1" in trained or "distill_2" in trained:
-        yield "distill.student", config.distill.student, ("previous", "imagenet", "random")
+        yield "distill.student", config.distill.student, ("previous", "pretrained", "random")
     for stage in config.stages:
         if path := getattr(config.init_from, stage):
             yield f"init_from.{stage}", path, ()
-    if config.model.imagenet_file:
-        yield "model.imagenet_file", config.model.imagenet_file, ()
+    if config.model.weights:
+        yield "model.weights", config.model.weights, ()
 
 
 def _check_weights(config: Config) -> list[str]:
     """Loads the initial weights of all stages; returns the problems."""
     problems = []
     for name, weights, _ in _initial_weights(config):
-        if weights != "imagenet" and not Path(weights).is_file():
-            continue  # a word, or already reported
-        if name == "model.imagenet_file":
-            continue  # loaded as "imagenet"
+        if weights == "random":
+            logger.info(f"{name}: random weights")
+        if weights != "pretrained" and not Path(weights).is_file():
+            continue  # a keyword, or already reported
+        if name == "model.weights":
+            continue  # loaded as "pretrained"
         try:
             if name.startswith("init_from"):
-                load_model(Path(weights), label_space(config).names)
+                load_model(config, Path(weights))
             else:
                 build_model(config, str(weights))
             logger.info(f"{name}: {weights} loads")
-        except (OSError, ValueError) as error:
-            hint = " (model.imagenet_file)" if weights == "imagenet" else ""
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            hint = " (model.weights)" if weights == "pretrained" else ""
             problems.append(f"{name}: {error}{hint}")
     return problems
 
@@ -195,7 +219,7 @@ def _check_cost(config: Config, process: Process, report: bool) -> list[str]:
             f"out of memory: {str(error).splitlines()[0]} "
             "Try --precision bfloat16, more --gradient-accumulation-steps or a smaller --views.crop."
         ]
-    except (OSError, ValueError, RuntimeError, SystemExit) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == STOPPED_EXIT_CODE:
             raise  # by the user
         return [f"the dry run fails: {error}"] if report else []

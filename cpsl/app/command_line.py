@@ -25,7 +25,7 @@ def recipe_names() -> list[str]:
 
 
 def find_settings(name: str) -> Path:
-    """Returns the file of a recipe, or of settings of one's own.
+    """Returns the file of a recipe, or of custom settings.
 
     Args:
         name: Path of a TOML file, or name of a recipe, such as "demo".

@@ -1,10 +1,12 @@
 """All settings of a run; the defaults are the numbers of the paper."""
 
+import json
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 
 from cpsl.training import Precision
@@ -18,6 +20,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ids = MutableMapping[int, int]  # tyro makes an option of each key of a dict
 Share = Annotated[float, Field(ge=0, le=1)]
+Json = Annotated[dict[str, Any], tyro.conf.arg(constructor=json.loads, metavar="JSON")]
 
 
 def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
@@ -90,16 +93,16 @@ class Views:
 
 @dataclass(frozen=True)
 class Model:
-    """DeepLabV2 and its backbone."""
+    """The segmentation network."""
 
-    backbone: Literal["resnet101", "resnet50", "resnet18", "resnet_tiny"] = "resnet101"
-    """Encoder."""
-    feature_dim: Count = 256
-    """Channels of the features that are clustered."""
-    imagenet_file: Path | None = None
-    """File with torchvision's ImageNet weights, if they cannot be downloaded."""
-    imagenet_colors: bool = True
-    """Normalize colors for ImageNet weights, as in their training; the paper uses RGB in 0...1."""
+    network: str = "deeplabv2:resnet101"
+    """LIBRARY:NAME (deeplabv2, timm, transformers, smp, torchvision), lite0, or MODULE:FUNCTION (custom)."""
+    feature_dim: Count | None = None
+    """Channels of the features that are clustered, if the network has this argument (256 by default)."""
+    arguments: Json = field(default_factory=dict)
+    """Further arguments of the network; docs/networks.md lists them."""
+    weights: Path | None = None
+    """File with the pretrained weights, if they cannot be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,11 @@ class Optimizer:
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd as in the paper, or adamw."""
     learning_rate: Positive = 2.5e-4
-    """Learning rate of the backbone."""
+    """Learning rate of the pretrained layers."""
     head_multiplier: Weight = 10.0
-    """Learning rate of the head relative to the backbone's."""
+    """Learning rate of the new layers (head) relative to that of the pretrained layers."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a pretrained layer relative to the next layer; below 1 for transformers."""
     momentum: Share = 0.9
     """Momentum of sgd, first beta of adamw."""
     weight_decay: Weight = 2e-4
@@ -122,8 +127,8 @@ class Optimizer:
 class WarmUp:
     """Stage 0: adversarial alignment of the output space (AdaptSegNet). Its length is our choice."""
 
-    start: str = "imagenet"
-    """Initial weights: imagenet (torchvision's), random, source_only (that stage's network), or a file."""
+    start: str = "pretrained"
+    """Initial weights: pretrained, random, source_only (that stage's network), or a file."""
     iterations: Count = 90_000
     """Number of optimizer steps."""
     batch_size: Count = 4
@@ -136,7 +141,7 @@ class WarmUp:
     discriminator_learning_rate: Positive = 1e-4
     """Learning rate of the discriminator (Adam, betas 0.9 and 0.99)."""
     freeze_batch_norm: bool = True
-    """Keep the initial BatchNorm statistics; not advisable with random weights."""
+    """Keep the initial BatchNorm statistics of the pretrained layers; not advisable with random weights."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ class SelfLabel:
     """Images of each domain per step, over all processes."""
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-4, head_multiplier=5.0))
     prototype_multiplier: Weight = 5.0
-    """Learning rate of the prototypes relative to the backbone's."""
+    """Learning rate of the prototypes relative to that of the pretrained layers."""
     temperature: Positive = 0.08
     """Temperature of the softmax over similarities."""
     epsilon: Positive = 0.05
@@ -194,9 +199,9 @@ class Distill:
     distillation_weight: Weight = 1.0
     """Weight of KL(teacher, student)."""
     student: str = "previous"
-    """Initial weights of the student: previous (the stage before), imagenet, random, or a file."""
+    """Initial weights of the student: previous (the previous stage), pretrained, random, or a file."""
     output_norm: bool = True
-    """Put a BatchNorm behind the backbone of a student that does not start from the stage before."""
+    """Add a BatchNorm after the backbone of a DeepLabV2 that does not start from the previous stage."""
 
 
 @dataclass(frozen=True)

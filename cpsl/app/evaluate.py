@@ -16,7 +16,7 @@ from cpsl.app.command_line import parse_arguments, read_layers
 from cpsl.app.config import Config, Domain, Ids, Positive
 from cpsl.app.datasets import evaluation_dataset, label_space, share_of_rank
 from cpsl.app.errors import friendly_errors
-from cpsl.app.networks import load_model
+from cpsl.app.networks import builder_option, load_model
 from cpsl.app.report_page import metrics_table
 from cpsl.app.settings import UsageError
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, Sample
@@ -24,13 +24,13 @@ from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.data.views import render_label
 from cpsl.geometry import View
 from cpsl.metrics import ConfusionMatrix
-from cpsl.models import DeepLabV2
+from cpsl.models import SegmentationNetwork
 from cpsl.training import Precision, Process, autocast, start_process
 
 
 @torch.inference_mode()
 def evaluate(
-    model: DeepLabV2,
+    model: SegmentationNetwork,
     config: Config,
     process: Process,
     stores: Sequence[Any] = (),
@@ -137,6 +137,8 @@ class Arguments:
     """Write the predictions into this folder, as PNGs of Cityscapes' label ids for its server."""
     colors: Path | None = None
     """Write the predictions into this folder, as PNGs in the colors of the classes."""
+    network: str | None = None
+    """MODULE:FUNCTION that builds the network, if the file contains a custom network."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "float32"
@@ -148,8 +150,11 @@ class Arguments:
 def settings_of(arguments: Arguments) -> Config:
     """Returns the settings of an evaluation, from the files of --config or, without them, from the model."""
     config = replace(read_layers(arguments.config), device=arguments.device, precision=arguments.precision)
+    if arguments.network:
+        builder_option(arguments.network)
+        config = replace(config, model=replace(config.model, network=arguments.network))
     if not arguments.config:
-        segmenter = Segmenter.load(arguments.weights)
+        segmenter = Segmenter.load(arguments.weights, build=builder_option(arguments.network))
         if segmenter.full_size is None:
             raise ValueError(
                 f"{arguments.weights} does not store the size of its images: "
@@ -171,7 +176,7 @@ def main(arguments: list[str]) -> None:
     with friendly_errors(options.debug), start_process(options.device) as process:
         config = settings_of(options)
         classes = label_space(config)
-        model = load_model(options.weights, classes.names).to(process.device)
+        model = load_model(config, options.weights).to(process.device)
         stores: list[Any] = []
         if options.predictions:
             stores.append(HardLabelStore(options.predictions, classes.palette))

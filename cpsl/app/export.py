@@ -2,7 +2,7 @@
 
 Input `image`: (B, 3, H, W) uint8 RGB, H and W at least 16. Output `logits`: (B, K, H, W) float32. The
 program normalizes colors. Resize images to `full_size` first; the file stores `full_size`, `classes` and
-`palette` as JSON.
+`palette` as JSON. Of some networks, only programs of fixed H and W, or of a fixed B too, can be made.
 
 The file is kept only if its outputs agree with the model's.
 """
@@ -10,10 +10,10 @@ The file is kept only if its outputs agree with the model's.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl import Segmenter
@@ -21,15 +21,16 @@ from cpsl._internal.files import write_atomically
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.config import Size
 from cpsl.app.errors import friendly_errors
+from cpsl.app.networks import builder_option
 from cpsl.authors import save_release_checkpoint
-from cpsl.models import DeepLabV2
+from cpsl.models import DeepLabV2, check_network, resize, segment
 from cpsl.training import load
 
 TOLERANCE = 1e-3
 """Largest difference of logits, relative to the largest logit: well above the rounding of float32."""
 
-DYNAMIC = {0: "batch", 2: "height", 3: "width"}
-"""Dimensions of the input that may vary."""
+DYNAMIC: tuple[dict[int, str], ...] = ({0: "batch", 2: "height", 3: "width"}, {0: "batch"}, {})
+"""Dimensions of the input that may vary, in order of preference."""
 
 Run = Callable[[Tensor], Tensor]
 """An exported program."""
@@ -47,6 +48,8 @@ class Arguments:
     """Height and width of the input in pixels; those in the model's file if omitted."""
     clustering: Path | None = None
     """A `clustering.pt` of self-labeling; a .pkl then includes its prototypes."""
+    network: str | None = None
+    """MODULE:FUNCTION that builds the network, if the file contains a custom network."""
     debug: bool = False
     """Show the traceback of errors."""
 
@@ -54,15 +57,15 @@ class Arguments:
 class ImageToLogits(nn.Module):
     """Segments uint8 images, at their size, with a model in evaluation mode."""
 
-    def __init__(self, model: DeepLabV2) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.train(model.training)
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits (B, K, H, W) float32 of images (B, 3, H, W) uint8."""
-        logits = self.model(image.float() / 255).logits
-        return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=True)
+        logits = segment(self.model, image.float() / 255).logits
+        return resize(logits, image.shape[2:], check_network(self.model).align_corners)
 
 
 @torch.no_grad()
@@ -71,6 +74,10 @@ def export(segmenter: Segmenter, path: Path) -> None:
     writers = {".onnx": _write_onnx, ".pt2": _write_program}
     if path.suffix not in writers:
         raise ValueError(f"the output must end in {' or '.join(writers)}, got {path}")
+    if path.suffix == ".onnx":
+        for package in ("onnxruntime", "onnxscript"):
+            if find_spec(package) is None:
+                raise RuntimeError(f"ONNX needs {package}: pip install 'cpsl[export]', or write a .pt2")
     if segmenter.full_size is None:
         raise ValueError("the model's file does not store the size of its images: add --size")
     module = ImageToLogits(segmenter.model)
@@ -82,18 +89,34 @@ def export(segmenter: Segmenter, path: Path) -> None:
     }
 
     def write(partial: Path) -> None:
-        # With an example of one image, torch.export would fix the batch size at one.
-        run = writers[path.suffix](module, _images(2, height, width), partial, notes)
-        _compare(module, run, _images(1, height, width), path)
-        # Odd sizes, since grids may be rounded differently.
-        _compare(module, run, _images(2, height // 2 + 17, width // 2 + 18), path)
+        for dynamic in DYNAMIC:
+            # With an example of one image, torch.export would fix the batch size at one.
+            example = _images(2 if dynamic else 1, height, width)
+            checked = [_images(1, height, width)]
+            if 2 in dynamic:  # odd sizes, since grids may be rounded differently
+                checked.append(_images(2, height // 2 + 17, width // 2 + 18))
+            sizes = f"variable {', '.join(dynamic.values())}" if dynamic else "fixed sizes"
+            print(f"exporting with {sizes}", flush=True)
+            try:
+                run = writers[path.suffix](module, example, partial, notes, dynamic)
+                outputs = [run(images) for images in checked]  # some refuse sizes other than the example's
+                break
+            except Exception as error:  # torch raises errors of many types
+                if not dynamic:
+                    raise
+                message = str(error).partition("\n")[0][:300]
+                print(f"not possible: {message}")
+        for images, logits in zip(checked, outputs, strict=True):
+            _compare(module, images, logits, path)
 
     write_atomically(path, write)
 
 
-def _write_program(module: ImageToLogits, example: Tensor, path: Path, notes: dict[str, str]) -> Run:
-    dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
-    program = torch.export.export(module, (example,), dynamic_shapes=(dynamic,))
+def _write_program(
+    module: ImageToLogits, example: Tensor, path: Path, notes: dict[str, str], dynamic: dict[int, str]
+) -> Run:
+    shapes = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)
+    program = torch.export.export(module, (example,), dynamic_shapes=(shapes,))
     with path.open("w+b") as file:
         torch.export.save(program, file, extra_files=notes)
         file.seek(0)
@@ -101,17 +124,16 @@ def _write_program(module: ImageToLogits, example: Tensor, path: Path, notes: di
     return run
 
 
-def _write_onnx(module: ImageToLogits, example: Tensor, path: Path, notes: dict[str, str]) -> Run:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch's exporter is written in it)
-    except ImportError as error:
-        raise RuntimeError(f"ONNX needs {error.name}: pip install 'cpsl[export]', or write a .pt2") from None
+def _write_onnx(
+    module: ImageToLogits, example: Tensor, path: Path, notes: dict[str, str], dynamic: dict[int, str]
+) -> Run:
+    import onnxruntime
+
     program = torch.onnx.export(
         module,
         (example,),
         dynamo=True,
-        dynamic_shapes=(DYNAMIC,),
+        dynamic_shapes=(dynamic,),
         input_names=["image"],
         output_names=["logits"],
         verbose=False,
@@ -128,8 +150,9 @@ def _images(count: int, height: int, width: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), generator=random, dtype=torch.uint8)
 
 
-def _compare(module: ImageToLogits, run: Run, images: Tensor, path: Path) -> None:
-    expected, logits = module(images), run(images)
+def _compare(module: ImageToLogits, images: Tensor, logits: Tensor, path: Path) -> None:
+    """Raises ValueError unless a program's logits of images agree with the model's."""
+    expected = module(images)
     if logits.shape != expected.shape:
         raise ValueError(
             f"{path} is not written: its output for images {tuple(images.shape)} is {tuple(logits.shape)}, "
@@ -150,11 +173,16 @@ def main(arguments: list[str]) -> None:
     """Runs `cpsl export`."""
     options = parse_arguments(Arguments, arguments, "export")
     with friendly_errors(options.debug):
-        segmenter = Segmenter.load(options.weights, full_size=options.size)
+        build = builder_option(options.network)
+        segmenter = Segmenter.load(options.weights, full_size=options.size, build=build)
         if options.output.suffix == ".pkl":
             prototypes = load(options.clustering).get("ema_prototypes") if options.clustering else None
             if options.clustering and not isinstance(prototypes, Tensor):
                 raise ValueError(f"{options.clustering} is not a clustering.pt: it has no ema_prototypes")
+            if not isinstance(segmenter.model, DeepLabV2):
+                raise ValueError(
+                    f"the authors' code has no network but DeepLabV2: {options.weights} cannot become a .pkl"
+                )
             save_release_checkpoint(options.output, segmenter.model, prototypes_ema=prototypes)
         else:
             export(segmenter, options.output)

@@ -1,7 +1,10 @@
-"""Networks, clustering and optimizers, built from the settings; files of models."""
+"""Networks, clustering and optimizers built from the settings; model files."""
 
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +16,108 @@ from cpsl.app.datasets import label_space
 from cpsl.authors import AuthorsClustering, RepeatedSGD
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.inference import Segmenter
-from cpsl.models import IMAGENET_MEAN, IMAGENET_STD, DeepLabV2, load_backbone_weights
-from cpsl.training import trainable
+from cpsl.models import SegmentationNetwork, build_network, segment
+from cpsl.models.build import LIBRARIES, Builder, call_builder, check_rebuilds, is_named
+from cpsl.models.network import fit_input, parameter_groups
+from cpsl.training import Process
 
 
-def build_model(config: Config, weights: str | Path, output_norm: bool = False) -> DeepLabV2:
-    """Builds the segmentation model.
+def build_model(config: Config, weights: str | Path, output_norm: bool = False) -> SegmentationNetwork:
+    """Builds the segmentation network of the settings.
 
-    The weights are "imagenet", "random", or the name of a file with those of a backbone; a `Path` is the file
-    of a whole model. A backbone with self-supervised weights needs the `output_norm` behind it.
+    `weights` is "pretrained", "random", or a file with the weights of the pretrained layers as a string; a
+    `Path` is the file of a whole model.
     """
     if isinstance(weights, Path):
-        return load_model(weights, label_space(config).names)
-    normalized = weights == "imagenet" and config.model.imagenet_colors
-    model = DeepLabV2(
-        len(label_space(config)),
-        config.model.backbone,
-        config.model.feature_dim,
-        output_norm=output_norm,
-        mean=IMAGENET_MEAN if normalized else (0.0, 0.0, 0.0),
-        std=IMAGENET_STD if normalized else (1.0, 1.0, 1.0),
+        return load_model(config, weights)
+    settings, classes = config.model, len(label_space(config))
+    arguments = dict(settings.arguments)
+    # `build_network` has parameters of these names.
+    if elsewhere := [name for name in ("name", "num_classes", "weights") if name in arguments]:
+        raise ValueError(
+            f"model.arguments: {', '.join(elsewhere)} cannot be an argument of a network; the settings are "
+            "model.network, classes and model.weights"
+        )
+    dim = settings.feature_dim
+    if dim is not None and arguments.setdefault("feature_dim", dim) != dim:
+        raise ValueError("model.feature_dim and model.arguments set feature_dim to different numbers")
+    if output_norm and settings.network.startswith("deeplabv2:"):
+        arguments["output_norm"] = True
+    source = settings.weights if weights == "pretrained" and settings.weights else weights
+    build = own_builder(settings.network)
+    if build is None:
+        network = build_network(settings.network, classes, weights=source, **arguments)
+    else:
+        network = call_builder(build, settings.network, classes, source, arguments)
+    check_rebuilds(network, build)  # fails now rather than when the stage is saved
+    return network.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs and GPUs alike
+
+
+def own_builder(name: str | None) -> Builder | None:
+    """Imports the function "MODULE:FUNCTION" that builds a custom network; None for other names.
+
+    Raises:
+        ValueError: The function cannot be imported.
+    """
+    if name is None or is_named(name):
+        return None
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for a file in the current folder
+    try:
+        build: Builder = getattr(import_module(module), function)
+        if not callable(build):
+            raise ValueError(f"{function} is no function")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the network {name!r} cannot be imported ({error}): expected lite0, LIBRARY:NETWORK "
+            f"(libraries: {', '.join(LIBRARIES)}), or MODULE:FUNCTION for a custom network"
+        ) from error
+    return build
+
+
+def builder_option(name: str | None) -> Builder | None:
+    """Imports the function that --network names.
+
+    Raises:
+        ValueError: It cannot be imported, or is the name of a library's network.
+    """
+    if name is not None and is_named(name):
+        raise ValueError(
+            f"--network {name}: expected MODULE:FUNCTION; the file itself names networks of libraries"
+        )
+    return own_builder(name)
+
+
+@torch.inference_mode()
+def describe_network(config: Config, process: Process) -> str:
+    """Returns a line that describes the network: parameters, features, stride and accepted sizes."""
+    network = build_model(config, "random").to(process.device).eval()
+    total = sum(parameter.numel() for parameter in network.parameters())
+    pretrained = sum(p.numel() for layer in network.pretrained_layers() for p in layer)
+    height, width = config.views.crop
+    size = network.input_size
+    crop = fit_input(torch.zeros(1, 3, height, width, device=process.device), size)
+    grid, fitted = segment(network, crop).features.shape[2:], tuple(crop.shape[2:])
+    resized = f", resized to {fitted[0]}x{fitted[1]}" if fitted != (height, width) else ""
+    accepted = f"multiples of {size}" if isinstance(size, int) else f"the size {size[0]}x{size[1]}"
+    return (
+        f"network: {config.model.network}, {total / 1e6:.1f} M parameters ({pretrained / 1e6:.1f} M in "
+        f"pretrained layers); {network.feature_dim} feature channels on a {grid[0]}x{grid[1]} grid for crops "
+        f"of {height}x{width}{resized} (stride {fitted[0] / grid[0]:.3g}), "
+        f"{'corner-aligned' if network.align_corners else 'half-pixel'}"
+        f"{'' if size == 1 else f'; images are resized to {accepted}'}"
     )
-    if weights == "imagenet" and config.model.imagenet_file:
-        load_backbone_weights(model.backbone, config.model.imagenet_file)
-    elif weights != "random":
-        load_backbone_weights(model.backbone, weights, config.model.backbone)
-    return model.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs and GPUs alike
 
 
-def load_model(path: Path, classes: tuple[str, ...]) -> DeepLabV2:
+def load_model(config: Config, path: Path) -> SegmentationNetwork:
     """Loads a whole model to the CPU: a file of `save_model`, or a `.pkl` of the authors."""
-    return Segmenter.load(path, classes).model.to(memory_format=torch.channels_last)
+    build = own_builder(config.model.network)
+    network = Segmenter.load(path, label_space(config).names, build=build).network
+    return network.to(memory_format=torch.channels_last)
 
 
-def save_model(path: Path, model: DeepLabV2, config: Config) -> None:
+def save_model(path: Path, model: SegmentationNetwork, config: Config) -> None:
     """Saves a network with its classes and the size of its images."""
     Segmenter(model, label_space(config), config.views.full_size).save(path)
 
@@ -76,35 +147,39 @@ def build_clustering(config: Config, num_classes: int, feature_dim: int) -> Clas
 
 
 def build_optimizer(
-    config: Config, settings: Optimizer, model: DeepLabV2, *groups: dict[str, Any]
+    config: Config, settings: Optimizer, network: SegmentationNetwork, *groups: dict[str, Any]
 ) -> torch.optim.Optimizer:
     """Builds the optimizer of a network and of further parameter groups.
 
-    The head, and a BatchNorm behind the backbone, have the head's learning rate.
+    New layers have the learning rate of the head. With `layer_decay`, that of pretrained layers decreases
+    towards the input.
     """
-    new = [*model.head.parameters()]
-    pretrained: dict[int, list[nn.Parameter]] = {}
-    for name, parameter in model.backbone.named_parameters():
-        if name.startswith("output_norm."):
-            new.append(parameter)
-        else:
-            # The authors' code steps once for each module that encloses the parameter: one per dot.
-            steps = name.count(".") if config.authors.repeat_backbone_steps else 1
-            pretrained.setdefault(steps, []).append(parameter)
     rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
-    parameters: list[dict[str, Any]] = [
-        *({"params": trainable(part), "steps": steps} for steps, part in pretrained.items()),
-        {"params": trainable(new), "lr": rate * settings.head_multiplier},
-        *groups,
-    ]
-    fused = model.mean.device.type == "cuda"  # one kernel for all parameters
+    parameters = parameter_groups(
+        network, rate, head_multiplier=settings.head_multiplier, layer_decay=settings.layer_decay
+    )
+    if config.authors.repeat_backbone_steps:
+        parameters = [*_by_steps(network, parameters[:-1]), parameters[-1]]
+    parameters += groups
+    fused = next(network.parameters()).device.type == "cuda"  # one kernel for all parameters
     if settings.name == "adamw":
         return torch.optim.AdamW(parameters, rate, (momentum, 0.999), weight_decay=decay, fused=fused)
     return RepeatedSGD(parameters, rate, momentum, decay, fused)
 
 
+def _by_steps(network: SegmentationNetwork, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Splits groups of the backbone: the authors' code steps once for each module around a parameter."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    split: dict[tuple[float, int], list[nn.Parameter]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            steps = names[id(parameter)].count(".") - 1  # without the name of the backbone
+            split.setdefault((group["lr"], steps), []).append(parameter)
+    return [{"params": params, "lr": rate, "steps": steps} for (rate, steps), params in split.items()]
+
+
 def compile_networks(config: Config, *networks: nn.Module | None) -> None:
-    """Compiles networks in place if the settings ask for it; they are compiled at their first call."""
+    """Compiles networks in place if the settings enable it; compilation runs at the first call."""
     for network in networks if config.compile else ():
         if network is not None:
             network.compile()

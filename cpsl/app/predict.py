@@ -19,6 +19,7 @@ from cpsl._internal.files import write_atomically
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.config import Positive, Size
 from cpsl.app.errors import describe_changes, friendly_errors
+from cpsl.app.networks import builder_option
 from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import frame_rate, read_frames, write_video
 from cpsl.data import HardLabelStore
@@ -52,6 +53,8 @@ class Arguments:
     """Average over these multiples of the size."""
     size: Size | None = None
     """Height and width of the network's input in pixels; those in the model's file if omitted."""
+    network: str | None = None
+    """MODULE:FUNCTION that builds the network, if the file contains a custom network."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "float32"
@@ -66,6 +69,7 @@ class UnreadableError(Exception):
 
 def predict_all(arguments: Arguments, process: Process) -> list[str]:
     """Segments all images and frames that have no result yet; returns messages about unreadable files."""
+    build = builder_option(arguments.network)
     found = {arguments.input.stem: arguments.input}
     if arguments.input.is_dir():
         found = find_files(arguments.input, IMAGES + VIDEOS, "images or videos")
@@ -75,7 +79,9 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         raise ValueError(
             f"{arguments.output} is inside {arguments.input}, where results would be read as images"
         )
-    segmenter = Segmenter.load(arguments.weights, full_size=arguments.size, device=process.device)
+    segmenter = Segmenter.load(
+        arguments.weights, full_size=arguments.size, device=process.device, build=build
+    )
     _describe(arguments, segmenter)
     output = Output(arguments, segmenter)
     unreadable = []

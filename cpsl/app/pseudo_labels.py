@@ -10,7 +10,7 @@ from cpsl.app.datasets import label_space, share_of_rank, target_dataset
 from cpsl.app.networks import build_model
 from cpsl.data import HardLabelStore, SoftLabelStore, whole_image
 from cpsl.methods.step import to_float
-from cpsl.models import DeepLabV2
+from cpsl.models import SegmentationNetwork, segment
 from cpsl.training import Process, autocast, load, logger, save
 
 
@@ -33,7 +33,7 @@ def describe_target(config: Config, process: Process) -> None:
     for index in share_of_rank(range(len(dataset)), process, "pseudo labels"):
         image = whole_image(dataset.image(index), config.views.full_size)[None].to(process.device)
         with autocast(process.device, config.precision):
-            output = model(to_float(image))
+            output = segment(model, to_float(image))
         store.write(dataset.names[index], output.logits[0].float().softmax(dim=0).cpu())
         means.update(output.features.float(), output.logits)
         counts += class_counts(output.logits.argmax(dim=1), model.num_classes)
@@ -64,7 +64,7 @@ def read_start(config: Config, shape: torch.Size) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def label_target(
-    model: DeepLabV2, store: HardLabelStore, threshold: float, config: Config, process: Process
+    model: SegmentationNetwork, store: HardLabelStore, threshold: float, config: Config, process: Process
 ) -> None:
     """Stores a model's labels of the target, from the mean over each image and its mirror image.
 

@@ -19,7 +19,8 @@ from cpsl.app.report_page import Clusters, Picture, Report, write_report
 from cpsl.app.run import read_metrics
 from cpsl.app.settings import UsageError, to_toml
 from cpsl.data import HardLabelStore, whole_image
-from cpsl.methods.step import resize, to_float
+from cpsl.methods.step import to_float
+from cpsl.models import resize, segment
 from cpsl.training import Process, autocast, load, read_scalars, start_process
 
 PICTURES = 6
@@ -117,21 +118,23 @@ def _pictures(config: Config, process: Process) -> list[Picture]:
     def rectify(picture: Picture) -> Picture:
         image = to_float(whole_image(picture.image, config.views.full_size)[None].to(process.device))
         with autocast(process.device, config.precision):
-            soft = warmup(image).logits.float().softmax(dim=1)
-            logits, features = teacher(image)
+            soft = segment(warmup, image).logits.float().softmax(dim=1)
+            logits, features = segment(teacher, image)
         rectified = rectifier(soft, features, clustering.ema_prototypes)
         torch.manual_seed(derive_seed(config.seed, f"report {picture.name}"))  # samples pixels
         options = {"logits": logits} if config.authors.logit_assignments else {}
         clusters = clustering(features, rectified.labels, **options)
         size = picture.image.shape[1:]
-        before = resize(soft, size)[0].argmax(dim=0).cpu()
-        after = resize(rectified.probabilities, size)[0].cpu()
+        before = resize(soft, size, warmup.align_corners)[0].argmax(dim=0).cpu()
+        after = resize(rectified.probabilities, size, warmup.align_corners)[0].cpu()
         similarity = prototype_similarity(features, clustering.prototypes)[0].cpu()
         return replace(
             picture,
             pseudo_labels={"before rectification": before, "after rectification": after.argmax(dim=0)},
             confidence=after.amax(dim=0),
-            clusters=Clusters(similarity, clusters.indices.cpu(), clusters.assignments.cpu()),
+            clusters=Clusters(
+                similarity, clusters.indices.cpu(), clusters.assignments.cpu(), teacher.align_corners
+            ),
         )
 
     return list(map(rectify, pictures))

@@ -39,6 +39,7 @@ class Clusters(NamedTuple):
     similarity: Tensor  # (K, h, w) cosines of the teacher's features and the prototypes
     indices: Tensor  # (1, n) sampled pixels, y·w + x
     assignments: Tensor  # (n, K)
+    align_corners: bool = True  # of the network
 
 
 @dataclass(frozen=True)
@@ -221,22 +222,24 @@ def _clustering(picture: Picture, report: Report) -> list[Figure]:
         figures.append(Figure("Confidence after rectification", _embed(heatmap(picture.confidence)), alt))
     if picture.clusters is None:
         return figures
-    similarity, indices, assignments = picture.clusters
+    similarity, indices, assignments, corners = picture.clusters
     image = _shrunk(picture.image)  # before the dots are drawn, which keep their size
     size = image.shape[1:]
     counts = class_counts(assignments.argmax(dim=1), len(report.classes)).tolist()
     assigned = {k: count for k, count in enumerate(counts) if count}
     sampled = ", ".join(f"{count} {report.classes[k]}" for k, count in assigned.items())
-    dots = assignment_map(image[None], indices, assignments, similarity.shape[1:], report.palette)
+    dots = assignment_map(
+        image[None], indices, assignments, similarity.shape[1:], report.palette, align_corners=corners
+    )
     rare = min(assigned, key=counts.__getitem__)
     alt = f"Pixels sampled from {name} by assigned class: {sampled}"
     figures.append(Figure("Sampled pixels and their assignments", _embed(dots[0]), alt))
     mean, cosine = float(similarity.amax(dim=0).mean()), f"Cosine of each position of {name} and"
-    shown = _embed(similarity_map(similarity, size))
+    shown = _embed(similarity_map(similarity, size, align_corners=corners))
     alt = f"{cosine} its most similar prototype, {mean:.2f} on average"
     figures.append(Figure("Similarity to the nearest prototype", shown, alt))
     mean, title = float(similarity[rare].mean()), f"the prototype of {report.classes[rare]}"
-    shown = _embed(similarity_map(similarity, size, rare))
+    shown = _embed(similarity_map(similarity, size, rare, align_corners=corners))
     alt = f"{cosine} {title}, the rarest class assigned here, {mean:.2f} on average"
     return [*figures, Figure(f"Similarity to {title}", shown, alt)]
 

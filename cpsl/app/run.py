@@ -14,7 +14,7 @@ import torch
 from cpsl._internal.files import check_sums
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.config import STAGES, Config
-from cpsl.app.datasets import draw_streets, label_space
+from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.evaluate import evaluate
 from cpsl.app.networks import build_model, load_model, save_model
@@ -43,7 +43,7 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
         logger.info(f"{title}: uses the model {init_from}")
         cost = Cost()
         if process.is_main:
-            save_model(folder / "model.pt", load_model(init_from, label_space(config).names), config)
+            save_model(folder / "model.pt", load_model(config, init_from), config)
     else:
         logger.info(title)
         # Random initial weights depend on the seed alone, and are the same on every rank.

@@ -6,14 +6,14 @@ from typing import Any
 from cpsl.app.config import Config
 from cpsl.app.evaluate import evaluate, evaluating
 from cpsl.app.networks import save_model
-from cpsl.models import DeepLabV2
+from cpsl.models import SegmentationNetwork
 from cpsl.training import Process, TrainingLoop, load, logger, save
 
 
 class CheckpointSelection:
     """Evaluates a network, without its parallel wrapper, during training; writes the model of its stage."""
 
-    def __init__(self, model: DeepLabV2, stage: str, config: Config, process: Process) -> None:
+    def __init__(self, model: SegmentationNetwork, stage: str, config: Config, process: Process) -> None:
         self._model = model
         self._folder = config.output / stage
         self._config = config

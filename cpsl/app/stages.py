@@ -17,7 +17,7 @@ from cpsl.authors import AuthorsSelfLabeling, probability_distillation
 from cpsl.data import HardLabelStore, SoftLabelStore, TargetBatch
 from cpsl.losses import distillation
 from cpsl.methods import AdversarialWarmup, Distillation, SelfLabeling
-from cpsl.models import DeepLabV2, Discriminator, ExponentialMovingAverage, freeze_batch_norm
+from cpsl.models import Discriminator, ExponentialMovingAverage, SegmentationNetwork, freeze_batch_norm
 from cpsl.rectification import PseudoLabelRectifier
 from cpsl.training import Cost, Optimization, Process, TrainingLoop, autocast, save
 from cpsl.training.loop import Stateful
@@ -139,7 +139,7 @@ TRAINERS: dict[str, Callable[..., Cost]] = {
 def train(
     stage: str,
     method: Method,
-    network: DeepLabV2,
+    network: SegmentationNetwork,
     optimizers: list[torch.optim.Optimizer],
     config: Config,
     process: Process,

@@ -10,7 +10,7 @@ from torch import Tensor
 from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import all_reduce_max, rank_and_size
 from cpsl.alignment import class_counts
-from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput, pixels_at, without_empty
+from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput, only, pixels_at
 from cpsl.losses import pixel_contrast
 from cpsl.memory import PixelMemoryBank
 from cpsl.prototypes import prototype_similarity
@@ -91,8 +91,9 @@ class AuthorsClustering(ClassBalancedPrototypeClustering):
 
         Args:
             features: (B, D, h, w) of the teacher.
-            labels: (B, h, w) integer pseudo labels on the same grid, or None.
-            logits: (B, K, h, w) of the teacher on the same grid; required with `logit_assignments`.
+            labels: (B, H, W) integer pseudo labels at any resolution, or None.
+            logits: (B, K, h, w) of the teacher on the grid of the features; required with
+                `logit_assignments`.
             bank_labels: (B, n) integer labels that are stored in the bank instead of those of the sampled
                 pixels; see `crop_labels`.
 
@@ -106,21 +107,27 @@ class AuthorsClustering(ClassBalancedPrototypeClustering):
         counts = class_counts(labels, self.num_classes, self.ignore_index)
         indices, mine = self._sample(labels, features)
         sampled = self._share(pixels_at(features.detach(), indices), mine)
-        scores = prototype_similarity(sampled, self.prototypes)
-        log_p = (scores / self.temperature).log_softmax(dim=1)
-        with torch.no_grad():
-            in_bank, bank_scores = self._bank_scores(sampled), self._bank_scores(self.bank.features)
-            assignments, error = self._assign_authors(scores, in_bank, without_empty(bank_scores, self.bank))
-        loss = -(assignments * log_p).sum(dim=1).mean()
-        sampled_logits = None
+        finite, sampled_logits = sampled.isfinite().all(dim=1), None
         if self.logit_bank is not None:
             if logits is None:
                 raise ValueError("logit_assignments need the argument `logits`")
             check_shape("logits", logits, len(features), self.num_classes, *features.shape[2:])
             sampled_logits = self._share(pixels_at(logits.detach(), indices), mine)
-            banked = without_empty(self.logit_bank.features, self.logit_bank)
-            by_logits, _ = self._assign_authors(sampled_logits, sampled_logits, banked)
-            loss = loss - (by_logits * log_p).sum(dim=1).mean()
+            finite = finite & sampled_logits.isfinite().all(dim=1)
+        # Before the product: 0 · NaN is NaN.
+        known = sampled.masked_fill(~finite[:, None], 0)
+        scores = prototype_similarity(known, self.prototypes)
+        log_p = (scores / self.temperature).log_softmax(dim=1)
+        with torch.no_grad():
+            in_bank = only(finite, self._bank_scores(known))
+            banked = only(self.bank.valid, self._bank_scores(self.bank.features))
+            assignments, error = self._assign_authors(only(finite, scores), in_bank, banked)
+        loss = -self._mean((assignments * log_p).sum(dim=1), finite)
+        if self.logit_bank is not None and sampled_logits is not None:
+            by = only(finite, sampled_logits)
+            banked = only(self.logit_bank.valid, self.logit_bank.features)
+            by_logits, _ = self._assign_authors(by, by, banked)
+            loss = loss - self._mean((by_logits * log_p).sum(dim=1), finite)
         stored = self._share(labels[indices], mine) if bank_labels is None else bank_labels.flatten().long()
         positions = self._joined_indices(indices, labels, mine)
         return AuthorsClusteringOutput(

@@ -25,6 +25,9 @@ class AuthorsSelfLabeling(SelfLabeling):
         contrast_weight: Weight of `AuthorsClustering.contrast` on images without CutMix.
         **options: Options of `SelfLabeling`.
 
+    Raises:
+        ValueError: `rectify_features` is asked for, but the maps of the network are half-pixel.
+
     Example:
         >>> from cpsl.models import DeepLabV2, ExponentialMovingAverage
         >>> from cpsl.testing import training_batches
@@ -45,6 +48,8 @@ class AuthorsSelfLabeling(SelfLabeling):
         **options: Any,
     ) -> None:
         super().__init__(*parts, **options)
+        if rectify_features and not self.align_corners:
+            raise ValueError("rectify_features needs a corner-aligned network, such as DeepLabV2")
         self.rectify_features = rectify_features
         self.crop_bank_labels = crop_bank_labels
         self.contrast_weight = contrast_weight

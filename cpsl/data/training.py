@@ -53,7 +53,7 @@ class _Batch:
         return type(self)(**{name: apply(part) for name, part in vars(self).items()})
 
 
-@dataclass(frozen=True)
+@dataclass
 class SourceBatch(_Batch):
     """Labeled views.
 
@@ -80,7 +80,7 @@ class SourceBatch(_Batch):
         return replace(self, image=image, style_colors=None, own_colors=None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TargetBatch(_Batch):
     """Views of unlabeled images, with their geometry relative to the images as stored.
 
@@ -156,7 +156,7 @@ class SourceViews(Dataset[SourceBatch]):
             image = render(whole, view)
             # A label may have another resolution than its image.
             scale = torch.tensor([[stored.shape[1] / whole.shape[2]], [stored.shape[0] / whole.shape[1]]])
-            label = render_label(stored, replace(view, matrix=view.matrix * scale))
+            label = render_label(stored, View(view.matrix * scale, view.size))
             if self.style_from is None:
                 return SourceBatch(image[None], label[None], [name])
             style = self.style_from.image(int(random.integers(len(self.style_from))))

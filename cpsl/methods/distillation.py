@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from cpsl._internal.distributed import no_sync
 from cpsl.data.training import SourceBatch, TargetBatch
-from cpsl.geometry import warp
+from cpsl.geometry import View, warp
 from cpsl.losses import cross_entropy, distillation
-from cpsl.methods.step import Method, Supervision, check_pseudo_labels, resize, segment
+from cpsl.methods.step import Method, Supervision, check_pair, check_pseudo_labels, to_float
+from cpsl.models.network import check_network, resize, segment
 
 
 class Distillation(Method):
@@ -18,8 +19,8 @@ class Distillation(Method):
     The target batches have the teacher's labels of the whole image (`TargetBatch.pseudo_labels`).
 
     Args:
-        student: Returns logits and features; may be wrapped in DistributedDataParallel.
-        teacher: A trained network; it is frozen and stays in evaluation mode.
+        student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
+        teacher: A trained network, maybe of another architecture; it is frozen and stays in evaluation mode.
         distillation_weight: Weight of the distillation loss.
         loss: Distillation loss of the logits of student and teacher, KL(teacher ‖ student) by default.
 
@@ -45,6 +46,9 @@ class Distillation(Method):
     ) -> None:
         super().__init__()
         self.student = student
+        self.align_corners = check_network(student).align_corners
+        check_pair(student, teacher)
+        self.teacher_align_corners = check_network(teacher).align_corners
         self.teacher = teacher.requires_grad_(False).eval()
         self.distillation_weight = distillation_weight
         self.loss = loss
@@ -64,21 +68,23 @@ class Distillation(Method):
 
         # 1. Cross-entropy on the source.
         with no_sync(self.student):
-            logits = segment(self.student, source.image).logits
-        loss_source = cross_entropy(resize(logits, source.label.shape[1:]), source.label)
+            logits = segment(self.student, to_float(source.image)).logits
+        loss_source = cross_entropy(resize(logits, source.label.shape[1:], self.align_corners), source.label)
         yield loss_source
 
         # 2. Warp the labels into the strong view, via the weak view, from which it was rendered.
         in_crop, _ = warp(target.pseudo_labels, target.whole_view, target.weak_view)
-        labels, _ = warp(in_crop, target.weak_view, target.strong_view, quarter, output_align_corners=True)
+        labels, _ = warp(
+            in_crop, target.weak_view, target.strong_view, quarter, output_align_corners=self.align_corners
+        )
 
         # 3. Cross-entropy on the strong view, and KL divergence from the teacher on the same view.
         with torch.no_grad():
-            logits_teacher = segment(self.teacher, target.strong).logits
+            logits_teacher = segment(self.teacher, to_float(target.strong)).logits
         with no_sync(self.student, when=not last_micro_batch):
-            logits = segment(self.student, target.strong).logits
-        loss_target = cross_entropy(resize(logits, quarter), labels)
-        loss_distillation = self.loss(logits, logits_teacher)
+            logits = segment(self.student, to_float(target.strong)).logits
+        loss_target = cross_entropy(resize(logits, quarter, self.align_corners), labels)
+        loss_distillation = self.loss(logits, self._on_grid_of(logits, logits_teacher, target.strong))
         self.supervision = Supervision(target.strong, labels)
         self.metrics = {
             "loss_source": loss_source.detach(),
@@ -86,3 +92,13 @@ class Distillation(Method):
             "loss_distillation": loss_distillation.detach(),
         }
         yield loss_target + self.distillation_weight * loss_distillation
+
+    def _on_grid_of(self, logits: Tensor, logits_teacher: Tensor, images: Tensor) -> Tensor:
+        """Resamples the teacher's logits, if a teacher of another architecture has another grid."""
+        size, aligned = logits.shape[2:], self.teacher_align_corners
+        if logits_teacher.shape[2:] == size and aligned == self.align_corners:
+            return logits_teacher
+        view = View.whole((images.shape[2], images.shape[3]), len(images), images.device)
+        return warp(
+            logits_teacher, view, view, size, align_corners=aligned, output_align_corners=self.align_corners
+        ).values

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl._internal.distributed import no_sync, unwrap
@@ -12,8 +11,9 @@ from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import warp
 from cpsl.losses import cross_entropy
-from cpsl.methods.step import Method, Supervision, to_float
+from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, to_float
 from cpsl.models.ema import ExponentialMovingAverage
+from cpsl.models.network import check_network, resize, segment
 from cpsl.prototypes import RunningClassMeans
 from cpsl.rectification import PseudoLabelRectifier
 
@@ -26,7 +26,7 @@ class MeanTeacher(Method):
     2022), the target loss is weighted by the share of pixels on which the teacher is confident.
 
     Args:
-        student: Returns logits and features of images in 0...1; may be wrapped in DistributedDataParallel.
+        student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
         teacher: Moving average of the student.
         clustering: Prototypes, bank, class distribution; may be wrapped. None trains a plain mean teacher.
         rectifier: Turns the teacher's probabilities and similarities into pseudo labels.
@@ -34,7 +34,6 @@ class MeanTeacher(Method):
         confidence_threshold: Probability from which the teacher counts as confident, 0...1.
         self_label_weight: Weight of the clustering loss.
         momentum: Momentum of the moving averages, teacher and prototypes.
-        align_corners: How the student's outputs are resized, as in `torch.nn.functional.interpolate`.
 
     Example:
         >>> from cpsl.models import DeepLabV2
@@ -61,10 +60,13 @@ class MeanTeacher(Method):
         confidence_threshold: float = 0.968,
         self_label_weight: float = 0.1,
         momentum: float = 0.999,
-        align_corners: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
+        self.align_corners = check_network(student).align_corners
+        check_pair(student, teacher, average=True)
+        if clustering is not None:
+            check_clustering(student, clustering)
         self.teacher = teacher
         self.clustering = clustering
         self.rectifier = rectifier or PseudoLabelRectifier()
@@ -72,10 +74,9 @@ class MeanTeacher(Method):
         self.confidence_threshold = confidence_threshold
         self.self_label_weight = self_label_weight
         self.momentum = momentum
-        self.align_corners = align_corners
         if clustering is not None:
             inner: ClassBalancedPrototypeClustering = unwrap(clustering)
-            means = RunningClassMeans(inner.num_classes, inner.feature_dim)
+            means = RunningClassMeans(inner.num_classes, inner.feature_dim, align_corners=self.align_corners)
             self.means = means.to(inner.prototypes.device)
         self._steps = 0
         self._clustered: list[ClusteringOutput] = []
@@ -86,8 +87,8 @@ class MeanTeacher(Method):
         """Yields the losses; see `Method.losses`. No pseudo labels are needed."""
         # 1. Cross-entropy on the source.
         with no_sync(self.student):
-            logits, features = self.student(to_float(source.image))
-        loss_source = cross_entropy(self._resize(logits, source.label.shape[1:]), source.label)
+            logits, features = segment(self.student, to_float(source.image))
+        loss_source = cross_entropy(resize(logits, source.label.shape[1:], self.align_corners), source.label)
         self.metrics = {"loss_source": loss_source.detach()}
         yield loss_source
 
@@ -98,8 +99,8 @@ class MeanTeacher(Method):
 
         with torch.no_grad():
             # 3. The teacher labels the weak view, and the prototypes rectify the labels.
-            logits, features = self.teacher(to_float(target.weak))
-            soft = self._resize(logits.float().softmax(dim=1), features.shape[2:])
+            logits, features = segment(self.teacher, to_float(target.weak))
+            soft = logits.float().softmax(dim=1)
             confidence, labels = soft.max(dim=1)
             confident = (confidence > self.confidence_threshold).float().mean()
             if self.clustering is not None:
@@ -108,7 +109,7 @@ class MeanTeacher(Method):
 
         # 4. Cross-entropy of the student with these labels, on the strong view.
         with no_sync(self.student, when=not last_micro_batch):
-            logits, _ = self.student(to_float(target.strong))
+            logits, _ = segment(self.student, to_float(target.strong))
         labels_in_strong, _ = warp(
             labels, target.weak_view, target.strong_view, logits.shape[2:], align_corners=self.align_corners
         )
@@ -149,6 +150,3 @@ class MeanTeacher(Method):
     def set_extra_state(self, state: int) -> None:
         """Restores the number of steps."""
         self._steps = state
-
-    def _resize(self, maps: Tensor, size: torch.Size) -> Tensor:
-        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=self.align_corners)

@@ -11,9 +11,10 @@ from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import warp
 from cpsl.losses import cross_entropy, prototype_consistency, symmetric_cross_entropy
-from cpsl.methods.step import Method, Supervision, check_pseudo_labels, resize, segment
+from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, check_pseudo_labels, to_float
 from cpsl.mixing import Mixed, cutmix
 from cpsl.models.ema import ExponentialMovingAverage
+from cpsl.models.network import SegmentationOutput, check_network, resize, segment
 from cpsl.prototypes import prototype_similarity
 from cpsl.rectification import PseudoLabelRectifier, RectifiedLabels
 
@@ -25,7 +26,7 @@ class SelfLabeling(Method):
     clustering is initialized with its prototypes and class distribution.
 
     Args:
-        student: Returns logits and features; may be wrapped in DistributedDataParallel.
+        student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
         teacher: Moving average of the student.
         clustering: Prototypes, memory bank and class distribution; may be wrapped.
         rectifier: Turns soft labels and similarities into pseudo labels.
@@ -66,6 +67,9 @@ class SelfLabeling(Method):
     ) -> None:
         super().__init__()
         self.student = student
+        self.align_corners = check_network(student).align_corners
+        check_pair(student, teacher, average=True)
+        check_clustering(student, clustering)
         self.teacher = teacher
         self.clustering = clustering
         self.rectifier = rectifier or PseudoLabelRectifier()
@@ -92,19 +96,21 @@ class SelfLabeling(Method):
 
         # 1. Cross-entropy on the source.
         with no_sync(self.student):
-            logits = segment(self.student, source.image).logits
-        loss_source = cross_entropy(resize(logits, source.label.shape[1:]), source.label)
+            logits = segment(self.student, to_float(source.image)).logits
+        loss_source = cross_entropy(resize(logits, source.label.shape[1:], self.align_corners), source.label)
         yield loss_source
 
         with torch.no_grad():
             # 2. The teacher segments the whole target image.
-            whole = segment(self.teacher, target.whole)
+            whole = segment(self.teacher, to_float(target.whole))
             similarity = prototype_similarity(whole.features, self.prototypes)
-            soft = resize(target.pseudo_labels, similarity.shape[2:])
+            soft = resize(target.pseudo_labels, similarity.shape[2:], self.align_corners)
 
             # 3. The prototypes rectify the soft labels, on the whole image and in the view of the crop.
             rectified_whole = self.rectifier.rectify(soft, similarity)
-            soft_in_crop, _ = warp(soft, target.whole_view, target.weak_view, quarter, align_corners=True)
+            soft_in_crop, _ = warp(
+                soft, target.whole_view, target.weak_view, quarter, align_corners=self.align_corners
+            )
             similarity_in_crop = self._similarity_in_crop(whole, similarity, target, quarter)
             rectified = self.rectifier.rectify(soft_in_crop, similarity_in_crop)
 
@@ -115,10 +121,14 @@ class SelfLabeling(Method):
 
         # 5. Consistency of the student's strong view with the teacher, relative to the prototypes.
         with no_sync(self.student):
-            features = segment(self.student, target.strong).features
+            features = segment(self.student, to_float(target.strong)).features
         similarity_student = prototype_similarity(features, self.prototypes)
         similarity_teacher, valid = warp(
-            similarity_in_crop, target.weak_view, target.strong_view, features.shape[2:], align_corners=True
+            similarity_in_crop,
+            target.weak_view,
+            target.strong_view,
+            features.shape[2:],
+            align_corners=self.align_corners,
         )
         loss_consistency = prototype_consistency(
             similarity_teacher, similarity_student, valid, temperature=self.rectifier.temperature
@@ -128,9 +138,12 @@ class SelfLabeling(Method):
         # 6. Symmetric cross-entropy of the student on the weak view. It is the student's last pass,
         # because DDP averages gradients in a pass that uses all parameters.
         with no_sync(self.student, when=not last_micro_batch):
-            weak = segment(self.student, mixed.image)
+            weak = segment(self.student, to_float(mixed.image))
         loss_target = symmetric_cross_entropy(
-            resize(weak.logits, quarter), mixed.labels, ce_weight=self.ce_weight, rce_weight=self.rce_weight
+            resize(weak.logits, quarter, self.align_corners),
+            mixed.labels,
+            ce_weight=self.ce_weight,
+            rce_weight=self.rce_weight,
         )
         loss_target = loss_target + self._further_target_loss(weak, mixed, rectified)
         yield loss_target
@@ -166,15 +179,19 @@ class SelfLabeling(Method):
         self._clustered = []
 
     def _similarity_in_crop(
-        self, whole: Any, similarity: Tensor, target: TargetBatch, size: tuple[int, int]
+        self, whole: SegmentationOutput, similarity: Tensor, target: TargetBatch, size: tuple[int, int]
     ) -> Tensor:
-        return warp(similarity, target.whole_view, target.weak_view, size, align_corners=True).values
+        return warp(
+            similarity, target.whole_view, target.weak_view, size, align_corners=self.align_corners
+        ).values
 
-    def _further_target_loss(self, weak: Any, mixed: Mixed, rectified: RectifiedLabels) -> Tensor | float:
+    def _further_target_loss(
+        self, weak: SegmentationOutput, mixed: Mixed, rectified: RectifiedLabels
+    ) -> Tensor | float:
         return 0.0
 
     def _cluster(
-        self, whole: Any, rectified_whole: RectifiedLabels, rectified: RectifiedLabels
+        self, whole: SegmentationOutput, rectified_whole: RectifiedLabels, rectified: RectifiedLabels
     ) -> ClusteringOutput:
         clusters: ClusteringOutput = self.clustering(whole.features, rectified_whole.labels)
         return clusters

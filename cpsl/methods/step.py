@@ -1,16 +1,17 @@
 """Base class of the training steps, and helpers that they share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
+from cpsl._internal.distributed import unwrap
+from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.data.training import SourceBatch, TargetBatch
-from cpsl.models.deeplab import SegmentationOutput
+from cpsl.models.network import check_network
 
 
 class Supervision(NamedTuple):
@@ -58,7 +59,7 @@ class Method(nn.Module, ABC):
 
         Raises:
             TypeError: The pseudo labels are soft instead of hard or the reverse, or a network does
-                not return an object with logits.
+                not return logits and features.
             ValueError: There are no pseudo labels, or they have another shape.
         """
 
@@ -71,15 +72,9 @@ class Method(nn.Module, ABC):
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Converts uint8 images to float32 in 0...1, the input of the networks."""
-    return images.float() / 255
-
-
-def segment(network: nn.Module, images: Tensor) -> SegmentationOutput:
-    """Calls a network with uint8 images (B, 3, H, W).
+    """Converts uint8 images (B, 3, H, W) to float32 in 0...1, the input of the networks.
 
     Raises:
-        TypeError: The network does not return an object with logits.
         ValueError: The images have another shape, such as the deferred views of a batch.
     """
     if images.ndim != 4:
@@ -87,18 +82,7 @@ def segment(network: nn.Module, images: Tensor) -> SegmentationOutput:
             f"images must be (B, 3, H, W), got shape {tuple(images.shape)}: a batch with deferred "
             "operations needs apply_deferred()"
         )
-    output: SegmentationOutput = network(to_float(images))
-    if not hasattr(output, "logits"):
-        raise TypeError(
-            "a network must return an object with logits and features, such as "
-            f"cpsl.models.SegmentationOutput, got {type(output).__name__}"
-        )
-    return output
-
-
-def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resizes a network's output (B, C, h, w) to (H, W), bilinearly with aligned corners, in float32."""
-    return F.interpolate(maps.float(), size, mode="bilinear", align_corners=True)
+    return images.float() / 255
 
 
 def check_pseudo_labels(labels: Tensor, kind: Literal["soft", "hard"], *sizes: int | str) -> None:
@@ -107,3 +91,40 @@ def check_pseudo_labels(labels: Tensor, kind: Literal["soft", "hard"], *sizes: i
         got = f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise TypeError(f"TargetBatch.pseudo_labels must be {kind} labels, got {got}")
     check_shape(f"TargetBatch.pseudo_labels, {kind} labels,", labels, *sizes)
+
+
+def check_pair(student: nn.Module, teacher: nn.Module, *, average: bool = False) -> None:
+    """Checks that a teacher fits a student, before the first step.
+
+    Raises:
+        TypeError: One of them is no `SegmentationNetwork`; or, if `average`, the teacher has no `update`.
+        ValueError: They are the same module, or their numbers of classes or (if `average`) features differ.
+    """
+    inner, other = check_network(student), check_network(teacher)
+    if average and not callable(getattr(teacher, "update", None)):
+        raise TypeError(
+            f"the teacher must be ExponentialMovingAverage(student), got {type(teacher).__name__}"
+        )
+    if inner is other:
+        raise ValueError("student and teacher are the same module: pass a copy as the teacher")
+    _check_equal("student and teacher", inner, other, ("num_classes", "feature_dim")[: 1 + average])
+
+
+def check_clustering(student: nn.Module, clustering: nn.Module) -> None:
+    """Checks that a clustering has the classes and features of a network, before the first step.
+
+    Raises:
+        TypeError: It is no `ClassBalancedPrototypeClustering`, wrapped or not.
+        ValueError: Its number of classes or features differs.
+    """
+    network, inner = check_network(student), unwrap(clustering) if clustering is not None else None
+    if not isinstance(inner, ClassBalancedPrototypeClustering):
+        raise TypeError(f"clustering must be a ClassBalancedPrototypeClustering, got {type(inner).__name__}")
+    _check_equal("network and clustering", network, inner, ("num_classes", "feature_dim"))
+
+
+def _check_equal(pair: str, one: nn.Module, other: nn.Module, attributes: Sequence[str]) -> None:
+    for name in attributes:
+        values = getattr(one, name), getattr(other, name)
+        if values[0] != values[1]:
+            raise ValueError(f"{pair} differ in {name}: {values[0]} and {values[1]}")

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from cpsl._internal.distributed import no_sync, unwrap
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.losses import cross_entropy, discriminator_loss, generator_loss
-from cpsl.methods.step import Method, Supervision, resize, segment
+from cpsl.methods.step import Method, Supervision, to_float
+from cpsl.models.network import check_network, resize, segment
 
 
 class AdversarialWarmup(Method):
@@ -17,7 +18,7 @@ class AdversarialWarmup(Method):
     optimizer may hold the parameters of both.
 
     Args:
-        network: Returns logits and features; may be wrapped in DistributedDataParallel.
+        network: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
         discriminator: Such as `cpsl.models.Discriminator`; may be wrapped. None trains on the source alone.
         adversarial_weight: Weight of the adversarial loss.
 
@@ -43,6 +44,7 @@ class AdversarialWarmup(Method):
         self.network = network
         self.discriminator = discriminator
         self.adversarial_weight = adversarial_weight
+        self.align_corners = check_network(network).align_corners
 
     def losses(
         self, source: SourceBatch, target: TargetBatch | None = None, *, last_micro_batch: bool = True
@@ -53,8 +55,8 @@ class AdversarialWarmup(Method):
 
         # 1. Cross-entropy on the source.
         with no_sync(self.network, when=not last_micro_batch or self.discriminator is not None):
-            logits = segment(self.network, source.image).logits
-        logits_source = resize(logits, source.label.shape[1:])
+            logits = segment(self.network, to_float(source.image)).logits
+        logits_source = resize(logits, source.label.shape[1:], self.align_corners)
         loss_source = cross_entropy(logits_source, source.label)
         self.metrics = {"loss_source": loss_source.detach()}
         self.supervision = Supervision(source.image, source.label)
@@ -64,8 +66,8 @@ class AdversarialWarmup(Method):
 
         # 2. Adversarial loss of the network: the discriminator should classify the target as source.
         with no_sync(self.network, when=not last_micro_batch):
-            logits = segment(self.network, target.weak).logits
-        logits_target = resize(logits, target.weak.shape[2:])
+            logits = segment(self.network, to_float(target.weak)).logits
+        logits_target = resize(logits, target.weak.shape[2:], self.align_corners)
         discriminator = unwrap(self.discriminator).requires_grad_(False)
         loss_adversarial = generator_loss(discriminator(logits_target.softmax(dim=1)))
         discriminator.requires_grad_(True)

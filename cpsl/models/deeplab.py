@@ -2,28 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
+from cpsl.models.network import NetworkSpec, SegmentationNetwork, SegmentationOutput, layers_of
 from cpsl.models.resnet import BACKBONES, Backbone
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""RGB mean and standard deviation of ImageNet for images in 0...1, which torchvision's weights require."""
-
-
-class SegmentationOutput(NamedTuple):
-    """Output of a segmentation network.
-
-    Attributes:
-        logits: (B, K, h, w).
-        features: (B, D, h, w), the input of the linear classifier.
-    """
-
-    logits: Tensor
-    features: Tensor
 
 
 class SqueezeExcitation(nn.Module):
@@ -89,7 +75,7 @@ class DeepLabHead(nn.Module):
         __call__ = forward
 
 
-class DeepLabV2(nn.Module):
+class DeepLabV2(SegmentationNetwork):
     """Segmentation network: a dilated backbone (Chen et al., 2017) with the head of the authors' code.
 
     Args:
@@ -108,6 +94,8 @@ class DeepLabV2(nn.Module):
         head: Everything after the encoder; usually trained with a higher learning rate.
         num_classes: K.
         feature_dim: D.
+        align_corners: True, the maps are corner-aligned.
+        input_size: 1, images may have any size.
         backbone_name: Name of the backbone; None if it was passed as a module.
 
     Raises:
@@ -123,6 +111,8 @@ class DeepLabV2(nn.Module):
 
     mean: Tensor
     std: Tensor
+    align_corners = True
+    input_size = 1
 
     def __init__(
         self,
@@ -141,6 +131,8 @@ class DeepLabV2(nn.Module):
             raise ValueError(f"num_classes, feature_dim must be positive, got {num_classes}, {feature_dim}")
         self.backbone_name = backbone if isinstance(backbone, str) else None
         if isinstance(backbone, str):
+            arguments = {"feature_dim": feature_dim, "output_norm": output_norm, "dilations": list(dilations)}
+            self.spec = NetworkSpec(f"deeplabv2:{backbone}", arguments)
             if backbone not in BACKBONES:
                 raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
             backbone = BACKBONES[backbone](output_norm=output_norm)
@@ -177,18 +169,6 @@ class DeepLabV2(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward
 
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Freezes the statistics, weights and biases of all BatchNorm layers, in place.
-
-    Call it after each `module.train()`, which unfreezes the statistics.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
-        >>> freeze_batch_norm(model)
-        >>> model[0].training, model[1].training
-        (True, False)
-    """
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval().requires_grad_(False)
+    def pretrained_layers(self) -> list[list[nn.Parameter]]:
+        """Returns the parameters of the backbone by layer, without those of a BatchNorm behind it."""
+        return layers_of(self.backbone, exclude="output_norm.")

@@ -40,7 +40,7 @@ class Discriminator(nn.Module):
             ValueError: The shape differs.
         """
         check_shape("probabilities", probabilities, "B", self.num_classes, "H", "W")
-        decision: Tensor = self.layers(probabilities)
+        decision: Tensor = self.layers(probabilities.to(next(self.parameters()).dtype))
         return decision
 
     if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from cpsl._internal.averaging import check_momentum, update_moving_average
 from cpsl._internal.distributed import unwrap
+from cpsl._internal.precision import Convert, is_low_precision, keep_precision
 
 __all__ = ["ExponentialMovingAverage", "update_moving_average"]
 
@@ -20,11 +21,14 @@ class ExponentialMovingAverage(nn.Module, Generic[M]):
 
         teacher ← momentum · teacher + (1 - momentum) · student
 
-    Floating buffers, such as the running statistics of BatchNorm, are averaged like parameters; others are
-    copied. The average is in evaluation mode, has no gradients, and is called like the student.
+    The running statistics of normalization layers are averaged like parameters; all other buffers, such as
+    masks and counters, are copied. The average is in evaluation mode, has no gradients, and is called like
+    the student. For a module in half precision, whose small steps would be rounded to zero, the average is
+    kept in float32 beside the module, and the module holds its rounded values.
 
     Args:
-        student: Module to start from; copied, without its DistributedDataParallel wrapper.
+        student: Module to start from; copied, without DistributedDataParallel, DataParallel or
+            `torch.compile` around it.
         mode: "evaluation", or "training" to keep the average in training mode, with dropout and batch
             statistics, as in the authors' code.
         momentum: 0...1; 0 copies the student, 1 keeps the average.
@@ -52,7 +56,7 @@ class ExponentialMovingAverage(nn.Module, Generic[M]):
 
     def __init__(
         self,
-        student: M | DistributedDataParallel,
+        student: M | DistributedDataParallel | DataParallel[Any],
         mode: Literal["evaluation", "training"] = "evaluation",
         momentum: float = 0.999,
     ) -> None:
@@ -63,6 +67,7 @@ class ExponentialMovingAverage(nn.Module, Generic[M]):
         self.mode = mode
         self.momentum = momentum
         self._before: dict[str, Tensor] = {}
+        self._float32: dict[str, Tensor] = {}  # averages that the module holds in half precision
         average: M = copy.deepcopy(unwrap(student))
         self.module = average.requires_grad_(False)
         self.train()
@@ -101,15 +106,70 @@ class ExponentialMovingAverage(nn.Module, Generic[M]):
             for key, value in self._before.items():
                 averages[key].copy_(torch.where(applied, averages[key], value))
         self._before = {}
-        floating = [key for key, value in averages.items() if value.is_floating_point()]
         momentum = self.momentum if momentum is None else momentum
-        pairs = [averages[key] for key in floating], [values[key] for key in floating]
-        update_moving_average(*pairs, momentum, applied)
-        for key in averages.keys() - set(floating):
-            value = values[key].to(averages[key])
+        exact = self._exact_averages(averages)
+        update_moving_average(list(exact.values()), [values[key] for key in exact], momentum, applied)
+        in_place = exact.keys() - self._float32.keys()
+        for key in averages.keys() - in_place:
+            value = exact.get(key, values[key]).to(averages[key])
             if applied is not None:
                 value = torch.where(applied, value, averages[key])
             averages[key].copy_(value)
+
+    @torch.no_grad()
+    def _exact_averages(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the tensors of the module that are averages, or float32 ones in place of half precision."""
+        exact = {}
+        for key, value in tensors.items():
+            if not value.is_floating_point():
+                continue
+            is_statistic = key.rpartition(".")[2] in ("running_mean", "running_var")
+            if not (is_statistic or isinstance(value, nn.Parameter)):
+                continue
+            if is_low_precision(value):
+                value = self._in_float32(key, value)
+            else:
+                self._float32.pop(key, None)  # the module itself has been converted back
+            exact[key] = value
+        return exact
+
+    def _in_float32(self, key: str, rounded: Tensor) -> Tensor:
+        if key not in self._float32:
+            self._float32[key] = rounded.float()
+        exact = self._float32[key] = self._float32[key].to(rounded.device)
+        # Values that something else has written to the module, such as a loaded checkpoint, are adopted.
+        return exact.copy_(torch.where(exact.to(rounded.dtype) == rounded, exact, rounded))
+
+    @torch.no_grad()
+    def _apply(self, fn: Convert, recurse: bool = True) -> "ExponentialMovingAverage[M]":
+        # Detached, because conversions replace the data of parameters in place.
+        before = {key: value.detach() for key, value in self._exact_averages(_tensors(self.module)).items()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        were_low, self._float32 = self._float32.keys(), {}
+        after = _tensors(self.module)
+        for key, exact in before.items():
+            if is_low_precision(after[key]):
+                self._float32[key] = keep_precision(fn)(exact.float())
+            elif key in were_low:
+                after[key].copy_(exact)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._exact_averages(_tensors(self.module))
+        destination.update({f"{prefix}float32.{key}": value for key, value in self._float32.items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
+        start = f"{prefix}float32."
+        saved = {key.removeprefix(start): state_dict[key] for key in state_dict if key.startswith(start)}
+        own = _tensors(self.module)
+        self._float32 = {
+            key: value.to(own[key].device, torch.float32, copy=True)
+            for key, value in saved.items()
+            if key in own and is_low_precision(own[key])
+        }
+        others = {key: value for key, value in state_dict.items() if not key.startswith(start)}
+        super()._load_from_state_dict(others, prefix, *options)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torchvision
 from torch import Tensor, nn
 
-from cpsl._internal.files import load_safely
+from cpsl.models.adapters.weights import fit_weights, read_weights
 
 
 @runtime_checkable
@@ -205,8 +205,8 @@ def load_backbone_weights(backbone: nn.Module, source: str | Path, name: str = "
     Args:
         backbone: Module that receives the weights; classification layers of the source are ignored.
         source: "imagenet" for the weights IMAGENET1K_V1 of torchvision's network `name`, which are downloaded
-            once; or a file with a state dictionary, plain or under the key "state_dict" (SimCLRv2
-            conversions).
+            once; or a file with a state dictionary, plain or inside a checkpoint, also of a network around
+            the backbone.
         name: torchvision's name of the backbone, required with "imagenet".
 
     Raises:
@@ -222,20 +222,8 @@ def load_backbone_weights(backbone: nn.Module, source: str | Path, name: str = "
         >>> torch.save({"state_dict": resnet_tiny().state_dict()}, file)
         >>> load_backbone_weights(resnet_tiny(), file)
     """
-    state = _imagenet(name) if str(source) == "imagenet" else _read_state(Path(source))
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{source} has non-finite numbers, such as in {broken[0]}")
-    own = backbone.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = [key for key in own if key not in fitting and not key.startswith("output_norm")]
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing:
-        raise ValueError(
-            f"{source} does not fit this backbone: {len(missing)} of {len(own)} entries are missing or of "
-            f"another shape, such as {missing[0]}"
-        )
-    backbone.load_state_dict(fitting, strict=False)
+    state = _imagenet(name) if str(source) == "imagenet" else read_weights(source)
+    fit_weights(backbone, state, source, optional="output_norm")
 
 
 def _imagenet(name: str) -> dict[str, Tensor]:
@@ -253,11 +241,3 @@ def _imagenet(name: str) -> dict[str, Tensor]:
             f"the ImageNet weights of {name} cannot be downloaded ({error}); download {weights.url} on "
             "another machine and pass the path of the file instead"
         ) from error
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    content = load_safely(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} does not contain a state dictionary of tensors")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}

@@ -14,6 +14,7 @@ A loss under test is a function of a batch. No check needs pytest:
 The single checks are in `cpsl.testing.checks`, the other edge cases in `cpsl.testing.batches`.
 """
 
+from cpsl.testing.applicability import LossCheck
 from cpsl.testing.batches import (
     EDGE_CASES,
     SegmentationBatch,
@@ -22,7 +23,7 @@ from cpsl.testing.batches import (
     segmentation_batch,
     uniform_prediction,
 )
-from cpsl.testing.checks import LOSS_CHECKS, LossCheck
+from cpsl.testing.checks import LOSS_CHECKS, applicable_checks
 from cpsl.testing.outcome import Loss
 from cpsl.testing.training import training_batches
 
@@ -33,6 +34,7 @@ __all__ = [
     "LossCheck",
     "SegmentationBatch",
     "all_ignored",
+    "applicable_checks",
     "perfect_prediction",
     "segmentation_batch",
     "training_batches",

@@ -125,7 +125,7 @@ def perfect_prediction(batch: SegmentationBatch) -> SegmentationBatch:
         >>> torch.nn.functional.cross_entropy(batch.logits, batch.labels, ignore_index=255)
         tensor(0.)
     """
-    classes = batch.labels.masked_fill(~batch.valid, 0)
+    classes = batch.labels.masked_fill(~batch.valid, 0).long()
     one_hot = torch.nn.functional.one_hot(classes, len(batch.prototypes)).movedim(-1, 1)
     return _predicted(batch, 100 * one_hot.to(batch.logits.dtype), batch.prototypes[classes].movedim(-1, 1))
 

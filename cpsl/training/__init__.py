@@ -14,7 +14,7 @@ from cpsl.training.checkpoints import load, save
 from cpsl.training.cost import Cost
 from cpsl.training.log import logger, progress, read_scalars, start_logging
 from cpsl.training.loop import TrainingLoop
-from cpsl.training.optimization import Optimization, Precision, autocast, trainable
+from cpsl.training.optimization import Optimization, Precision, autocast
 from cpsl.training.process import Process, start_process
 
 __all__ = [
@@ -31,5 +31,4 @@ __all__ = [
     "save",
     "start_logging",
     "start_process",
-    "trainable",
 ]

@@ -1,7 +1,7 @@
 """The optimizers of a method: learning rates, mixed precision, accumulation, skipped steps."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -157,11 +157,6 @@ class Optimization:
     @torch.no_grad()
     def _keep_statistics(self) -> None:
         self._before = [[value.clone() for value in norm.buffers()] for norm in self._norms]
-
-
-def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Returns the parameters that are trained, each once."""
-    return [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad]
 
 
 def _is_fused(optimizer: torch.optim.Optimizer) -> bool:

@@ -67,9 +67,11 @@ def test_all_problems_of_data_and_weights_are_listed(tmp_path: Path) -> None:
     [
         (["--select-checkpoint", "best"], ["select_checkpoint", "evaluate_every"]),
         (["--init-from.warmup", "no.pkl"], ["init_from.warmup", "no.pkl"]),
-        (["--warmup.start", "no.pth"], ["warmup.start", "no.pth", "imagenet"]),
+        (["--warmup.start", "no.pth"], ["warmup.start", "no.pth", "pretrained"]),
         (["--distill.student", "no.pth"], ["distill.student", "no.pth"]),
-        (["--model.imagenet-file", "no.pth"], ["model.imagenet_file", "no.pth"]),
+        (["--model.weights", "no.pth"], ["model.weights", "no.pth"]),
+        (["--model.weights", "no.pth"], ["model.weights", "not read", "random", 'start = "pretrained"']),
+        (["--model.network", "math:pi"], ["model.network", "math:pi"]),
         (
             ["--authors.repeat-backbone-steps", "--self-label.optimizer.name", "adamw"],
             ["authors.repeat_backbone_steps", "self_label.optimizer.name"],
@@ -89,6 +91,15 @@ def test_settings_that_would_stop_a_run_are_found_first(
     config = parse(["--config", str(finished.config), "--output", str(tmp_path / "run"), *options])
     problems = "\n".join(validate(config, PROCESS))
     assert all(text in problems for text in named), problems
+
+
+def test_a_network_that_cannot_be_built_is_a_problem(tmp_path: Path) -> None:
+    words = [*write_folders(tmp_path), "--output", tmp_path / "run", "--config", "cpu", "--workers", 0]
+    words += ["--source-only.start", "random", "--model.arguments", '{"decoder": "heavy"}']
+    ended = cpsl("check", *words)
+    assert ended.code == 1
+    assert "model.network" in ended.text
+    assert "1 problem" in ended.text
 
 
 def test_an_output_among_the_images_is_a_problem(tmp_path: Path) -> None:

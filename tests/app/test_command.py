@@ -40,13 +40,13 @@ def test_the_help_of_a_run_lists_all_settings_on_request() -> None:
     short, long = cpsl("adapt", "--help").text, cpsl("adapt", "--help-all").text
     assert "--self-label.temperature" not in short
     assert "--self-label.temperature" in long
-    assert_fits_a_terminal(long, 420)
+    assert_fits_a_terminal(long, 430)
 
 
 def test_help_shows_the_values_of_the_recipe() -> None:
     assert "[runs/demo]" in cpsl("demo", "--help").text
-    assert "(default: resnet_tiny)" in cpsl("adapt", "--config", "cpu", "--help-all").text
-    assert "(default: resnet101)" in cpsl("adapt", "--help-all").text
+    assert "(default: lite0)" in cpsl("adapt", "--config", "cpu", "--help-all").text
+    assert "(default: deeplabv2:resnet101)" in cpsl("adapt", "--help-all").text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ OVERLAYS = {"authors", "cpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
 
 # CPSL (CVPR 2022), section 4.1 and the supplement; see docs/reproduce.md.
 PAPER: dict[str, Any] = {
-    "model.backbone": "resnet101",
+    "model.network": "deeplabv2:resnet101",
     "views.crop": (512, 896),
     "views.full_size": (1024, 2048),
     "views.width": 2200,
@@ -68,7 +68,7 @@ def value_of(config: Config, name: str) -> Any:
 def leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in table.items():
-        inner = leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        inner = leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "arguments" else {}
         found |= inner or {f"{prefix}{key}": value}
     return found
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from app.conftest import Run
 from app.tiny import cpsl
@@ -16,8 +16,9 @@ from cpsl.app.evaluate import evaluate, evaluating
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, Cityscapes, HardLabelStore, write_streets
 from cpsl.metrics import ConfusionMatrix
-from cpsl.models import DeepLabV2, SegmentationOutput
+from cpsl.models import DeepLabV2
 from cpsl.training import Process
+from small_networks import Colors
 
 PROCESS = Process(torch.device("cpu"))
 
@@ -35,20 +36,6 @@ def settings(root: Path, classes: str = "cityscapes-19", *options: str) -> Confi
     words += ["--evaluation.dataset", "cityscapes", "--evaluation.root", str(root)]
     words += ["--evaluation.split", "val", "--views.full-size", "64", "128", *options]
     return parse(words)
-
-
-class Colors(nn.Module):
-    """Classifies by color at stride 4, so that neither mirroring nor the size changes the result."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(4 * torch.randn(classes, 3, 1, 1, generator=generator))
-
-    def forward(self, image: Tensor) -> SegmentationOutput:
-        small = F.interpolate(image, scale_factor=0.25, mode="area") - 0.5
-        logits = F.conv2d(small, self.weight)
-        return SegmentationOutput(logits, logits)
 
 
 @torch.no_grad()

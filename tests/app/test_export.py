@@ -76,7 +76,7 @@ def test_onnx_computes_what_the_model_does(tmp_path: Path) -> None:
 def test_a_file_with_other_outputs_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: export.Run
 ) -> None:
-    def write(module: export.ImageToLogits, example: object, path: Path, notes: object) -> export.Run:
+    def write(module: export.ImageToLogits, example: object, path: Path, *_: object) -> export.Run:
         path.write_bytes(b"a program")
         return lambda image: wrong(module(image))
 
@@ -84,6 +84,33 @@ def test_a_file_with_other_outputs_is_not_written(
     with pytest.raises(ValueError, match=r"model\.pt2"):
         export.export(segmenter(), tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_refuses_other_sizes_is_replaced_by_one_of_fixed_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(
+        module: export.ImageToLogits,
+        example: torch.Tensor,
+        path: Path,
+        notes: object,
+        dynamic: dict[int, str],
+    ) -> export.Run:
+        path.write_text(" ".join(dynamic.values()) or "fixed")
+
+        def run(image: torch.Tensor) -> torch.Tensor:
+            assert image.shape == example.shape  # as the guards of torch.export
+            return module(image)
+
+        return run
+
+    monkeypatch.setattr(export, "_write_program", write)
+    export.export(segmenter(), tmp_path / "model.pt2")
+    assert (tmp_path / "model.pt2").read_text() == "fixed"
+    printed = capsys.readouterr().out
+    assert "with variable batch, height, width" in printed
+    assert "not possible" in printed
+    assert "with fixed sizes" in printed
 
 
 def test_other_suffixes_and_unknown_sizes_are_rejected(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ crop = [48, 96]
 width = 130
 scale = [0.8, 1.2]
 [model]
-backbone = "resnet_tiny"
+network = "deeplabv2:resnet_tiny"
 feature_dim = 8
 [self_label]
 iterations = 4

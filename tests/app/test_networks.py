@@ -36,7 +36,7 @@ def test_the_backbone_takes_the_steps_of_the_authors_code() -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_each_parameter_is_in_one_group(name: str) -> None:
-    config = settings("--model.backbone", "resnet_tiny", "--model.feature-dim", "8")
+    config = settings("--model.network", "deeplabv2:resnet_tiny", "--model.feature-dim", "8")
     model = build_model(config, "random", output_norm=True)
     for stage in (config.warmup, config.self_label, config.distill):
         optimizer = replace(stage.optimizer, name=name)
@@ -49,48 +49,51 @@ def test_each_parameter_is_in_one_group(name: str) -> None:
 
 
 def test_a_model_is_saved_with_its_classes_and_size(tmp_path: Path) -> None:
-    config = settings("--model.backbone", "resnet_tiny", "--model.feature-dim", "8")
+    config = settings("--model.network", "deeplabv2:resnet_tiny", "--model.feature-dim", "8")
     model = build_model(config, "random", output_norm=True)
     model.mean.fill_(0.25)
     save_model(tmp_path / "model.pt", model, config)
     # The file determines the network, not the settings.
-    again = build_model(settings("--model.backbone", "resnet50"), tmp_path / "model.pt")
-    assert again.backbone_name == "resnet_tiny"
+    again = build_model(settings("--model.network", "deeplabv2:resnet50"), tmp_path / "model.pt")
+    assert again.spec is not None
+    assert again.spec.name == "deeplabv2:resnet_tiny"
     segmenter = Segmenter.load(tmp_path / "model.pt")
     assert segmenter.classes == label_space(config)
     assert segmenter.full_size == config.views.full_size
     theirs = model.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in again.state_dict().items())
     with pytest.raises(ValueError, match=r"model\.pt.*road, sky.*sky, road"):
-        load_model(tmp_path / "model.pt", ("sky", "road"))
+        load_model(replace(config, classes=("sky", "road")), tmp_path / "model.pt")
 
 
 def test_a_checkpoint_of_the_authors_is_loaded_as_a_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DeepLabV2(2, "resnet101", 8, output_norm=True)
     save_release_checkpoint(tmp_path / "a.pkl", model)
-    again = load_model(tmp_path / "a.pkl", ("road", "sky"))
+    again = load_model(settings(), tmp_path / "a.pkl")
     theirs = model.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in again.state_dict().items())
     with pytest.raises(ValueError, match=r"a\.pkl.*2.*3"):
-        load_model(tmp_path / "a.pkl", ("road", "sky", "car"))
+        load_model(replace(settings(), classes=("road", "sky", "car")), tmp_path / "a.pkl")
 
 
-@pytest.mark.parametrize("colors", [True, False])
-def test_imagenet_colors_are_normalized_on_request(tmp_path: Path, colors: bool) -> None:
+@pytest.mark.parametrize("start", ["pretrained", "file"])
+def test_pretrained_weights_keep_their_color_normalization(tmp_path: Path, start: str) -> None:
     file = tmp_path / "imagenet.pth"
-    torch.save(build_model(settings("--model.backbone", "resnet18"), "random").backbone.state_dict(), file)
-    options = ["--model.imagenet-file", str(file), "--model.backbone", "resnet18"]
-    flag = "--model.imagenet-colors" if colors else "--model.no-imagenet-colors"
-    model = build_model(settings(*options, flag), "imagenet")
-    wanted = IMAGENET_MEAN if colors else (0.0, 0.0, 0.0)
-    assert model.mean.flatten().tolist() == pytest.approx(wanted)
+    pretrained = DeepLabV2(2, "resnet18", 8)
+    torch.save(pretrained.backbone.state_dict(), file)
+    options = ["--model.weights", str(file), "--model.network", "deeplabv2:resnet18"]
+    for arguments, mean in (("{}", IMAGENET_MEAN), ('{"mean": [0, 0, 0]}', (0, 0, 0))):
+        config = settings(*options, "--model.arguments", arguments)
+        model = build_model(config, start if start == "pretrained" else str(file))
+        assert model.mean.flatten().tolist() == pytest.approx(mean)
+        assert torch.equal(model.backbone.conv1.weight, pretrained.backbone.conv1.weight)
 
 
 def test_networks_are_compiled_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: whole(module, backend="eager"))
-    options = ["--model.backbone", "resnet_tiny", "--model.feature-dim", "8"]
+    options = ["--model.network", "deeplabv2:resnet_tiny", "--model.feature-dim", "8"]
     image = torch.rand(1, 3, 32, 48)
     for asked in (True, False):
         config = settings(*options, "--compile" if asked else "--no-compile")
@@ -101,3 +104,18 @@ def test_networks_are_compiled_on_request(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(model(image).logits, wanted)
         # State dicts and copies are those of the plain network.
         assert not any("_orig_mod" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--model.arguments", '{"name": "other"}'], "model.arguments.*name.*model.network"),
+        (["--model.arguments", '{"weights": "a.pth"}'], "model.arguments.*weights"),
+        (["--model.arguments", '{"backbone": "resnet18"}'], "deeplabv2:resnet_tiny.*backbone"),
+        (["--model.feature-dim", "8", "--model.arguments", '{"feature_dim": 4}'], "feature_dim"),
+        (["--model.network", "math:pi"], "math:pi.*no function"),
+    ],
+)
+def test_wrong_networks_and_arguments_are_named(options: list[str], named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=named):
+        build_model(settings("--model.network", "deeplabv2:resnet_tiny", *options), "random")

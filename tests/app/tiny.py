@@ -25,7 +25,7 @@ crop = [48, 96]
 width = 130
 scale = [0.8, 1.2]
 [model]
-backbone = "resnet_tiny"
+network = "deeplabv2:resnet_tiny"
 feature_dim = 8
 [source_only]
 start = "random"

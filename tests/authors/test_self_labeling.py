@@ -5,6 +5,7 @@ from cpsl.authors import AuthorsClustering, AuthorsSelfLabeling
 from cpsl.methods import SelfLabeling
 from cpsl.models import DeepLabV2, ExponentialMovingAverage
 from cpsl.testing import training_batches
+from small_networks import Patches
 
 CLUSTERING = {"bank_size": 64, "samples_per_image": 16}
 ALL = {"rectify_features": True, "crop_bank_labels": True, "contrast_weight": 0.001}
@@ -37,3 +38,10 @@ def test_each_option_changes_the_loss(option: dict[str, float]) -> None:
     with_option = losses(AuthorsSelfLabeling, steps=4, **option)
     assert torch.tensor(with_option).isfinite().all()
     assert with_option != losses(AuthorsSelfLabeling, steps=4)
+
+
+def test_features_of_half_pixel_networks_cannot_be_warped_like_the_authors_do() -> None:
+    student = Patches(3, 8, align_corners=False)
+    clustering = AuthorsClustering(3, 8, **CLUSTERING)
+    with pytest.raises(ValueError, match=r"rectify_features.*corner-aligned"):
+        AuthorsSelfLabeling(student, ExponentialMovingAverage(student), clustering, rectify_features=True)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
+from cpsl import PseudoLabelRectifier
 from cpsl.methods import SelfLabeling
 from cpsl.training import Optimization, start_process
 from ranks import start_ranks
 from training_steps import METHODS, batches, build, gradients, network, sgd
 
-lightning = pytest.importorskip("lightning", reason="needs cpsl[integrations]")
+lightning = pytest.importorskip("lightning", reason="needs cpsl[lightning]")
 
 
 def assert_equal(got: Any, wanted: Any) -> None:
@@ -115,6 +117,9 @@ class Breaks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = network()
+        self.num_classes, self.feature_dim = self.network.num_classes, self.network.feature_dim
+        self.align_corners, self.input_size = self.network.align_corners, self.network.input_size
+        self.pretrained_layers = self.network.pretrained_layers
         self.broken = False
 
     def forward(self, images: Tensor) -> Any:
@@ -282,9 +287,49 @@ def test_ranks_train_equal_weights(results: Any, name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_network_that_returns_a_tensor_is_named(name: str) -> None:
     method = build(name)
-    setattr(method, "network" if name == "warmup" else "student", nn.Conv2d(3, 3, 1))
+    student = Breaks()
+    student.network = nn.Conv2d(3, 3, 1)
+    setattr(method, "network" if name == "warmup" else "student", student)
     with pytest.raises(TypeError, match=r"logits.*Tensor"):
         method(*batches(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_without_the_protocol_is_refused_at_construction(name: str) -> None:
+    method = build(name)
+    parts = [part for part in method.children() if not isinstance(part, PseudoLabelRectifier)]
+    with pytest.raises(TypeError, match=r"Conv2d.*num_classes.*align_corners.*from_module"):
+        type(method)(nn.Conv2d(3, 3, 1), *parts[1:])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_in_true_half_precision(name: str, tmp_path: Path) -> None:
+    """`bf16-true` converts network and batches; views, prototypes and averages stay exact."""
+    module = Module(name, automatic=True)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        precision="bf16-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    views = [batches(name, step) for step in range(2)]
+    trainer.fit(module, DataLoader(views, batch_size=None))
+    state = module.method.state_dict()
+    assert all(value.isfinite().all() for value in state.values())
+    half = {key for key, value in state.items() if value.dtype == torch.bfloat16}
+    assert any(key.startswith(("network", "student")) for key in half)
+    assert not any(key.startswith(("clustering", "teacher.float32")) for key in half)
+    if isinstance(module.method, SelfLabeling):
+        moved = (
+            state["teacher.float32.head.classify.weight"]
+            - build(name).state_dict()["teacher.module.head.classify.weight"]
+        )
+        assert 0 < moved.abs().max() < 0.01
 
 
 @pytest.mark.parametrize("name", ["self_labeling", "distillation"])

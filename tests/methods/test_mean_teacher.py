@@ -5,28 +5,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpsl import ClassBalancedPrototypeClustering, PseudoLabelRectifier, RunningClassMeans, warp
 from cpsl.data import SourceBatch, TargetBatch
 from cpsl.methods import MeanTeacher
-from cpsl.models import ExponentialMovingAverage, SegmentationOutput
+from cpsl.models import ExponentialMovingAverage
 from cpsl.testing import training_batches
+from small_networks import Patches
 
 K, D = 3, 8
-
-
-class Network(nn.Module):
-    """Without dropout and BatchNorm, so that each pass gives the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode = nn.Conv2d(3, D, 4, stride=4)
-        self.classify = nn.Conv2d(D, K, 1)
-
-    def forward(self, image: Tensor) -> SegmentationOutput:
-        features = self.encode(image)
-        return SegmentationOutput(self.classify(features), features)
 
 
 @pytest.fixture
@@ -36,7 +24,7 @@ def batches() -> tuple[SourceBatch, TargetBatch]:
 
 def build(clustered: bool = True, **options: float | bool) -> MeanTeacher:
     torch.manual_seed(0)
-    student = Network()
+    student = Patches(K, D)
     clustering = ClassBalancedPrototypeClustering(K, D, bank_size=64, samples_per_image=16)
     return MeanTeacher(
         student,

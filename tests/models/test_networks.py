@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -11,6 +12,7 @@ from cpsl.models import (
     DeepLabV2,
     Discriminator,
     ExponentialMovingAverage,
+    build_network,
     freeze_batch_norm,
     load_backbone_weights,
 )
@@ -313,12 +315,35 @@ def test_backbone_weights_are_loaded_from_a_file(tmp_path, wrapped: bool) -> Non
     assert torch.equal(receiver.conv1.weight, donor.conv1.weight)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "backbone.", "module.encoder_q."])
+@pytest.mark.parametrize("name", ["deeplabv2:resnet_tiny", "lite0"])
+def test_weights_of_wrappers_and_checkpoints_are_loaded(tmp_path, prefix: str, name: str) -> None:
+    if name == "lite0":
+        pytest.importorskip("timm")
+    donor = build_network(name, 3, weights="random", feature_dim=8)
+    encoder = donor.backbone if name != "lite0" else donor.body.encoder
+    state = {prefix + key: value for key, value in encoder.state_dict().items()}
+    torch.save(
+        {"model": state, "best_acc": np.float64(77.5), "step": np.int64(9)}, tmp_path / "checkpoint.pth"
+    )
+    network = build_network(name, 3, weights=tmp_path / "checkpoint.pth", feature_dim=8)
+    receiver = network.backbone if name != "lite0" else network.body.encoder
+    assert all(torch.equal(value, receiver.state_dict()[key]) for key, value in encoder.state_dict().items())
+    for value in state.values():
+        value.fill_(torch.nan) if value.is_floating_point() else None
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(ValueError, match=r"broken\.pth.*non-finite"):
+        build_network(name, 3, weights=tmp_path / "broken.pth", feature_dim=8)
+
+
 def test_weights_that_are_missing_or_do_not_fit_are_named(tmp_path) -> None:
     torch.save(resnet_tiny().state_dict(), tmp_path / "tiny.pth")
     with pytest.raises(ValueError, match="does not fit"):
         load_backbone_weights(ResNet(BasicBlock, (2, 1, 1, 1)), tmp_path / "tiny.pth")
     wider = ResNet(BasicBlock, (1, 1, 1, 1), (16, 32, 64, 65))
-    with pytest.raises(ValueError, match=r"of another shape, such as layer4\.0\.conv1\.weight"):
+    with pytest.raises(
+        ValueError, match=r"another shape, such as layer4\.0\..*; the file has .* conv1\.weight"
+    ):
         load_backbone_weights(wider, tmp_path / "tiny.pth")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_backbone_weights(resnet_tiny(), tmp_path / "nowhere.pth")

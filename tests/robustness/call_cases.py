@@ -84,7 +84,7 @@ CALLS = {
     "clustering(temperature=0)": "temperature",
     "clustering(sampling='all')": "sampling",
     "clustering()(ones(1, 5, 4, 4))": "(1, 5, 4, 4)",
-    "clustering()(FEATURES, labels(1, 8, 8))": "(1, 8, 8)",
+    "clustering()(FEATURES, labels(2, 8, 8))": "(2, 8, 8)",
     "clustering()(FEATURES, labels(1, 4, 4, value=7))": "7",
     "clustering().initialize(ones(3, 4), ones(2))": "(3, 4)",
     "clustering().initialize(ones(2, 4) * NAN, ones(2))": "prototypes",

@@ -30,7 +30,8 @@ classes = ["road", "car", "sky"]
 source = { images = "source/images", labels = "source/labels" }
 target = { images = "target/images" }
 evaluation = { images = "evaluation/images", labels = "evaluation/labels" }
-model = { backbone = "resnet_tiny", feature_dim = 8 }
+model.network = "deeplabv2:resnet_tiny"
+model.arguments = { feature_dim = 8, mean = [0, 0, 0], std = [1, 1, 1] }  # as the authors' networks
 distill = { iterations = 2, batch_size = 1, confidence_threshold = 0.3 }
 self_label = { iterations = 2, batch_size = 1, bank_size = 64, samples_per_image = 8 }
 [views]

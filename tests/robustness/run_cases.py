@@ -112,11 +112,13 @@ CHECKPOINTS = [
     model("empty file", content("x.pt", b""), "x.pt"),
     model("truncated model", [changed_model(dict), truncate("x.pt")], "x.pt"),
     model(
-        "model of another architecture", changed_model(lambda file: file.update(backbone="resnet18")), "x.pt"
+        "model of another architecture",
+        changed_model(lambda file: file.update(network="deeplabv2:resnet18")),
+        "x.pt",
     ),
     model(
         "model of an unknown backbone",
-        changed_model(lambda file: file.update(backbone="vgg")),
+        changed_model(lambda file: file.update(network="deeplabv2:vgg")),
         ("x.pt", "vgg"),
     ),
     model(

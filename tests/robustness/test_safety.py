@@ -40,8 +40,8 @@ CPU = Process(torch.device("cpu"))
 SHAPE = torch.Size([2, 8])
 # File below a folder, and what reads it.
 LOADERS = {
-    "x.pt": lambda folder: load_model(folder / "x.pt", ("road", "car")),
-    "x.pkl": lambda folder: load_model(folder / "x.pkl", ("road", "car")),
+    "x.pt": lambda folder: load_model(config(folder), folder / "x.pt"),
+    "x.pkl": lambda folder: load_model(config(folder), folder / "x.pkl"),
     "release.pkl": lambda folder: read_release_checkpoint(folder / "release.pkl"),
     "network.pkl": lambda folder: load_release_checkpoint(folder / "network.pkl"),
     "weights.pth": lambda folder: load_backbone_weights(resnet_tiny(), folder / "weights.pth"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.models import ExponentialMovingAverage
-from cpsl.training import Optimization, autocast, start_process, trainable
+from cpsl.training import Optimization, autocast, start_process
 from cpsl.training.finite import all_finite
 from ranks import start_ranks
 
@@ -168,7 +168,9 @@ def test_averages_and_bank_do_not_change_after_a_skipped_step(mode: Any) -> None
     teacher = ExponentialMovingAverage(model, mode)
     clustering = ClassBalancedPrototypeClustering(3, 4, bank_size=16, samples_per_image=4)
     parts = nn.ModuleList([model, teacher, clustering])
-    optimization = Optimization(OPTIMIZERS["sgd"](trainable(parts.parameters())), STEPS, module=parts)
+    optimization = Optimization(
+        OPTIMIZERS["sgd"]([p for p in parts.parameters() if p.requires_grad]), STEPS, module=parts
+    )
     for bad in (torch.nan, None, torch.inf, None):
         before = copy.deepcopy(parts.state_dict())
         output = clustering(torch.randn(2, 4, 6, 6), torch.randint(3, (2, 6, 6)))
@@ -333,11 +335,6 @@ def test_integers_and_no_tensors_are_finite() -> None:
     assert all_finite([])
     assert all_finite([torch.arange(3), torch.empty(0)])
     assert not all_finite([torch.ones(1, dtype=torch.float16) * torch.inf, torch.ones(2)])
-
-
-def test_trainable_parameters_are_listed_once() -> None:
-    first, frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
-    assert trainable([first, frozen, first]) == [first]
 
 
 @pytest.mark.cuda

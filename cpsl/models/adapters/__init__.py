@@ -1,0 +1,1 @@
+"""Networks of other libraries as `SegmentationNetwork`s, one module per library."""
