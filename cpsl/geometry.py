@@ -223,7 +223,7 @@ def warp(
             mode="nearest" if is_label else "bilinear",
             # The outermost sample extends to the border of the view; beyond, `valid` is false.
             padding_mode="border",
-            align_corners=align_corners,
+            align_corners=bool(align_corners),
         ).to(maps.dtype)
     if fill is None:
         fill = 255 if is_label else 0

@@ -76,7 +76,7 @@ class PseudoLabelRectifier(nn.Module):
         self.threshold = threshold
         self.ignore_index = ignore_index
         self.interpolate = interpolate
-        self.align_corners = align_corners
+        self.align_corners = bool(align_corners)
 
     @torch.no_grad()
     def forward(self, soft_labels: Tensor, features: Tensor, prototypes: Tensor) -> RectifiedLabels:

@@ -118,7 +118,7 @@ def similarity_map(
     if prototype is not None:
         similarity = similarity[prototype : prototype + 1]
     similarity = similarity[None].float()
-    resized = F.interpolate(similarity, list(size), mode="bilinear", align_corners=align_corners)
+    resized = F.interpolate(similarity, list(size), mode="bilinear", align_corners=bool(align_corners))
     return heatmap((resized[0].amax(dim=0) - low) / (high - low))
 
 

@@ -16,7 +16,7 @@ from cpsl.app.config import PREVIOUS, Config
 from cpsl.app.datasets import DATASETS, draw_streets, label_space, micro_batch_size, target_dataset
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
-from cpsl.app.networks import build_model, describe_network, load_model, own_builder
+from cpsl.app.networks import build_model, custom_builder, describe_network, load_model
 from cpsl.app.run import changed_settings
 from cpsl.app.stages import trained_stages
 from cpsl.data import check_dataset
@@ -93,7 +93,7 @@ def validate(config: Config, process: Process) -> list[str]:
             'other files: set start = "pretrained"'
         )
     try:
-        own_builder(config.model.network)
+        custom_builder(config.model.network)
     except ValueError as error:
         problems.append(f"model.network: {error}")
     aligned = config.model.network.startswith("deeplabv2:")

@@ -44,7 +44,7 @@ def build_model(config: Config, weights: str | Path, output_norm: bool = False) 
     if output_norm and settings.network.startswith("deeplabv2:"):
         arguments["output_norm"] = True
     source = settings.weights if weights == "pretrained" and settings.weights else weights
-    build = own_builder(settings.network)
+    build = custom_builder(settings.network)
     if build is None:
         network = build_network(settings.network, classes, weights=source, **arguments)
     else:
@@ -53,7 +53,7 @@ def build_model(config: Config, weights: str | Path, output_norm: bool = False) 
     return network.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs and GPUs alike
 
 
-def own_builder(name: str | None) -> Builder | None:
+def custom_builder(name: str | None) -> Builder | None:
     """Imports the function "MODULE:FUNCTION" that builds a custom network; None for other names.
 
     Raises:
@@ -86,7 +86,7 @@ def builder_option(name: str | None) -> Builder | None:
         raise ValueError(
             f"--network {name}: expected MODULE:FUNCTION; the file itself names networks of libraries"
         )
-    return own_builder(name)
+    return custom_builder(name)
 
 
 @torch.inference_mode()
@@ -100,7 +100,7 @@ def describe_network(config: Config, process: Process) -> str:
     crop = fit_input(torch.zeros(1, 3, height, width, device=process.device), size)
     grid, fitted = segment(network, crop).features.shape[2:], tuple(crop.shape[2:])
     resized = f", resized to {fitted[0]}x{fitted[1]}" if fitted != (height, width) else ""
-    accepted = f"multiples of {size}" if isinstance(size, int) else f"the size {size[0]}x{size[1]}"
+    accepted = f"the size {size[0]}x{size[1]}" if isinstance(size, tuple) else f"multiples of {size}"
     return (
         f"network: {config.model.network}, {total / 1e6:.1f} M parameters ({pretrained / 1e6:.1f} M in "
         f"pretrained layers); {network.feature_dim} feature channels on a {grid[0]}x{grid[1]} grid for crops "
@@ -112,7 +112,7 @@ def describe_network(config: Config, process: Process) -> str:
 
 def load_model(config: Config, path: Path) -> SegmentationNetwork:
     """Loads a whole model to the CPU: a file of `save_model`, or a `.pkl` of the authors."""
-    build = own_builder(config.model.network)
+    build = custom_builder(config.model.network)
     network = Segmenter.load(path, label_space(config).names, build=build).network
     return network.to(memory_format=torch.channels_last)
 

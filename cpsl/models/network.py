@@ -188,12 +188,13 @@ def fit_input(images: Tensor, input_size: int | tuple[int, int]) -> Tensor:
     if input_size == 1:
         return images
     height, width = images.shape[2:]
-    if isinstance(input_size, int):
-        # ONNX rounds the quotient of a negative number up, so -(-height // input_size) is not a ceiling.
-        more = input_size - 1
-        size = (height + more) // input_size * input_size, (width + more) // input_size * input_size
+    if isinstance(input_size, tuple):
+        size = int(input_size[0]), int(input_size[1])
     else:
-        size = input_size
+        multiple = int(input_size)  # maybe a scalar of NumPy, which torch refuses
+        # ONNX rounds the quotient of a negative number up, so -(-height // multiple) is not a ceiling.
+        more = multiple - 1
+        size = (height + more) // multiple * multiple, (width + more) // multiple * multiple
     # An exported graph has no branches: it always resizes, even to the same size.
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()  # new in torch 2.7
     if not exporting and (height, width) == size:
@@ -214,7 +215,7 @@ def resize(maps: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
         >>> resize(torch.tensor([[[[0.0, 2.0]]]]), (1, 3), align_corners=True)
         tensor([[[[0., 1., 2.]]]])
     """
-    return F.interpolate(maps.float(), tuple(size), mode="bilinear", align_corners=align_corners)
+    return F.interpolate(maps.float(), tuple(size), mode="bilinear", align_corners=bool(align_corners))
 
 
 def parameter_groups(

@@ -144,6 +144,6 @@ def test_a_network_that_cannot_be_rebuilt_is_refused_at_the_start() -> None:
         return Patches(num_classes, features=next(counted))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cpsl.app.networks.own_builder", lambda name: build)
+        patch.setattr("cpsl.app.networks.custom_builder", lambda name: build)
         with pytest.raises(ValueError, match=r"cannot be saved.*encode"):
             build_model(config, "random")

@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cpsl import ClassBalancedPrototypeClustering, Segmenter
+from cpsl.data import LabelSpace, distinct_palette
+from cpsl.methods import MeanTeacher
 from cpsl.models import (
     DeepLabV2,
     ExponentialMovingAverage,
@@ -23,6 +26,7 @@ from cpsl.models import (
 )
 from cpsl.models.build import call_builder, check_rebuilds
 from cpsl.models.network import fit_input, layers_of
+from cpsl.testing import training_batches
 from small_networks import Patches, build_patches
 
 ATTRIBUTES = ("num_classes", "feature_dim", "align_corners", "input_size", "pretrained_layers")
@@ -224,10 +228,28 @@ def test_pretrained_layers_are_lists_of_parameters_of_the_network(layers: Any) -
         parameter_groups(network, 1e-3)
 
 
-def test_sizes_may_be_those_of_numpy() -> None:
-    network = Patches()
-    network.num_classes, network.align_corners = np.int64(3), np.bool_(False)  # type: ignore[assignment]
+@pytest.mark.parametrize("size", [np.int64(4), np.int64(8), (np.int64(32), np.int64(64))])
+def test_attributes_may_be_scalars_of_numpy(size: Any) -> None:
+    torch.manual_seed(0)
+    plain, network = Patches(align_corners=False), Patches()
+    network.load_state_dict(plain.state_dict())
+    plain.input_size = size if isinstance(size, tuple) else int(size)
+    attributes = {"num_classes": np.int64(3), "feature_dim": np.int64(8), "align_corners": np.bool_(False)}
+    for name, value in {**attributes, "input_size": size}.items():
+        setattr(network, name, value)
     assert check_network(network) is network
+    batches, losses = training_batches(3), []
+    classes = LabelSpace(("a", "b", "c"), distinct_palette(3))
+    for each in (plain, network):
+        clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
+        clustering.initialize(torch.eye(3, 8), torch.ones(3))
+        torch.manual_seed(0)
+        method = MeanTeacher(each, ExponentialMovingAverage(each), clustering, initial_steps=0)
+        losses.append(method(*batches).item())
+    assert losses[0] == losses[1]
+    image = torch.randint(256, (3, 30, 50), dtype=torch.uint8)
+    scores = [Segmenter(each.eval(), classes, (30, 50)).predict(image).scores for each in (plain, network)]
+    assert torch.equal(*scores)
 
 
 def test_attributes_that_a_name_does_not_restore_are_named() -> None:
