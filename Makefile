@@ -2,20 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo miniature test check browser docs pictures bench faults paper-scale package test-oldest clean
+.PHONY: help demo miniature test check browser docs pictures bench quality faults paper-scale package test-oldest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: .venv/installed  ## all stages on generated street scenes, minutes on two cores: runs/demo/report.html
+demo: .venv/installed  ## adapt to generated street scenes, minutes on two cores: runs/demo/report.html
 	$(BIN)/cpsl demo
 
-miniature: .venv/installed  ## all stages on tiny data, about a minute
+miniature: .venv/installed  ## the demo on tiny data, about a minute
 	rm -rf runs/miniature
 	$(BIN)/cpsl adapt --config miniature
 
 test: .venv/installed  ## run the tests and doctests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 check: .venv/installed  ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -28,12 +28,15 @@ browser: .venv/installed  ## tests of the report in Chromium, which must be inst
 docs: .venv/installed  ## build the documentation in site/; dead links are errors
 	$(BIN)/mkdocs build --strict
 
-pictures: .venv/installed  ## draw the pictures of docs/method.md from a run of the demo
-	$(BIN)/cpsl demo
-	$(BIN)/python docs/method_pictures.py --config demo
+pictures: .venv/installed  ## draw the pictures of docs/method.md from the paper's stages on the scenes of the demo
+	$(BIN)/cpsl demo --method paper --output runs/demo_paper
+	$(BIN)/python docs/method_pictures.py --config demo --method paper --output runs/demo_paper
 
 bench: .venv/installed  ## measure the speed, next to the authors' code; 15 minutes on two cores
 	$(BIN)/python benchmarks/bench.py
+
+quality: .venv/installed  ## measure the quality of adaptation, see docs/quality.md; resumable, days on two cores
+	$(BIN)/python benchmarks/quality --docs docs/quality.md
 
 faults: .venv/installed  ## damage input, files and runs, and print the outcomes; 15 minutes on two cores
 	$(BIN)/python tests/robustness

@@ -7,8 +7,10 @@ and training steps in `cpsl.methods`. `Segmenter` applies a trained network.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cpsl._internal import threads as _threads  # noqa: F401  # before torch is loaded
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.collapse import find_collapses
 from cpsl.geometry import View, warp
 from cpsl.losses import (
     cross_entropy,
@@ -21,10 +23,12 @@ from cpsl.losses import (
 )
 from cpsl.memory import PixelMemoryBank
 from cpsl.metrics import ConfusionMatrix
-from cpsl.mixing import cutmix
+from cpsl.mixing import classmix, cutmix, mask_patches
 from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans, prototype_similarity
-from cpsl.rectification import PseudoLabelRectifier
-from cpsl.sinkhorn import marginal_error, sinkhorn
+from cpsl.rectification import PseudoLabelRectifier, consensus
+from cpsl.scores import LabelFreeScores
+from cpsl.sinkhorn import class_potentials, marginal_error, sinkhorn
+from cpsl.thresholds import DiceThresholds
 
 if TYPE_CHECKING:
     from cpsl import authors, data, methods, metrics, models, testing, visualize
@@ -36,7 +40,9 @@ __all__ = [
     "ClassBalancedPrototypeClustering",
     "ClassMeanPrototypes",
     "ConfusionMatrix",
+    "DiceThresholds",
     "DistributionAligner",
+    "LabelFreeScores",
     "PixelMemoryBank",
     "PseudoLabelRectifier",
     "RunningClassMeans",
@@ -45,13 +51,18 @@ __all__ = [
     "__version__",
     "authors",
     "class_counts",
+    "class_potentials",
+    "classmix",
+    "consensus",
     "cross_entropy",
     "cutmix",
     "data",
     "discriminator_loss",
     "distillation",
+    "find_collapses",
     "generator_loss",
     "marginal_error",
+    "mask_patches",
     "methods",
     "metrics",
     "models",

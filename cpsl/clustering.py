@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl._internal.averaging import check_momentum, update_moving_average
-from cpsl._internal.checking import check_finite, check_shape
+from cpsl._internal.checking import check_finite, check_probabilities, check_shape
 from cpsl._internal.distributed import all_reduce_sum, rank_and_size
 from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.geometry import resize_labels
 from cpsl.memory import PixelMemoryBank
-from cpsl.prototypes import finite_pixels, prototype_similarity
-from cpsl.sampling import sample_across_ranks, sample_class_proportional, sample_uniform
-from cpsl.sinkhorn import marginal_error
+from cpsl.prototypes import finite_pixels, prototype_similarity, sum_by_class
+from cpsl.sampling import pixels_at, sample_across_ranks, sample_class_proportional, sample_uniform
+from cpsl.sinkhorn import class_potentials, marginal_error, only
+
+RAREST = 1e-6
+"""Smallest class frequency of `assign`: a class that was never predicted can still be assigned."""
 
 
 class ClusteringOutput(NamedTuple):
@@ -34,7 +37,8 @@ class ClusteringOutput(NamedTuple):
             the batches of all ranks, concatenated by rank, if the ranks sample together.
         features: (B·n, D) L2-normalized features of the sampled pixels.
         labels: (B·n,) int64 labels of the sampled pixels, `ignore_index` if unknown.
-        class_counts: (K,) int64 number of pixels of each class in this rank's batch.
+        class_counts: (K,) number of pixels of each class in this rank's batch: int64, or float64 sums of the
+            soft labels.
         marginal_error: Scalar 0...1 on the device, `cpsl.marginal_error` of bank and batch.
     """
 
@@ -60,6 +64,14 @@ class ClassBalancedPrototypeClustering(FullPrecision):
     class distribution δ and `ema_prototypes`, the moving average that rectifies the pseudo labels. All of
     them stay float32 in a network that is converted to half precision.
 
+    With `prototype_update="assignments"`, `update` moves the prototypes itself, at the pace of the momentum
+    m whatever the optimizer, an online k-means whose clusters follow δ:
+
+        z_n = argmax_k Q_nk,   s_k ← m s_k + (1 - m) Σ_{n: z_n = k} x_n / N,   c_k = s_k / |s_k|
+
+    Each pixel counts for one class: small shares of the many pixels of frequent classes would outweigh the
+    few pixels of a rare one. With "labels", z_n is the label of the pixel.
+
     Args:
         num_classes: Number of classes K.
         feature_dim: Number of feature channels D.
@@ -69,8 +81,12 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         epsilon: ε of the assignment.
         sinkhorn_iterations: Number of column and row scalings of the assignment.
         sampling: "class_proportional" samples in proportion to δ from the batch of all ranks, so that every
-            class that is present enters the bank; all ranks need the same number of images. "uniform"
+            class that is present enters the bank. "stratified" samples in proportion to the classes'
+            frequencies in that batch, at least one pixel of each: a rare class that occurs in few images is
+            then sampled as often as it occurs. Both need the same number of images on all ranks. "uniform"
             samples n pixels from each image.
+        prototype_update: "gradient" trains the prototypes with the loss, as in the paper. With "assignments"
+            or "labels" they need no optimizer, and the change of one that has them is discarded.
         momentum: Momentum of `ema_prototypes`, 0...1.
         distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
         ignore_index: Label of pixels without a class.
@@ -80,7 +96,8 @@ class ClassBalancedPrototypeClustering(FullPrecision):
 
     Attributes:
         prototypes: (K, D) parameter C.
-        ema_prototypes: (K, D) buffer C', the moving average of C.
+        ema_prototypes: (K, D) buffer C', the moving average of C; the sums s, of the same directions, unless
+            the update is "gradient".
         aligner: `DistributionAligner` that holds δ.
         bank: `PixelMemoryBank` of this rank.
 
@@ -108,7 +125,8 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         temperature: float = 0.08,
         epsilon: float = 0.05,
         sinkhorn_iterations: int = 3,
-        sampling: Literal["class_proportional", "uniform"] = "class_proportional",
+        sampling: Literal["class_proportional", "stratified", "uniform"] = "class_proportional",
+        prototype_update: Literal["gradient", "assignments", "labels"] = "gradient",
         momentum: float = 0.999,
         distribution_momentum: float = 0.99,
         ignore_index: int = 255,
@@ -120,8 +138,14 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         for name, value in positive.items():
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if sampling not in ("class_proportional", "uniform"):
-            raise ValueError(f'sampling must be "class_proportional" or "uniform", got {sampling!r}')
+        if sampling not in ("class_proportional", "stratified", "uniform"):
+            raise ValueError(
+                f'sampling must be "class_proportional", "stratified" or "uniform", got {sampling!r}'
+            )
+        if prototype_update not in ("gradient", "assignments", "labels"):
+            raise ValueError(
+                f'prototype_update must be "gradient", "assignments" or "labels", got {prototype_update!r}'
+            )
         check_momentum(momentum)
         self.num_classes = num_classes
         self.feature_dim = feature_dim
@@ -130,6 +154,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         self.epsilon = epsilon
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sampling = sampling
+        self.prototype_update = prototype_update
         self.momentum = momentum
         self.ignore_index = ignore_index
         self.group = group
@@ -138,6 +163,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         self.prototypes = nn.Parameter(start)
         self.register_buffer("ema_prototypes", start.clone())
         self.aligner = DistributionAligner(num_classes, distribution_momentum, None, ignore_index, group)
+        self._start_average()
         capacity = max(bank_size // rank_and_size(group)[1], 1)
         self.bank = PixelMemoryBank(capacity, feature_dim, ignore_index)
 
@@ -162,11 +188,13 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         length = prototypes.norm(dim=1, keepdim=True)
         known = (length > 0) & length.isfinite()
         start = torch.where(known, F.normalize(prototypes, dim=1), self.prototypes)
-        self.prototypes.copy_(start)
-        self.ema_prototypes.copy_(start)
         self.aligner.set(class_distribution)
+        self.prototypes.copy_(start)
+        self._start_average()
 
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> ClusteringOutput:
+    def forward(
+        self, features: Tensor, labels: Tensor | None = None, *, soft_labels: Tensor | None = None
+    ) -> ClusteringOutput:
         """Samples pixels at random, assigns them to the prototypes, computes the loss; changes no state.
 
         Args:
@@ -175,12 +203,19 @@ class ClassBalancedPrototypeClustering(FullPrecision):
             labels: (B, H, W) integer pseudo labels at any resolution, resized by nearest neighbor
                 (`resize_labels`). If None, pixels are sampled uniformly and the class distribution does not
                 change.
+            soft_labels: (B, K, H, W) probabilities at any resolution, from which the class distribution is
+                estimated in place of `labels`. Use those before rectification. Their mean contains the
+                classes that are seldom the most probable one, which counts of labels underestimate.
 
         Raises:
-            ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored.
+            ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored or the
+                soft labels are not probabilities.
         """
         labels = self._flat_labels(features, labels)
-        counts = class_counts(labels, self.num_classes, self.ignore_index)
+        if soft_labels is None:
+            counts = class_counts(labels, self.num_classes, self.ignore_index)
+        else:
+            counts = self._soft_counts(features, soft_labels)
         indices, mine = self._sample(labels, features)
         sampled = self._share(pixels_at(features.detach(), indices), mine)
         finite = sampled.isfinite().all(dim=1)
@@ -207,21 +242,54 @@ class ClassBalancedPrototypeClustering(FullPrecision):
     ) -> None:
         """Updates bank, class distribution and moving average; call it once per step, after the optimizer's.
 
+        With `prototype_update="assignments"` it also moves the prototypes.
+
         Args:
             output: Result of `forward`; with gradient accumulation, the results of all micro-batches.
-            momentum: m in C' ← m C' + (1 - m) C, 0...1; None is that of the constructor.
+            momentum: m in C' ← m C' + (1 - m) C or that of s, 0...1; None is that of the constructor.
             applied: Scalar bool on the device, whether the optimizer applied its step; False changes nothing.
 
         Raises:
             ValueError: momentum is outside 0...1.
         """
         momentum = self.momentum if momentum is None else momentum
-        update_moving_average([self.ema_prototypes], [self.prototypes], momentum, applied)
         outputs = [output] if isinstance(output, ClusteringOutput) else output
+        if self.prototype_update != "gradient":
+            self._move_prototypes(outputs, momentum, applied)
+        else:
+            update_moving_average([self.ema_prototypes], [self.prototypes], momentum, applied)
         for each in outputs:
             self.bank.push(each.features, each.labels, applied)
         counts = torch.stack([each.class_counts for each in outputs]).sum(dim=0)
         self.aligner.update(counts[None].double(), applied=applied)
+
+    @torch.no_grad()
+    def assign(self, features: Tensor, iterations: int = 20) -> Tensor:
+        """Assigns all pixels of a map such that the class sizes of the memory bank's pixels follow δ.
+
+            Q_nk = softmax_k( x_n·c_k / τ + g_k )
+
+        The potentials g are those of the bank's pixels with ε = τ (`class_potentials`), and extend their
+        assignments to any pixel. With an empty bank they are zero.
+
+        Args:
+            features: (B, D, h, w) of any length.
+            iterations: Number of scalings that determine the potentials.
+
+        Returns:
+            (B, K, h, w) float32 assignments, which sum to 1 over the classes.
+
+        Raises:
+            ValueError: The shape differs.
+        """
+        check_shape("features", features, "B", self.feature_dim, "h", "w")
+        bank = only(self.bank.valid, prototype_similarity(self.bank.features, self.prototypes))
+        marginal = self.aligner.distribution.clamp_min(RAREST)
+        potentials = class_potentials(
+            bank, marginal, epsilon=self.temperature, iterations=iterations, group=self.group
+        )
+        scores = prototype_similarity(features, self.prototypes) / self.temperature
+        return (scores + potentials[:, None, None]).softmax(dim=1)
 
     def load_shards(self, shards: Sequence[Mapping[str, Tensor]]) -> None:
         """Loads the state dictionaries of another number of ranks, which each held a share of the bank.
@@ -238,6 +306,31 @@ class ClassBalancedPrototypeClustering(FullPrecision):
                 bank.load_shards(parts, rank, ranks)
         self.load_state_dict({k: own[k] if "bank." in k else v for k, v in shards[0].items()})
 
+    @torch.no_grad()
+    def _start_average(self) -> None:
+        """Sets the moving average to the prototypes, or to the expected sums of their pixels."""
+        self.ema_prototypes.copy_(self.prototypes)
+        if self.prototype_update != "gradient":
+            self.ema_prototypes.mul_(self.aligner.distribution[:, None].clamp_min(1e-6))
+
+    def _move_prototypes(
+        self, outputs: Sequence[ClusteringOutput], momentum: float, applied: Tensor | None
+    ) -> None:
+        """Moves the prototypes towards the means of the pixels that all ranks assigned to them."""
+        features = torch.cat([each.features for each in outputs])
+        classes = torch.cat([each.assignments for each in outputs]).argmax(dim=1)
+        if self.prototype_update == "labels":
+            classes = torch.cat([each.labels for each in outputs])
+        # Features of length zero have no direction.
+        usable = features.isfinite().all(dim=1) & features.any(dim=1)
+        features = features.masked_fill(~usable[:, None], 0)
+        classes = classes.masked_fill(~usable, self.ignore_index)
+        sums, counts = sum_by_class(features, classes, self.num_classes, self.ignore_index, self.group)
+        sums = torch.where(counts[:, None] > 0, sums / counts.sum().clamp_min(1), self.ema_prototypes)
+        update_moving_average([self.ema_prototypes], [sums], momentum, applied)
+        moved = F.normalize(self.ema_prototypes, dim=1)
+        self.prototypes.copy_(moved if applied is None else torch.where(applied, moved, self.prototypes))
+
     def _flat_labels(self, features: Tensor, labels: Tensor | None) -> Tensor:
         """Checks the inputs and returns the labels of the features as (B·h·w,) int64."""
         check_shape("features", features, "B", self.feature_dim, "h", "w")
@@ -247,6 +340,15 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         check_shape("labels", labels, batch, "H", "W")
         labels = resize_labels(labels, features.shape[2:], self.align_corners).long()
         return labels.masked_fill(~finite_pixels(features), self.ignore_index).flatten()
+
+    def _soft_counts(self, features: Tensor, soft_labels: Tensor) -> Tensor:
+        """Sums soft labels over the pixels with finite features and probabilities, as (K,) float64."""
+        check_shape("soft labels", soft_labels, len(features), self.num_classes, "H", "W")
+        check_probabilities(soft_labels)
+        valid = finite_pixels(features).to(torch.uint8)
+        valid = resize_labels(valid, soft_labels.shape[2:], self.align_corners).bool()
+        valid &= finite_pixels(soft_labels)
+        return soft_labels.detach().masked_fill(~valid[:, None], 0).sum(dim=(0, 2, 3), dtype=torch.float64)
 
     def _sample(self, labels: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """Samples n pixels per image, as positions (N,) in the labels of this rank.
@@ -258,6 +360,8 @@ class ClassBalancedPrototypeClustering(FullPrecision):
             indices = sample_uniform(batch, len(labels) // batch, self.samples_per_image, like=labels)
             return indices.flatten(), None
         total, delta = batch * self.samples_per_image, self.aligner.distribution
+        if self.sampling == "stratified":
+            delta = all_reduce_sum(class_counts(labels, self.num_classes, self.ignore_index), self.group)
         if ranks == 1:
             return sample_class_proportional(labels, delta, total), None
         return sample_across_ranks(labels, delta, ranks * total, self.group)
@@ -289,15 +393,3 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         assignments = self.aligner(together, epsilon=self.epsilon, iterations=self.sinkhorn_iterations)
         error = marginal_error(assignments, self.aligner.distribution, self.group)
         return assignments[: len(scores)], error
-
-
-def pixels_at(maps: Tensor, indices: Tensor) -> Tensor:
-    """Returns the L2-normalized vectors (N, C) of a map (B, C, h, w) at positions in the flattened batch."""
-    pixels = maps.shape[2] * maps.shape[3]
-    image, pixel = indices // pixels, indices % pixels
-    return F.normalize(maps.flatten(2)[image, :, pixel].float(), dim=1)
-
-
-def only(rows: Tensor, scores: Tensor) -> Tensor:
-    """Sets all other rows of scores to -inf, which `sinkhorn` ignores."""
-    return scores.masked_fill(~rows[:, None], -torch.inf)

@@ -252,7 +252,7 @@ def _load_model(path: Path, wanted: LabelSpace | None, build: Builder | None) ->
         content = read_tensors(path)
     except ValueError as error:
         if path.is_dir():
-            error.add_note(f"Pass a model, for example {path / 'distill_2' / 'model.pt'} of a run.")
+            error.add_note(f"Pass a model, for example {path / 'model.pt'} of a run.")
         raise
     version = content.get("version", 0)
     if not isinstance(version, int) or version > VERSION:

@@ -16,13 +16,18 @@ from torch import Tensor, nn
 from cpsl._internal.checking import check_labels, check_shape
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = 255, weights: Tensor | None = None
+) -> Tensor:
     """Computes the cross-entropy, which is zero instead of NaN if all pixels are ignored.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, h, w) integer.
         ignore_index: Label of pixels that are ignored.
+        weights: (B, h, w) weight of each pixel, for example the confidence of its pseudo label. The sum is
+            divided by the number of pixels that are not ignored, not by the sum of the weights, so that
+            doubtful labels have less influence than certain ones also if all of a batch are doubtful.
 
     Raises:
         TypeError: The labels are not integers.
@@ -33,9 +38,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Te
         tensor(0.6931)
     """
     _check_labels(logits, labels, ignore_index)
-    labels = labels.long()
-    total = F.cross_entropy(_at_least_float32(logits), labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp_min(1)
+    labels, logits = labels.long(), _at_least_float32(logits)
+    count = (labels != ignore_index).sum().clamp_min(1)
+    if weights is None:
+        return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / count
+    check_shape("weights", weights, *labels.shape)
+    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+    return (losses * weights).sum() / count
 
 
 def symmetric_cross_entropy(

@@ -1,4 +1,4 @@
-"""CutMix of a labeled image into a pseudo-labeled one."""
+"""Mixed and masked images: CutMix, ClassMix, and patches without content."""
 
 import math
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Mixed(NamedTuple):
     Attributes:
         image: (B, 3, H, W), dtype of the input.
         labels: (B, h, w) int64.
-        pasted: (B,) bool, whether a rectangle was pasted into the image.
+        pasted: (B, h, w) bool, which labels are those of the other image.
     """
 
     image: Tensor
@@ -76,5 +76,76 @@ def cutmix(
 
     images = torch.where(inside(pixel_rows, pixel_columns)[:, None], other_image, image)
     other = other_labels[:, node_rows][:, :, node_columns].long()
-    labels = torch.where(inside(node_rows, node_columns), other, labels.long())
-    return Mixed(images, labels, mix[:, 0] < probability)
+    pasted = inside(node_rows, node_columns)
+    return Mixed(images, torch.where(pasted, other, labels.long()), pasted)
+
+
+def classmix(
+    image: Tensor, labels: Tensor, other_image: Tensor, other_labels: Tensor, *, ignore_index: int = 255
+) -> Mixed:
+    """Pastes half of the classes of another image with its labels (Olsson et al., 2021).
+
+    The classes are sampled for each image, and an odd number is rounded up. Objects keep their outlines, and
+    rare classes are pasted as often as frequent ones. As in DACS (Tranheden et al., 2021), the other image is
+    a labeled one, so that the pasted labels are correct.
+
+    Args:
+        image: (B, 3, H, W).
+        labels: (B, H, W) integer class indices below 256.
+        other_image: (B, 3, H, W).
+        other_labels: (B, H, W) integer class indices below 256.
+        ignore_index: Label of pixels of the other image that are never pasted.
+
+    Raises:
+        ValueError: The shapes do not match.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+        >>> mixed = classmix(torch.zeros(1, 3, 1, 4), labels, torch.ones(1, 3, 1, 4), labels + 2)
+        >>> mixed.pasted.sum(), torch.equal(mixed.pasted, mixed.image[:, 0] == 1)
+        (tensor(2), True)
+    """
+    check_shape("image", image, "B", 3, "H", "W")
+    batch, _, height, width = image.shape
+    check_shape("labels", labels, batch, height, width)
+    check_shape("other_image", other_image, *image.shape)
+    check_shape("other_labels", other_labels, batch, height, width)
+    classes = other_labels.long().flatten(1)
+    # One sort instead of a loop over the classes, which would synchronize with the device.
+    present = torch.zeros(batch, 256, dtype=torch.bool, device=image.device).scatter_(1, classes, True)
+    present[:, ignore_index] = False
+    order = torch.rand(batch, 256, device=image.device, dtype=torch.float32).masked_fill(~present, 2)
+    half = (present.sum(dim=1, keepdim=True) + 1) // 2
+    chosen = present & (order.argsort(dim=1).argsort(dim=1) < half)
+    pasted = chosen.gather(1, classes).reshape(batch, height, width)
+    images = torch.where(pasted[:, None], other_image, image)
+    return Mixed(images, torch.where(pasted, other_labels.long(), labels.long()), pasted)
+
+
+def mask_patches(image: Tensor, patch: int, share: float) -> Tensor:
+    """Masks random square patches of images with their mean color (MIC, Hoyer et al., 2023).
+
+    Args:
+        image: (B, C, H, W) floating point.
+        patch: Side of a patch in pixels; those at the right and lower border may be smaller.
+        share: Probability that a patch is masked, 0...1.
+
+    Raises:
+        TypeError: The images are not floating point.
+        ValueError: The shape, the side or the share is invalid.
+
+    Example:
+        >>> image = torch.arange(4.0).reshape(1, 1, 1, 4)
+        >>> mask_patches(image, patch=2, share=1.0)
+        tensor([[[[1.5000, 1.5000, 1.5000, 1.5000]]]])
+    """
+    check_shape("image", image, "B", "C", "H", "W")
+    if not image.is_floating_point():
+        raise TypeError(f"images must be floating point, got {image.dtype}")
+    if patch < 1 or not 0 <= share <= 1:
+        raise ValueError(f"patch must be positive and share in 0...1, got {patch} and {share}")
+    batch, _, height, width = image.shape
+    rows, columns = -(-height // patch), -(-width // patch)
+    masked = torch.rand(batch, 1, rows, columns, device=image.device, dtype=torch.float32) < share
+    masked = masked.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)[..., :height, :width]
+    return torch.where(masked, image.mean(dim=(2, 3), keepdim=True), image)

@@ -155,6 +155,25 @@ class ClassMeanPrototypes:
         self._images.zero_()
 
 
+def sum_by_class(
+    pixels: Tensor,
+    classes: Tensor,
+    num_classes: int,
+    ignore_index: int = 255,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the sums (K, D) of the pixels (N, D) of each class (N,), and their numbers (K,), float64.
+
+    They are those of all ranks of the group.
+    """
+    counts = class_counts(classes, num_classes, ignore_index).double()
+    # Ignored pixels are added to one extra row.
+    rows = classes.masked_fill(classes == ignore_index, num_classes)
+    sums = pixels.new_zeros(num_classes + 1, pixels.shape[1], dtype=torch.float64)
+    sums = sums.index_add_(0, rows, pixels.double())[:num_classes]
+    return all_reduce_sum(sums.contiguous(), group), all_reduce_sum(counts, group)
+
+
 class RunningMeans(NamedTuple):
     """Properties of `RunningClassMeans`, the arguments of `ClassBalancedPrototypeClustering.initialize`."""
 
@@ -241,13 +260,9 @@ class RunningClassMeans(FullPrecision):
         units = F.normalize(pixels.masked_fill(~finite[:, None], 0), dim=1)
         nearest = resize_labels(labels, features.shape[2:], self.align_corners)
         classes = nearest.long().flatten().masked_fill(~finite, self.ignore_index)
-        counts = class_counts(classes, self.num_classes, self.ignore_index).double()
-        # Ignored pixels are added to one extra row.
-        rows = classes.masked_fill(classes == self.ignore_index, self.num_classes)
-        sums = self.sums.new_zeros(self.num_classes + 1, self.feature_dim)
-        sums = sums.index_add_(0, rows, units.double())[: self.num_classes]
-        self.sums.mul_(self.momentum).add_(all_reduce_sum(sums.contiguous(), self.group))
-        self.counts.mul_(self.momentum).add_(all_reduce_sum(counts, self.group))
+        sums, counts = sum_by_class(units, classes, self.num_classes, self.ignore_index, self.group)
+        self.sums.mul_(self.momentum).add_(sums)
+        self.counts.mul_(self.momentum).add_(counts)
 
     def compute(self) -> RunningMeans:
         """Returns prototypes and class distribution."""

@@ -1,5 +1,6 @@
 """Correction of stored pseudo labels by the class prototypes."""
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -8,6 +9,10 @@ from torch import Tensor, nn
 
 from cpsl._internal.checking import check_probabilities, check_shape
 from cpsl.prototypes import prototype_similarity
+from cpsl.sinkhorn import check_distribution
+
+RAREST = 1e-4
+"""Smallest class frequency, relative to the most frequent class, that `prior_correction` distinguishes."""
 
 
 class RectifiedLabels(NamedTuple):
@@ -34,6 +39,10 @@ class PseudoLabelRectifier(nn.Module):
     correct them as it learns (equation 8 of CPSL, after ProDA). A pixel with P = 0 for all classes, as
     `warp` returns outside of a view, is ignored, and so is one with a non-finite feature or probability.
 
+    P contains the class distribution δ. Prototypes that were trained with the marginal δ contain it as well,
+    so that the product w P counts it twice and suppresses rare classes. With `prior_correction` γ, the
+    product is w_k P_k / δ_k^γ; γ = 1 counts δ once.
+
     Args:
         temperature: τ > 0.
         threshold: Pixels of lower confidence are ignored, 0...1.
@@ -42,6 +51,7 @@ class PseudoLabelRectifier(nn.Module):
             in the authors' code, the unnormalized "features".
         align_corners: Corner-aligned or half-pixel grid of the features, as in
             `torch.nn.functional.interpolate`.
+        prior_correction: γ of the division by δ^γ, 0 or more; 0 is the paper's product.
 
     Raises:
         ValueError: An argument is out of range.
@@ -64,6 +74,7 @@ class PseudoLabelRectifier(nn.Module):
         interpolate: Literal["similarity", "features"] = "similarity",
         *,
         align_corners: bool = True,
+        prior_correction: float = 0.0,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -72,23 +83,35 @@ class PseudoLabelRectifier(nn.Module):
             raise ValueError(f"threshold must lie in 0...1, got {threshold}")
         if interpolate not in ("similarity", "features"):
             raise ValueError(f'interpolate must be "similarity" or "features", got {interpolate!r}')
+        if not 0 <= prior_correction < math.inf:
+            raise ValueError(f"prior_correction must be 0 or more, got {prior_correction}")
         self.temperature = temperature
         self.threshold = threshold
         self.ignore_index = ignore_index
         self.interpolate = interpolate
         self.align_corners = bool(align_corners)
+        self.prior_correction = prior_correction
 
     @torch.no_grad()
-    def forward(self, soft_labels: Tensor, features: Tensor, prototypes: Tensor) -> RectifiedLabels:
+    def forward(
+        self,
+        soft_labels: Tensor,
+        features: Tensor,
+        prototypes: Tensor,
+        class_distribution: Tensor | None = None,
+    ) -> RectifiedLabels:
         """Rectifies soft labels by features.
 
         Args:
             soft_labels: (B, K, H, W) probabilities P.
             features: (B, D, h, w) of the same view, at any resolution.
             prototypes: (K, D).
+            class_distribution: (K,) δ, for example `clustering.aligner.distribution`; required with
+                `prior_correction`, otherwise not used.
 
         Raises:
-            ValueError: The shapes do not match, or (on the CPU) the soft labels are not probabilities.
+            ValueError: The shapes do not match, the class distribution is missing, or (on the CPU) the soft
+                labels are not probabilities or the class distribution is invalid.
         """
         check_shape("features", features, "B", "D", "h", "w")
         check_shape("soft labels", soft_labels, len(features), len(prototypes), "H", "W")
@@ -100,26 +123,31 @@ class PseudoLabelRectifier(nn.Module):
         similarity = prototype_similarity(features, prototypes)
         if resized and self.interpolate == "similarity":
             similarity = self._resize(similarity, size)
-        return self.rectify(soft_labels, similarity)
+        return self.rectify(soft_labels, similarity, class_distribution)
 
     if TYPE_CHECKING:
         __call__ = forward
 
     @torch.no_grad()
-    def rectify(self, soft_labels: Tensor, similarity: Tensor) -> RectifiedLabels:
+    def rectify(
+        self, soft_labels: Tensor, similarity: Tensor, class_distribution: Tensor | None = None
+    ) -> RectifiedLabels:
         """Rectifies soft labels by similarities, for example those of `prototype_similarity`.
 
         Args:
             soft_labels: (B, K, H, W) probabilities P.
             similarity: (B, K, H, W) cosines in -1...1 on the same grid.
+            class_distribution: (K,) δ; required with `prior_correction`, otherwise not used.
 
         Raises:
-            ValueError: The shapes differ.
+            ValueError: The shapes differ, or the class distribution is missing or (on the CPU) invalid.
         """
         advice = "; call the rectifier with the features, which resizes them"
         check_shape("similarity", similarity, *soft_labels.shape, advice=advice)
         weights = (similarity.float() / self.temperature).softmax(dim=1)
         product = weights * soft_labels.float()
+        if self.prior_correction:
+            product = product * self._correction(class_distribution, soft_labels.shape[1])[:, None, None]
         mass = product.sum(dim=1, keepdim=True)
         known = (mass > 0) & (mass < torch.inf)  # false for NaN
         probabilities = product.div_(mass.masked_fill(~known, 1)).masked_fill_(~known, 0)
@@ -128,5 +156,52 @@ class PseudoLabelRectifier(nn.Module):
         labels = labels.masked_fill(~known, self.ignore_index)
         return RectifiedLabels(labels, confidence, probabilities)
 
+    def _correction(self, class_distribution: Tensor | None, num_classes: int) -> Tensor:
+        """Returns δ^-γ, (K,), in units of that of the most frequent class."""
+        if class_distribution is None:
+            raise ValueError("prior_correction needs the argument `class_distribution`, (K,)")
+        check_distribution(class_distribution, num_classes)
+        relative = class_distribution.float() / class_distribution.max()
+        # The floor bounds the factor of a class that was hardly ever predicted.
+        return relative.clamp_min(RAREST).pow(-self.prior_correction)
+
     def _resize(self, maps: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(maps, size, mode="bilinear", align_corners=self.align_corners)
+
+
+@torch.no_grad()
+def consensus(soft_labels: Tensor, assignments: Tensor, weight: float = 0.5) -> Tensor:
+    r"""Returns the normalized geometric mean of soft labels and assignments, to rectify the former.
+
+        R_k ∝ P_k^(1-a) Q_k^a
+
+    It takes the place of the product w P if the soft labels are those of a moving teacher. A student that
+    learns w P changes the teacher's P, which is then multiplied by w once more, so that labels drift towards
+    the nearest prototype. The geometric mean has a fixed point instead: P = Q. As P and the assignments Q of
+    `ClassBalancedPrototypeClustering.assign` both follow the class distribution δ, so does R, and δ is
+    counted once.
+
+    Args:
+        soft_labels: (B, K, h, w) probabilities P.
+        assignments: (B, K, h, w) Q on the same grid.
+        weight: a, 0...1; 0 returns P, 1 returns Q.
+
+    Returns:
+        (B, K, h, w) float32, sums to 1 over the classes; zeros where P has no mass or a value is not finite.
+
+    Raises:
+        ValueError: The shapes differ, or the weight is outside 0...1.
+
+    Example:
+        >>> soft = torch.tensor([0.6, 0.4]).reshape(1, 2, 1, 1)
+        >>> assigned = torch.tensor([0.1, 0.9]).reshape(1, 2, 1, 1)
+        >>> consensus(soft, assigned).flatten().round(decimals=2)
+        tensor([0.2900, 0.7100])
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must lie in 0...1, got {weight}")
+    check_shape("assignments", assignments, *soft_labels.shape)
+    product = soft_labels.float().pow(1 - weight) * assignments.float().pow(weight)
+    mass = product.sum(dim=1, keepdim=True)
+    known = (mass > 0) & (mass < torch.inf) & (soft_labels.sum(dim=1, keepdim=True) > 0)
+    return (product / mass.masked_fill(~known, 1)).masked_fill(~known, 0)

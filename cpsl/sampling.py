@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl._internal.checking import check_shape
@@ -149,6 +150,13 @@ def sample_uniform(num_images: int, pixels_per_image: int, per_image: int, like:
     shuffled = _shuffled_within(image).reshape(num_images, pixels_per_image)
     first = torch.arange(per_image, device=like.device) % pixels_per_image
     return shuffled[:, first]
+
+
+def pixels_at(maps: Tensor, indices: Tensor) -> Tensor:
+    """Returns the L2-normalized vectors (N, C) of a map (B, C, h, w) at positions in the flattened batch."""
+    pixels = maps.shape[2] * maps.shape[3]
+    image, pixel = indices // pixels, indices % pixels
+    return F.normalize(maps.flatten(2)[image, :, pixel].float(), dim=1)
 
 
 def _with_counts(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

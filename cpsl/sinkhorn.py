@@ -54,6 +54,61 @@ def sinkhorn(
         tensor([[0.9500, 0.0500],
                 [0.0500, 0.9500]])
     """
+    log_q, _ = _scale(scores, class_distribution, epsilon, iterations, group)
+    assignments = log_q.exp_()
+    # Logarithms of large scores have few decimal digits left: normalize the rows once more.
+    assignments /= assignments.sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
+    return assignments.t().contiguous()
+
+
+@torch.no_grad()
+def class_potentials(
+    scores: Tensor,
+    class_distribution: Tensor | None = None,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 20,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Returns the potentials with which `sinkhorn` scales the classes, to assign further pixels.
+
+        Q_nk = softmax_k( S_nk / ε + g_k )
+
+    are its assignments. For a pixel that was not among the scores, the same formula extends them.
+
+    Args:
+        scores: (N, K), as for `sinkhorn`; padding is ignored.
+        class_distribution: (K,) marginal; None is uniform.
+        epsilon: ε.
+        iterations: Number of column and row scalings.
+        group: Process group whose pixels are assigned together; None is the default group.
+
+    Returns:
+        (K,) float32 g, determined up to a constant; 0 for all classes if there is no pixel, and -inf for a
+        class that the marginal excludes.
+
+    Raises:
+        ValueError: As for `sinkhorn`.
+        TypeError: As for `sinkhorn`.
+
+    Example:
+        >>> scores, marginal = torch.tensor([[0.5, 0.1], [0.4, 0.3]]), torch.tensor([0.5, 0.5])
+        >>> g = class_potentials(scores, marginal, iterations=50)
+        >>> (scores / 0.05 + g).softmax(dim=1).round(decimals=2)
+        tensor([[0.9500, 0.0500],
+                [0.0500, 0.9500]])
+    """
+    return _scale(scores, class_distribution, epsilon, iterations, group)[1]
+
+
+def _scale(
+    scores: Tensor,
+    class_distribution: Tensor | None,
+    epsilon: float,
+    iterations: int,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns log Q (K, N) of the scaled pixels, and the sums (K,) of what was added to each class."""
     check_shape("scores", scores, "N", "K")
     if not scores.is_floating_point():
         raise TypeError(f"scores must be floating point, got {scores.dtype}")
@@ -79,13 +134,13 @@ def sinkhorn(
     log_q -= _where_finite(all_reduce_max(best, group))
     log_q /= epsilon
     log_q.masked_fill_(absent[:, None] | padding, -torch.inf)
+    potentials = torch.zeros_like(log_marginal).masked_fill(absent, -torch.inf)
     for _ in range(iterations):
-        log_q += _where_finite(log_marginal - _logsumexp_over_pixels(log_q, group))[:, None]
+        shift = _where_finite(log_marginal - _logsumexp_over_pixels(log_q, group))
+        potentials += shift
+        log_q += shift[:, None]
         log_q -= _where_finite(log_q.logsumexp(dim=0))
-    assignments = log_q.exp_()
-    # Logarithms of large scores have few decimal digits left: normalize the rows once more.
-    assignments /= assignments.sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
-    return assignments.t().contiguous()
+    return log_q, potentials
 
 
 def marginal_error(
@@ -115,6 +170,11 @@ def marginal_error(
     mass = all_reduce_sum(assignments.float().sum(dim=0), group)
     wanted = class_distribution.to(mass) / class_distribution.sum()
     return 0.5 * (mass / mass.sum().clamp_min(1) - wanted).abs().sum()
+
+
+def only(rows: Tensor, scores: Tensor) -> Tensor:
+    """Sets all other rows of scores to -inf, which `sinkhorn` treats as padding."""
+    return scores.masked_fill(~rows[:, None], -torch.inf)
 
 
 def _where_finite(shift: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Draws the pictures of docs/method.md from a run with a finished warm-up, and prints their figures.
 
-    python docs/method_pictures.py --config demo
+    cpsl demo --method paper --output runs/demo_paper
+    python docs/method_pictures.py --config demo --method paper --output runs/demo_paper
 
 Labels of the target, which generated streets have, are used for measurements only.
 """

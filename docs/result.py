@@ -12,7 +12,7 @@ from cpsl.visualize import colorize, panel
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
 streets = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/streets/real")
 dataset = Cityscapes(streets, "val")
-before, after = (HardLabelStore(run / stage / "predictions") for stage in ("source_only", "distill_2"))
+before, after = (HardLabelStore(run / stage / "predictions") for stage in ("source_only", "online"))
 
 pictures: list[torch.Tensor] = []
 for index in (3, 7, 12):

@@ -1,4 +1,4 @@
-"""CPSL with any network of timm, transformers, SMP or torchvision, in a plain loop.
+"""The online method with any network of timm, transformers, SMP or torchvision, in a plain loop.
 
     python examples/any_network.py data/gta5 data/cityscapes --network timm:convnext_tiny
     python examples/any_network.py data/gta5 data/cityscapes --network transformers:nvidia/mit-b5
@@ -14,13 +14,13 @@ import torch
 
 from cpsl import ClassBalancedPrototypeClustering, Segmenter
 from cpsl.data import CITYSCAPES_19, GTA5, Cityscapes, WeakView, domain_loaders
-from cpsl.methods import MeanTeacher
+from cpsl.methods import OnlineSelfLabeling
 from cpsl.models import ExponentialMovingAverage, build_network, parameter_groups
 
 
 def main() -> None:
     """Adapts a network to the target domain and saves the teacher."""
-    parser = argparse.ArgumentParser(description="CPSL with any network")
+    parser = argparse.ArgumentParser(description="The online method with any network")
     parser.add_argument("source", help="folder of GTA5 or in its layout")
     parser.add_argument("target", help="folder of Cityscapes or in its layout")
     parser.add_argument("--network", default="timm:convnext_tiny")
@@ -37,12 +37,17 @@ def main() -> None:
 
     network = build_network(args.network, num_classes=19, weights=args.weights)
     teacher = ExponentialMovingAverage(network)
-    clustering = ClassBalancedPrototypeClustering(num_classes=19, feature_dim=network.feature_dim)
-    method = MeanTeacher(network, teacher, clustering).to(device)
+    clustering = ClassBalancedPrototypeClustering(
+        num_classes=19,
+        feature_dim=network.feature_dim,
+        sampling="stratified",
+        prototype_update="labels",  # needs no optimizer
+        align_corners=network.align_corners,
+    )
+    method = OnlineSelfLabeling(network, teacher, clustering).to(device)
 
-    # New layers have a larger learning rate than pretrained ones; prototypes have no weight decay.
+    # New layers have a larger learning rate than pretrained ones.
     optimizer = torch.optim.AdamW(parameter_groups(network, 6e-5))
-    optimizer.add_param_group({"params": clustering.prototypes, "lr": 1e-4, "weight_decay": 0.0})
 
     # Gradient accumulation: a step sums the gradients of several micro-batches.
     batches = zip(*loaders, strict=True)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from cpsl import ClassBalancedPrototypeClustering
 from cpsl.data import GTA5, Cityscapes, SourceBatch, TargetBatch, WeakView, domain_loaders
-from cpsl.methods import AdversarialWarmup, Distillation, MeanTeacher, SelfLabeling
+from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import ExponentialMovingAverage, build_network
 
 
@@ -27,12 +27,12 @@ class Adaptation(lightning.LightningModule):
         method: Returns the sum of its losses for a source batch and a target batch.
     """
 
-    def __init__(self, method: AdversarialWarmup | SelfLabeling | Distillation | MeanTeacher) -> None:
+    def __init__(self, method: AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling) -> None:
         super().__init__()
         self.method = method
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Returns the optimizer of everything that is trained, the prototypes included."""
+        """Returns the optimizer of everything that is trained."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(trained, lr=1e-3)
 
@@ -73,8 +73,14 @@ def main() -> None:
     args = parser.parse_args()
 
     network = build_network("lite0", num_classes=19)
-    clustering = ClassBalancedPrototypeClustering(num_classes=19, feature_dim=network.feature_dim)
-    method = MeanTeacher(network, ExponentialMovingAverage(network), clustering)
+    clustering = ClassBalancedPrototypeClustering(
+        num_classes=19,
+        feature_dim=network.feature_dim,
+        sampling="stratified",
+        prototype_update="labels",  # discards the change of the optimizer
+        align_corners=network.align_corners,
+    )
+    method = OnlineSelfLabeling(network, ExponentialMovingAverage(network), clustering)
     trainer = lightning.Trainer(
         devices=args.devices,
         # Each process keeps its own part of the memory bank, which is a buffer.

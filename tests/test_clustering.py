@@ -12,6 +12,7 @@ from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.sinkhorn import sinkhorn
 
 K, D = 5, 8
+UPDATES = ["gradient", "assignments"]
 
 
 def build(**options) -> ClassBalancedPrototypeClustering:
@@ -26,7 +27,7 @@ def batch(images: int = 2, size: int = 6, classes: int = K) -> tuple[Tensor, Ten
 @given(
     images=st.integers(1, 3),
     size=st.integers(1, 8),
-    sampling=st.sampled_from(["class_proportional", "uniform"]),
+    sampling=st.sampled_from(["class_proportional", "stratified", "uniform"]),
     banked=st.integers(0, 150),
     seed=st.integers(0, 10_000),
 )
@@ -105,6 +106,50 @@ def test_rare_classes_keep_their_pixels() -> None:
     assert (output.labels == 1).sum() == 5
 
 
+@given(seed=st.integers(0, 10_000))
+def test_stratified_samples_follow_the_batch(seed: int) -> None:
+    torch.manual_seed(seed)
+    features, labels = batch(size=16)
+    labels[labels == 4] = 255
+    labels[0, 0, 0] = 4
+    output = build(sampling="stratified")(features, labels)
+    frequencies = torch.bincount(labels[labels != 255], minlength=K) / (labels != 255).sum()
+    drawn = torch.bincount(output.labels, minlength=K)
+    assert ((drawn - 40 * frequencies).abs() < 1.5).all()
+    assert drawn[4] == 1
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.01, 0.1), density=st.floats(0.05, 0.3))
+def test_stratified_sampling_does_not_starve_a_bursty_class(seed: int, share: float, density: float) -> None:
+    """A class of δ = share · density occurs in a small share of the batches, where it is frequent."""
+    torch.manual_seed(seed)
+    delta = torch.tensor([1 - share * density, share * density])
+    drawn = {}
+    for sampling in ("stratified", "class_proportional"):
+        clustering = ClassBalancedPrototypeClustering(
+            2, D, bank_size=8, samples_per_image=100, sampling=sampling
+        )
+        clustering.initialize(torch.randn(2, D), delta)
+        labels = (torch.rand(1, 40, 40) < density).long()
+        rare = (clustering(torch.randn(1, D, 40, 40), labels).labels == 1).float().mean().item()
+        drawn[sampling] = share * rare / (share * density)  # drawn share over δ, over all batches
+    assert 0.6 < drawn["stratified"] < 1.4
+    assert drawn["class_proportional"] < 0.6
+
+
+@given(seed=st.integers(0, 10_000), momentum=st.floats(0, 1), size=st.integers(1, 9))
+def test_soft_labels_update_the_distribution_by_their_mean(seed: int, momentum: float, size: int) -> None:
+    torch.manual_seed(seed)
+    clustering = build(distribution_momentum=momentum)
+    features, labels = batch()
+    soft = torch.randn(2, K, size, size).softmax(dim=1)
+    output = clustering(features, labels, soft_labels=soft)
+    clustering.update(output)
+    wanted = momentum / K + (1 - momentum) * soft.mean(dim=(0, 2, 3))
+    torch.testing.assert_close(clustering.aligner.distribution, wanted)
+    assert torch.equal(output.class_counts, soft.sum(dim=(0, 2, 3), dtype=torch.float64))
+
+
 def test_pixels_without_labels_do_not_change_the_distribution() -> None:
     clustering = build()
     features, _ = batch()
@@ -133,10 +178,71 @@ def test_initialize_keeps_the_prototypes_of_absent_classes() -> None:
     torch.testing.assert_close(clustering.prototypes[0], F.normalize(prototypes, dim=1)[0])
 
 
-def test_training_separates_the_clusters() -> None:
+@given(
+    momentum=st.floats(0, 1),
+    micro_batches=st.integers(1, 3),
+    banked=st.integers(0, 100),
+    seed=st.integers(0, 10_000),
+)
+def test_assignments_move_the_prototypes_to_the_means_of_their_pixels(
+    momentum: float, micro_batches: int, banked: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    clustering = build(prototype_update="assignments")
+    start, delta = F.normalize(torch.randn(K, D), dim=1), torch.rand(K) + 0.1
+    clustering.initialize(start, delta)
+    clustering.bank.push(torch.randn(banked, D))
+    outputs = [clustering(*batch()) for _ in range(micro_batches)]
+    features = torch.cat([output.features for output in outputs])
+    classes = torch.cat([output.assignments for output in outputs]).argmax(dim=1)
+    clustering.update(outputs, momentum)
+    for k in range(K):
+        mine = features[classes == k]
+        expected = start[k] * delta[k] / delta.sum()
+        if len(mine):
+            expected = momentum * expected + (1 - momentum) * mine.sum(dim=0) / len(features)
+        torch.testing.assert_close(clustering.ema_prototypes[k], expected, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(clustering.prototypes[k], F.normalize(expected, dim=0), atol=1e-4, rtol=0)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_assignments_move_the_prototypes_whatever_the_optimizer(seed: int) -> None:
+    torch.manual_seed(seed)
+    still, moved = (build(prototype_update="assignments", momentum=0.9) for _ in range(2))
+    moved.load_state_dict(still.state_dict())
+    features, labels = batch()
+    output = still(features, labels)
+    moved.prototypes.data.add_(torch.randn(K, D))
+    for clustering in (still, moved):
+        clustering.update(output)
+    assert not torch.equal(still.prototypes, build().prototypes)
+    for key, value in still.state_dict().items():
+        assert torch.equal(moved.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_features_without_a_direction_move_no_prototype(value: float) -> None:
+    clustering = build(prototype_update="assignments", momentum=0.0)
+    before = clustering.ema_prototypes.clone()
+    _, labels = batch()
+    clustering.update(clustering(torch.full((2, D, 6, 6), value), labels))
+    assert torch.equal(clustering.ema_prototypes, before)
+
+
+def test_a_class_without_pixels_keeps_its_prototype() -> None:
+    clustering = build(prototype_update="assignments", momentum=0.5, sampling="stratified")
+    clustering.initialize(torch.eye(K, D), torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))
+    for _ in range(200):
+        clustering.update(clustering(*batch(classes=2)))
+    torch.testing.assert_close(clustering.prototypes[2:].detach(), torch.eye(K, D)[2:])
+    assert (clustering.prototypes[:2] - torch.eye(K, D)[:2]).norm(dim=1).min() > 0.1
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_training_separates_the_clusters(update: str) -> None:
     torch.manual_seed(0)
     directions = F.normalize(torch.randn(K, D), dim=1)
-    clustering = build(distribution_momentum=0.9)
+    clustering = build(distribution_momentum=0.9, prototype_update=update)
     clustering.initialize(directions + 0.5 * torch.randn(K, D), torch.ones(K))
     optimizer = torch.optim.SGD([clustering.prototypes], 0.5)
     losses = []
@@ -163,13 +269,15 @@ def test_runs_as_one_graph_and_under_autocast() -> None:
     assert output.scores.dtype == output.assignments.dtype == torch.float32
 
 
-@pytest.mark.parametrize("sampling", ["class_proportional", "uniform"])
-def test_no_operation_synchronizes_with_the_device(sampling: str, fake_cuda) -> None:
-    clustering = build(sampling=sampling)
+@pytest.mark.parametrize("sampling", ["class_proportional", "stratified", "uniform"])
+@pytest.mark.parametrize("prototype_update", UPDATES)
+def test_no_operation_synchronizes_with_the_device(prototype_update: str, sampling: str, fake_cuda) -> None:
+    clustering = build(sampling=sampling, prototype_update=prototype_update)
     clustering.initialize(torch.randn(K, D), torch.rand(K))
     features, labels = batch()
     output = clustering(features, labels.repeat(1, 2, 3))  # resized to the grid of the features
     clustering.update(output)
+    clustering.update(clustering(features, labels, soft_labels=torch.rand(2, K, 3, 3).softmax(dim=1)))
     clustering.update(output, applied=torch.ones(()) > 0)
     assert output.indices.shape == (2, 20)
 
@@ -178,13 +286,14 @@ def test_no_operation_synchronizes_with_the_device(sampling: str, fake_cuda) -> 
     momentum=st.floats(0, 1),
     micro_batches=st.integers(1, 3),
     banked=st.integers(0, 150),
+    update=st.sampled_from(UPDATES),
     seed=st.integers(0, 10_000),
 )
 def test_a_step_that_is_not_applied_changes_nothing(
-    momentum: float, micro_batches: int, banked: int, seed: int
+    momentum: float, micro_batches: int, banked: int, update: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    clustering, unconditional = build(), build()
+    clustering, unconditional = (build(prototype_update=update) for _ in range(2))
     clustering.bank.push(torch.randn(banked, D))
     clustering.prototypes.data.add_(torch.randn(K, D))
     unconditional.load_state_dict(clustering.state_dict())
@@ -198,8 +307,9 @@ def test_a_step_that_is_not_applied_changes_nothing(
         assert torch.equal(value, clustering.state_dict()[key])
 
 
-def test_a_step_that_is_not_applied_may_have_non_finite_prototypes() -> None:
-    clustering = build()
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_step_that_is_not_applied_may_have_non_finite_prototypes(update: str) -> None:
+    clustering = build(prototype_update=update)
     output = clustering(*batch())
     before = clustering.ema_prototypes.clone()
     clustering.prototypes.data.fill_(torch.nan)
@@ -237,7 +347,14 @@ def test_invalid_inputs_are_named(features, labels, message) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"sampling": "other"}, {"temperature": 0}, {"epsilon": 0}, {"samples_per_image": 0}]
+    "option",
+    [
+        {"sampling": "other"},
+        {"temperature": 0},
+        {"epsilon": 0},
+        {"samples_per_image": 0},
+        {"prototype_update": "other"},
+    ],
 )
 def test_invalid_options_are_named(option: dict[str, Any]) -> None:
     [(name, value)] = option.items()
@@ -269,3 +386,15 @@ def test_micro_batches_update_the_averages_once() -> None:
     assert torch.equal(in_parts.aligner.distribution, whole.aligner.distribution)
     assert torch.equal(in_parts.ema_prototypes, whole.ema_prototypes)
     assert in_parts.bank.valid.sum() == whole.bank.valid.sum() == 20
+
+
+@pytest.mark.parametrize(
+    ("soft", "message"),
+    [
+        (torch.zeros(2, K - 1, 4, 4), r"soft labels must be \(2, 5, H, W\)"),
+        (torch.full((2, K, 4, 4), 3.0), "probabilities"),
+    ],
+)
+def test_invalid_soft_labels_are_named(soft: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()(*batch(size=4), soft_labels=soft)

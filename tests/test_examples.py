@@ -17,9 +17,9 @@ from torch import Tensor
 
 from cpsl import Segmenter
 from cpsl.app.command_line import parse
-from cpsl.app.datasets import source_dataset, target_dataset
+from cpsl.app.datasets import open_dataset, target_dataset
 from cpsl.data import CITYSCAPES_19, write_streets
-from cpsl.methods import MeanTeacher
+from cpsl.methods import OnlineSelfLabeling
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -59,20 +59,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-Step = tuple[MeanTeacher, dict[str, Tensor]]
+Step = tuple[OnlineSelfLabeling, dict[str, Tensor]]
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Returns a list that receives the method and its metrics after every step."""
     recorded: list[Step] = []
-    update = MeanTeacher.update
+    update = OnlineSelfLabeling.update
 
-    def update_and_record(method: MeanTeacher, applied: Tensor | None = None) -> None:
+    def update_and_record(method: OnlineSelfLabeling, applied: Tensor | None = None) -> None:
         update(method, applied)
         recorded.append((method, dict(method.metrics)))
 
-    monkeypatch.setattr(MeanTeacher, "update", update_and_record)
+    monkeypatch.setattr(OnlineSelfLabeling, "update", update_and_record)
     return recorded
 
 
@@ -92,7 +92,8 @@ def check_training(steps: list[Step], pixels_per_step: int = 512) -> None:
     method: Any = steps[-1][0]
     pairs = zip(method.student.parameters(), method.teacher.module.parameters(), strict=True)
     assert not all(torch.equal(mine, average) for mine, average in pairs)
-    assert not torch.equal(method.clustering.prototypes, method.clustering.ema_prototypes)
+    begin = torch.nn.functional.normalize(method.initial.means.prototypes, dim=1)
+    assert (method.clustering.prototypes - begin).abs().max() > 1e-6
     assert method.clustering.bank.valid.sum() == STEPS * pixels_per_step
 
 
@@ -176,13 +177,11 @@ def test_example_self_labeling_ddp(streets: tuple[str, str], run_of_all_stages: 
     assert not torch.equal(before["head.classify.weight"], after["head.classify.weight"])
 
 
-def test_example_mean_teacher(
-    streets: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = execute("mean_teacher", *streets, "--height", "64", "--steps", str(STEPS))
+def test_example_online(streets: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = execute("online", *streets, "--height", "64", "--steps", str(STEPS))
     loss = float(capsys.readouterr().out.split("loss ")[1].split(",")[0])
     assert 0 < loss < 10
-    network = Segmenter.load(here / "mean_teacher.pt").network
+    network = Segmenter.load(here / "online.pt").network
     assert network.spec is not None
     assert network.spec.name == "lite0"
     check_finite(network.state_dict())
@@ -239,7 +238,7 @@ def test_example_my_folders(tmp_path: Path) -> None:
     config_file.write_text(text)
 
     config = parse(["--config", str(config_file)], "adapt")
-    source, target = source_dataset(config), target_dataset(config)
+    source, target = open_dataset(config, config.source), target_dataset(config)
     assert source.label_space.names == ("road", "building", "sky", "car")
     label = source[0].label
     assert label is not None

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from cpsl import ClassBalancedPrototypeClustering, DistributionAligner, PixelMem
 K, D = 4, 6
 
 
-def build() -> nn.ModuleDict:
-    clustering = ClassBalancedPrototypeClustering(K, D, bank_size=40, samples_per_image=10, momentum=0.9)
+def build(prototype_update: Literal["gradient", "assignments"] = "gradient") -> nn.ModuleDict:
+    clustering = ClassBalancedPrototypeClustering(
+        K, D, bank_size=40, samples_per_image=10, momentum=0.9, prototype_update=prototype_update
+    )
     return nn.ModuleDict({"clustering": clustering, "means": RunningClassMeans(K, D), "net": nn.Linear(2, 2)})
 
 
@@ -62,10 +65,16 @@ def test_a_conversion_to_a_lower_precision_is_not_applied(module: nn.Module) -> 
     assert {v.dtype for v in module.state_dict().values() if v.is_floating_point()} == {torch.float64}
 
 
-@given(dtype=st.sampled_from([torch.bfloat16, torch.float16]), seed=st.integers(0, 10_000))
-def test_half_precision_computes_what_float32_computes(dtype: torch.dtype, seed: int) -> None:
+@given(
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    update=st.sampled_from(["gradient", "assignments"]),
+    seed=st.integers(0, 10_000),
+)
+def test_half_precision_computes_what_float32_computes(
+    dtype: torch.dtype, update: Literal["gradient", "assignments"], seed: int
+) -> None:
     torch.manual_seed(seed)
-    exact = build()
+    exact = build(update)
     converted = copy.deepcopy(exact).to(dtype)
     assert isinstance(converted["clustering"].prototypes, nn.Parameter)
     features, labels = torch.randn(2, D, 5, 5).to(dtype), torch.randint(K, (2, 5, 5))

@@ -74,6 +74,47 @@ def test_gradients_are_finite_for_extreme_logits(loss, scale: float, seed: int) 
     assert logits.grad.isfinite().all()
 
 
+@given(seed=st.integers(0, 10_000))
+def test_weights_of_one_change_nothing(seed: int) -> None:
+    logits, labels = batch(seed)
+    weighted = cross_entropy(logits, labels, weights=torch.ones(labels.shape))
+    torch.testing.assert_close(weighted, cross_entropy(logits, labels))
+
+
+@given(seed=st.integers(0, 10_000))
+def test_pixels_of_weight_zero_have_neither_loss_nor_gradient(seed: int) -> None:
+    logits, labels = batch(seed)
+    weights = (torch.rand(labels.shape) < 0.5).float()
+    value = cross_entropy(logits, labels, weights=weights)
+    value.backward()
+    assert (logits.grad[(weights == 0)[:, None].expand_as(logits)] == 0).all()
+    # They still count in the mean: half of the weights are not half of the pixels.
+    kept = labels.masked_fill(weights == 0, 255)
+    count, all_pixels = (kept != 255).sum(), (labels != 255).sum().clamp_min(1)
+    torch.testing.assert_close(value, cross_entropy(logits, kept) * count / all_pixels)
+    assert cross_entropy(logits, labels, weights=torch.zeros(labels.shape)) == 0
+
+
+@given(seed=st.integers(0, 10_000), a=st.floats(-3, 3), b=st.floats(-3, 3))
+def test_the_loss_is_linear_in_the_weights(seed: int, a: float, b: float) -> None:
+    logits, labels = batch(seed)
+    first, second = torch.rand(2, *labels.shape)
+    losses = [cross_entropy(logits, labels, weights=weights) for weights in (first, second)]
+    combined = cross_entropy(logits, labels, weights=a * first + b * second)
+    torch.testing.assert_close(combined, a * losses[0] + b * losses[1], rtol=1e-4, atol=1e-5)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_weights_of_ignored_pixels_do_not_count(seed: int) -> None:
+    logits, labels = batch(seed)
+    weights = torch.rand(labels.shape)
+    changed = torch.where(labels == 255, 100 * torch.rand(labels.shape), weights)
+    losses = [cross_entropy(logits, labels, weights=each) for each in (weights, changed)]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match=r"weights.*\(2, 4, 6\).*\(2, 4\)"):
+        cross_entropy(logits, labels, weights=weights[..., 0])
+
+
 @given(seed=st.integers(0, 10_000), alpha=st.floats(0, 2), beta=st.floats(0, 2))
 def test_symmetric_cross_entropy_equals_its_equation(seed: int, alpha: float, beta: float) -> None:
     logits, labels = batch(seed)

@@ -18,6 +18,7 @@ from ranks import start_ranks
 
 K, D, SIDE, IMAGES = 4, 6, 5, 6
 MARGINAL = torch.tensor([0.6, 0.3, 0.1, 0.0])
+OPTIONS = {"prototype_update": "assignments", "sampling": "stratified"}
 DELTA = torch.tensor([0.5, 0.3, 0.15, 0.05])
 
 
@@ -42,7 +43,7 @@ def unequal_share(batch: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
     return batch[first : first + unit * (rank + 1)]
 
 
-def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[str, Any]:
+def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int, **options: Any) -> dict[str, Any]:
     """Trains prototypes for some steps.
 
     With δ the class frequencies, and as many samples as valid pixels, each valid pixel is sampled once.
@@ -51,7 +52,7 @@ def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[st
     whole = joined_batch()[2]
     per_image = int((whole != 255).sum()) // IMAGES
     clustering = ClassBalancedPrototypeClustering(
-        K, D, bank_size=2 * IMAGES * per_image, samples_per_image=per_image
+        K, D, bank_size=2 * IMAGES * per_image, samples_per_image=per_image, **options
     )
     counts = torch.bincount(whole[whole != 255], minlength=K)
     clustering.initialize(torch.randn(K, D), counts)
@@ -60,7 +61,10 @@ def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int) -> dict[st
     steps = []
     for step in range(4):
         shift = (step, step + 1)
-        output = (wrapped or clustering)(features.roll(shift, dims=(2, 3)), labels.roll(shift, dims=(1, 2)))
+        soft = features[:, :K].softmax(dim=1) if options else None
+        output = (wrapped or clustering)(
+            features.roll(shift, dims=(2, 3)), labels.roll(shift, dims=(1, 2)), soft_labels=soft
+        )
         optimizer.zero_grad()
         output.loss.backward()
         gradient = clustering.prototypes.grad.clone()
@@ -165,6 +169,7 @@ def work(rank: int, ranks: int, folder: Path) -> None:
         "iou": iou,
         "iou after reduce": confusion.compute(),
         "clustered": cluster(features, labels, ranks),
+        "with options": cluster(features, labels, ranks, **OPTIONS),
         "non-finite": with_non_finite(share(spoiled(joined_batch()[1]), rank, ranks), labels, ranks),
         "sampled": samples(labels, rank * labels.numel()),
     }
@@ -215,9 +220,10 @@ def test_counts_and_means_equal_those_of_the_joined_batch(results: Results) -> N
             torch.testing.assert_close(rank[key], confusion.iou, atol=0, rtol=0, equal_nan=True)
 
 
-def test_training_equals_that_of_one_process(results: Results) -> None:
+@pytest.mark.parametrize(("key", "options"), [("clustered", {}), ("with options", OPTIONS)])
+def test_training_equals_that_of_one_process(results: Results, key: str, options: dict[str, str]) -> None:
     _, features, labels = joined_batch()
-    alone, ranks = cluster(features, labels, ranks=1), [rank["clustered"] for rank in results]
+    alone, ranks = cluster(features, labels, ranks=1, **options), [rank[key] for rank in results]
     assert alone["steps"][0]["loss"] > alone["steps"][-1]["loss"] + 0.01
     for step, wanted in enumerate(alone["steps"]):
         got = [rank["steps"][step] for rank in ranks]

@@ -75,15 +75,31 @@ def steps(clustering: ClassBalancedPrototypeClustering, *inputs: Tensor, **optio
     return results | dict(clustering.state_dict())
 
 
+@pytest.mark.parametrize("prototype_update", ["gradient", "assignments"])
+@pytest.mark.parametrize("sampling", ["class_proportional", "stratified"])
 @given(value=BAD, share=st.floats(0, 1), seed=SEEDS)
-def test_clustering_ignores_non_finite_features(value: float, share: float, seed: int) -> None:
+def test_clustering_ignores_non_finite_features(
+    sampling: str, prototype_update: str, value: float, share: float, seed: int
+) -> None:
     features, labels, bad = batch(seed, share)
-    clustering = build()
+    clustering = build(sampling=sampling, prototype_update=prototype_update)
     other = copy.deepcopy(clustering)
     got = steps(clustering, spoiled(features, bad, value), labels)
     wanted = steps(other, features, labels.masked_fill(bad, 255))
     for name, tensor in wanted.items():
         assert torch.equal(got[name], tensor), name
+
+
+@given(value=BAD, share=st.floats(0, 1), seed=SEEDS)
+def test_soft_labels_are_not_counted_at_non_finite_pixels(value: float, share: float, seed: int) -> None:
+    features, labels, bad = batch(seed, share)
+    soft = torch.rand(B, K, H, W).softmax(dim=1)
+    wanted = build()(features, labels, soft_labels=soft.masked_fill(bad[:, None], 0)).class_counts
+    bad_features = spoiled(features, bad, value)
+    assert torch.equal(build()(bad_features, labels, soft_labels=soft).class_counts, wanted)
+    assert torch.equal(
+        build()(features, labels, soft_labels=soft.masked_fill(bad[:, None], torch.nan)).class_counts, wanted
+    )
 
 
 @pytest.mark.parametrize("build", [build, authors])

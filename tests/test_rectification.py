@@ -24,6 +24,50 @@ def test_rectified_labels_equal_the_equation(seed: int, threshold: float) -> Non
     assert torch.equal(got.labels[sure], expected[sure])
 
 
+@given(seed=st.integers(0, 10_000), correction=st.floats(0, 2))
+def test_the_prior_correction_equals_the_equation(seed: int, correction: float) -> None:
+    torch.manual_seed(seed)
+    soft, delta = torch.rand(2, 4, 3, 5).softmax(dim=1), torch.rand(4) + 0.01
+    features, prototypes = torch.randn(2, 6, 3, 5), torch.randn(4, 6)
+    rectifier = PseudoLabelRectifier(0.2, prior_correction=correction)
+    got = rectifier(soft, features, prototypes, delta)
+    plain = PseudoLabelRectifier(0.2)(soft, features, prototypes).probabilities
+    product = plain / (delta / delta.sum())[:, None, None] ** correction
+    torch.testing.assert_close(got.probabilities, product / product.sum(dim=1, keepdim=True))
+    counts = rectifier(soft, features, prototypes, 1000 * delta)
+    torch.testing.assert_close(counts.probabilities, got.probabilities)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_the_default_does_not_use_the_class_distribution(seed: int) -> None:
+    torch.manual_seed(seed)
+    inputs = torch.rand(2, 4, 3, 5).softmax(dim=1), torch.randn(2, 6, 3, 5), torch.randn(4, 6)
+    for got, wanted in zip(
+        PseudoLabelRectifier()(*inputs, torch.rand(4)), PseudoLabelRectifier()(*inputs), strict=True
+    ):
+        assert torch.equal(got, wanted)
+
+
+def test_the_prior_correction_of_an_absent_class_is_finite() -> None:
+    soft = torch.tensor([0.9, 0.1, 0.0]).reshape(1, 3, 1, 1)
+    rectifier = PseudoLabelRectifier(prior_correction=1)
+    got = rectifier(soft, torch.ones(1, 2, 1, 1), torch.ones(3, 2), torch.tensor([1.0, 0.0, 0.0]))
+    assert got.probabilities.isfinite().all()
+    assert got.labels.item() == 1
+    nothing = rectifier(0 * soft, torch.ones(1, 2, 1, 1), torch.ones(3, 2), torch.tensor([1.0, 0.0, 0.0]))
+    assert nothing.labels.item() == 255
+
+
+def test_the_prior_correction_needs_a_class_distribution() -> None:
+    rectifier = PseudoLabelRectifier(prior_correction=0.5)
+    inputs = torch.rand(1, 3, 2, 2), torch.rand(1, 3, 2, 2)
+    with pytest.raises(ValueError, match="class_distribution"):
+        rectifier.rectify(*inputs)
+    for wrong in (torch.ones(4), torch.tensor([1.0, torch.nan, 1.0])):
+        with pytest.raises(ValueError, match="class distribution"):
+            rectifier.rectify(*inputs, wrong)
+
+
 def test_rectified_labels_agree_with_the_authors_code(golden) -> None:
     vectors = golden("rectify_identity")
     arrays = {name: torch.from_numpy(vectors[name]) for name in ("soft", "features", "prototypes")}
@@ -63,7 +107,9 @@ def test_pixels_without_probabilities_are_ignored() -> None:
     assert got.confidence[0, 0, 1] == 0
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"threshold": 1.5}, {"interpolate": "nearest"}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"threshold": 1.5}, {"interpolate": "nearest"}, {"prior_correction": -1}]
+)
 def test_invalid_options_are_named(options) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         PseudoLabelRectifier(**options)

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.data import SourceBatch, TargetBatch
-from cpsl.methods import AdversarialWarmup, Distillation, SelfLabeling
+from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import DeepLabV2, Discriminator, ExponentialMovingAverage
 from cpsl.testing import training_batches
 
 K, D = 3, 8
-METHODS = ("warmup", "self_labeling", "distillation")
+METHODS = ("warmup", "self_labeling", "distillation", "online")
 
-Method = AdversarialWarmup | SelfLabeling | Distillation
+Method = AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling
 Wrap = Callable[[nn.Module], nn.Module]
 
 
@@ -43,8 +43,13 @@ def build(name: str, wrap: Wrap = lambda module: module, **options: Any) -> Meth
         return Distillation(wrap(network()), network(seed=1), **options)
     student = network()
     teacher = ExponentialMovingAverage(network(seed=1))
-    clustering = ClassBalancedPrototypeClustering(K, D, bank_size=64, samples_per_image=16)
+    closed_form = {"sampling": "stratified", "prototype_update": "assignments"} if name == "online" else {}
+    clustering = ClassBalancedPrototypeClustering(K, D, bank_size=64, samples_per_image=16, **closed_form)
     clustering.initialize(torch.randn(K, D), torch.tensor([0.5, 0.3, 0.2]))
+    if name == "online":
+        # The teacher is confident about a part of the pixels; the prototypes are not those of the source.
+        options = {"confidence_threshold": 0.4, "masked_patch": 8, "initial_steps": 0, **options}
+        return OnlineSelfLabeling(wrap(student), teacher, wrap(clustering), **options)
     return SelfLabeling(wrap(student), teacher, wrap(clustering), **options)
 
 

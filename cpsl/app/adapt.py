@@ -9,12 +9,14 @@ from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.datasets import label_space
 from cpsl.app.errors import friendly_errors
+from cpsl.app.evaluate import read_metrics
 from cpsl.app.pseudo_labels import describe_target
 from cpsl.app.report import collect
 from cpsl.app.report_page import metrics_table, write_report
-from cpsl.app.run import begin_run, read_metrics, run_stage
+from cpsl.app.run import begin_run, run_stage
+from cpsl.app.selection import choose
 from cpsl.app.stages import TRAINERS
-from cpsl.training import Process, logger
+from cpsl.training import Process, load, logger, save
 from cpsl.training.checkpoints import write_text
 from cpsl.training.signals import exit_when_stopped
 
@@ -28,18 +30,23 @@ def adapt(config: Config, process: Process) -> None:
 
 
 def conclude(config: Config, process: Process) -> None:
-    """Writes `metrics.json` and `report.html`, and logs the results; on the main process only."""
-    keys = ("miou", "miou_13", "iou", "seconds")
+    """Writes `model.pt`, `metrics.json` and `report.html`, logs the results; on the main process only.
+
+    `model.pt` is that of the best stage, which `choose` determines without labels.
+    """
+    keys = ("miou", "miou_13", "iou", "seconds", "scores", "collapses")
     metrics = {
         stage: {key: values[key] for key in keys if key in values}
         for stage, values in read_metrics(config).items()
     }
     write_text(config.output / "metrics.json", json.dumps(metrics, indent=1))
+    chosen, reason = choose(metrics)
+    model = config.output / "model.pt"
+    save(model, load(config.output / chosen / "model.pt"))
     write_report(collect(config, process), config.output / "report.html")
     logger.info(metrics_table(metrics, label_space(config).names))
-    model = config.output / config.stages[-1] / "model.pt"
     logger.info(
-        f"\nReport: {config.output / 'report.html'}\nAdapted model: {model}\n"
+        f"\nReport: {config.output / 'report.html'}\nModel: {model}, from {chosen}: {reason}\n"
         f"To use it: cpsl predict --weights {quote(str(model))} --input IMAGES --output RESULTS"
     )
     if config.target.streets:

@@ -12,12 +12,20 @@ from tempfile import TemporaryDirectory
 import torch
 
 from cpsl.app.command_line import parse
-from cpsl.app.config import PREVIOUS, Config
-from cpsl.app.datasets import DATASETS, draw_streets, label_space, micro_batch_size, target_dataset
+from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config, Domain
+from cpsl.app.datasets import (
+    domains,
+    draw_streets,
+    label_space,
+    micro_batch_size,
+    open_dataset,
+    target_dataset,
+)
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import build_model, custom_builder, describe_network, load_model
 from cpsl.app.run import changed_settings
+from cpsl.app.source_sampling import describe_sources, named_sources
 from cpsl.app.stages import trained_stages
 from cpsl.data import check_dataset
 from cpsl.training import Process, logger, progress, start_logging, start_process
@@ -48,8 +56,12 @@ def check(config: Config, process: Process) -> None:
         logger.info(f"initial weights: {', '.join(starts)}")
     if changed := changed_settings(config):
         problems.append(changed)
-    for name in _domains(config):
-        problems += _check_data(name, config, process)
+    if config.more_sources and not problems and not config.views.rare_class_temperature:
+        sources = {name: open_dataset(config, source) for name, source in named_sources(config).items()}
+        for name, described in describe_sources(config, sources).items():
+            logger.info(f"{name}: {described}")
+    for name, domain in domains(config).items():
+        problems += _check_data(name, domain, config, process)
     for line in [] if problems else advice(config):
         logger.warning(line)
     path = config.output / "problems.txt"
@@ -70,13 +82,15 @@ def validate(config: Config, process: Process) -> list[str]:
     except ValueError as error:
         return [f"classes, palette: {error}"]
     problems = []
-    for name in _domains(config):
+    for name, domain in domains(config).items():
         try:
-            DATASETS[name](config)
+            open_dataset(config, domain)
         except (OSError, ValueError) as error:
             problems.append(f"{name}: {error}")
+        if name in ("target", "evaluation") and (domain.weight or domain.from_target):
+            problems.append(f"{name}: weight and from_target are settings of sources")
         for option in ("images", "labels"):
-            folder = getattr(getattr(config, name), option)
+            folder = getattr(domain, option)
             if folder and config.output.resolve().is_relative_to(folder.resolve()):
                 problems.append(
                     f"output {config.output} is inside {name}.{option} {folder}, where results would be "
@@ -96,6 +110,11 @@ def validate(config: Config, process: Process) -> list[str]:
         custom_builder(config.model.network)
     except ValueError as error:
         problems.append(f"model.network: {error}")
+    for stage in STAGES:
+        if stage not in METHODS[config.method] and getattr(config.init_from, stage):
+            problems.append(f'init_from.{stage} is not read: method = "{config.method}" has no such stage')
+    if config.method != "paper" and config.authors != Authors():
+        problems.append('authors deviates from the paper: set method = "paper"')
     aligned = config.model.network.startswith("deeplabv2:")
     for switch in () if aligned else ("repeat_backbone_steps", "rectify_features"):
         if getattr(config.authors, switch):
@@ -131,10 +150,6 @@ def advice(config: Config) -> list[str]:
     ]
 
 
-def _domains(config: Config) -> list[str]:
-    return [name for name in DATASETS if name != "evaluation" or config.evaluation.given]
-
-
 def _initial_weights(config: Config) -> Iterator[tuple[str, str | Path, tuple[str, ...]]]:
     """Yields settings that name weights: name, value, and the keywords allowed in place of a file."""
     trained = trained_stages(config)
@@ -144,6 +159,8 @@ def _initial_weights(config: Config) -> Iterator[tuple[str, str | Path, tuple[st
         yield "warmup.start", config.warmup.start, ("pretrained", "random", "source_only")
     if "distill_1" in trained or "distill_2" in trained:
         yield "distill.student", config.distill.student, ("previous", "pretrained", "random")
+    if "online" in trained:
+        yield "online.start", config.online.start, ("pretrained", "random", "source_only")
     for stage in config.stages:
         if path := getattr(config.init_from, stage):
             yield f"init_from.{stage}", path, ()
@@ -173,10 +190,10 @@ def _check_weights(config: Config) -> list[str]:
     return problems
 
 
-def _check_data(name: str, config: Config, process: Process) -> list[str]:
+def _check_data(name: str, domain: Domain, config: Config, process: Process) -> list[str]:
     """Reads all images and labels of a domain, logs sizes and class frequencies, and returns the problems."""
     try:
-        dataset = DATASETS[name](config)
+        dataset = open_dataset(config, domain)
     except (OSError, ValueError):
         return []  # already reported
     result = check_dataset(dataset, partial(progress, title=name, process=process, total=len(dataset)))

@@ -3,14 +3,15 @@
 import os
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from cpsl.app.config import Config
+from cpsl.app.config import Config, Domain
 from cpsl.app.settings import UsageError, check, override, read_toml, schema
 
 RECIPES = Path(str(files("cpsl.app.recipes")))
@@ -68,8 +69,18 @@ def _read_layers(names: Sequence[str], settings: Config, opened: tuple[Path, ...
             beside = path.parent / base
             base = str(beside) if beside.is_file() else base
             settings = _read_layers([base], settings, (*opened, path))
-        settings = override(settings, table, str(path))
+        settings = override(_read_sources(settings, table, path), table, str(path))
     return settings
+
+
+def _read_sources(settings: Config, table: dict[str, Any], path: Path) -> Config:
+    """Takes the tables `[[source]]` out of a file; they replace all sources of the settings."""
+    tables = table.get("source")
+    if not (isinstance(tables, list) and tables):
+        return settings  # a single table [source] changes the first source
+    del table["source"]
+    first, *others = (override(Domain(), each, f"{path}: source {i}") for i, each in enumerate(tables, 1))
+    return replace(settings, source=first, more_sources=tuple(others))
 
 
 SUMMARY = {

@@ -31,13 +31,20 @@ def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
 
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_range)]
 
-STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
-"""The stages in order; each has a folder of its name in a run."""
+METHODS = {
+    "online": ("source_only", "online"),
+    "paper": ("source_only", "warmup", "self_label", "distill_1", "distill_2"),
+}
+"""The stages of each method in order; each has a folder of its name in a run."""
+
+STAGES = tuple(dict.fromkeys(stage for stages in METHODS.values() for stage in stages))
+"""All stages."""
 
 PREVIOUS = {"distill_1": "self_label", "distill_2": "distill_1"}
 """The stage whose network teaches a distillation."""
 
 
+@with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
 @dataclass(frozen=True)
 class Domain:
     """Images of one domain, and their labels if there are any."""
@@ -62,6 +69,10 @@ class Domain:
     """Height and width of the generated scenes."""
     streets_seed: int = 0
     """Seed of the generated scenes; the seed of the run does not affect them."""
+    weight: Positive | None = None
+    """Sources: how often they are sampled; the square root of the number of images if omitted."""
+    from_target: bool = False
+    """Sources: these are labeled images of the target, without color transfer and in its size."""
 
     @property
     def given(self) -> bool:
@@ -85,10 +96,14 @@ class Views:
     """Width of an image before it is cropped, times a random scale."""
     scale: Range = (0.5, 1.5)
     """Range of the random scale."""
-    color_transfer: bool = True
-    """Give source images the LAB mean and standard deviation of a random target image."""
+    color_transfer: Share = 1.0
+    """Share of source images that take the LAB mean and deviation of a random target image."""
+    source_jitter: Share = 0.0
+    """Strength of random changes of brightness, contrast, saturation and hue of source images; 0 for none."""
+    rare_class_temperature: Weight = 0.0
+    """Temperature of rare-class sampling of source images, 0.01 in DAFormer; 0 samples images evenly."""
     on_device: bool = False
-    """Compute strong views and color transfer on the training device instead of in the loader's workers."""
+    """Compute strong views, color transfer and jitter on the training device, not in the loader's workers."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,47 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Online:
+    """One-stage adaptation: a mean teacher with mixed and masked images, whose labels CPSL rectifies."""
+
+    start: str = "source_only"
+    """Initial weights: source_only (that stage's network), pretrained, random, or a file."""
+    iterations: Count = 40_000
+    """Number of optimizer steps."""
+    batch_size: Count = 2
+    """Images of each domain per step, over all processes."""
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer("adamw", 6e-5, momentum=0.9, weight_decay=0.01)
+    )
+    warmup_iterations: Amount = 1500
+    """Steps in which the learning rate rises from zero."""
+    freeze_batch_norm: bool = True
+    """Keep the initial BatchNorm statistics of the pretrained layers, which both domains share."""
+    mixing: Literal["class", "cut", "none"] = "class"
+    """Pasted from the source: half of the classes, a rectangle (cut; for other scenes), or nothing."""
+    confidence_threshold: Share = 0.968
+    """The target loss is weighted by the share of pixels above this confidence."""
+    masked_weight: Weight = 1.0
+    """Weight of the loss on target images with masked patches; 0 turns it off."""
+    masked_share: Share = 0.7
+    """Share of the patches that are masked."""
+    masked_patch: Count = 64
+    """Side of these patches in pixels."""
+    teacher_momentum: Share = 0.999
+    """Momentum of the moving averages: teacher and prototypes."""
+    clustering: bool = True
+    """Rectify the pseudo labels with clusters of the target; without, a plain mean teacher."""
+    balanced: bool = True
+    """Balance the classes of the pseudo labels, for the best mean IoU instead of accuracy."""
+    temperature: Positive = 0.1
+    """Temperature of the softmax over similarities."""
+    bank_size: Count = 16_384
+    """Pixels in the memory bank, over all processes."""
+    samples_per_image: Count = 512
+    """Pixels per image that are clustered."""
+
+
+@dataclass(frozen=True)
 class InitFrom:
     """Networks that are read from a file instead of being trained.
 
@@ -213,6 +269,8 @@ class InitFrom:
 
     source_only: Path | None = None
     """Network of the source alone."""
+    online: Path | None = None
+    """Network of the online method: it is only evaluated."""
     warmup: Path | None = None
     """Warm-up network, from which self-labeling starts."""
     self_label: Path | None = None
@@ -260,8 +318,12 @@ class Config:
 
     output: Path = Path("runs/adapt")
     """Folder of all results of this run."""
+    method: Literal["online", "paper"] = "online"
+    """online adapts in one stage, paper in the four stages of CPSL; both train the source alone first."""
     source: Domain = field(default_factory=Domain)
-    """Labeled images."""
+    """Labeled images; the first source if there are several."""
+    more_sources: Annotated[tuple[Domain, ...], tyro.conf.Suppress] = ()
+    """The other sources: in a TOML file, the second and further tables `[[source]]`."""
     target: Domain = field(default_factory=Domain)
     """Unlabeled images to adapt to; labels are not read."""
     evaluation: Domain = field(default_factory=Domain)
@@ -284,8 +346,8 @@ class Config:
     """Steps between checkpoints, from which an interrupted run resumes."""
     evaluate_every: Amount = 0
     """Steps between evaluations; 0 evaluates at the end of each stage only."""
-    select_checkpoint: Literal["last", "best"] = "last"
-    """Weights that a stage ends with: the last, or the best by target labels (as the authors do)."""
+    select_checkpoint: Literal["last", "best", "score"] = "last"
+    """Weights a stage ends with: the last, the best by a label-free score, or by target labels (best)."""
     compile: bool = False
     """Compile the networks (torch.compile)."""
     trace_non_finite: bool = False
@@ -299,17 +361,24 @@ class Config:
     warmup: WarmUp = field(default_factory=WarmUp)
     self_label: SelfLabel = field(default_factory=SelfLabel)
     distill: Distill = field(default_factory=Distill)
+    online: Online = field(default_factory=Online)
     init_from: InitFrom = field(default_factory=InitFrom)
     authors: Authors = field(default_factory=Authors)
 
-    def settings_of(self, stage: str) -> WarmUp | SelfLabel | Distill:
+    @property
+    def sources(self) -> tuple[Domain, ...]:
+        """All sources."""
+        return (self.source, *self.more_sources)
+
+    def settings_of(self, stage: str) -> WarmUp | SelfLabel | Distill | Online:
         """Returns the settings of a stage; both distillations have the same."""
-        settings: WarmUp | SelfLabel | Distill
+        settings: WarmUp | SelfLabel | Distill | Online
         settings = getattr(self, "distill" if stage in PREVIOUS else stage)
         return settings
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of the run: all, or from the last one on whose network is read from a file."""
-        given = [index for index, stage in enumerate(STAGES) if getattr(self.init_from, stage)]
-        return STAGES[given[-1] :] if given else STAGES
+        stages = METHODS[self.method]
+        given = [index for index, stage in enumerate(stages) if getattr(self.init_from, stage)]
+        return stages[given[-1] :] if given else stages

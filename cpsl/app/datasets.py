@@ -9,7 +9,9 @@ from torch.utils.data import Dataset
 from cpsl import data
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.config import Authors, Config, Domain
+from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.authors import AuthorsStrongAugmentation
+from cpsl.data.sampler import Sampling
 from cpsl.data.streets import Style
 from cpsl.training import Process, logger, progress
 
@@ -25,22 +27,27 @@ def label_space(config: Config) -> data.LabelSpace:
     return data.LabelSpace(names, config.palette or colors)
 
 
-def source_dataset(config: Config) -> data.SegmentationDataset:
-    """Returns the labeled images of the source domain."""
-    return _dataset(config.source, label_space(config))
+def domains(config: Config) -> dict[str, Domain]:
+    """Returns the domains that the settings name: "source" or "source 1", "source 2", ..., "target", ..."""
+    named = named_sources(config) | {"target": config.target}
+    if config.evaluation.given:
+        named["evaluation"] = config.evaluation
+    return named
+
+
+def open_dataset(config: Config, domain: Domain) -> data.SegmentationDataset:
+    """Returns the images of a domain."""
+    return _dataset(domain, label_space(config))
 
 
 def target_dataset(config: Config) -> data.SegmentationDataset:
     """Returns the images of the target domain that are trained on."""
-    return _dataset(config.target, label_space(config))
+    return open_dataset(config, config.target)
 
 
 def evaluation_dataset(config: Config) -> data.SegmentationDataset:
     """Returns the images for evaluation: labeled ones if the settings name them, else the target's."""
-    return _dataset(config.evaluation if config.evaluation.given else config.target, label_space(config))
-
-
-DATASETS = {"source": source_dataset, "target": target_dataset, "evaluation": evaluation_dataset}
+    return open_dataset(config, config.evaluation if config.evaluation.given else config.target)
 
 
 def _dataset(domain: Domain, classes: data.LabelSpace) -> data.SegmentationDataset:
@@ -62,9 +69,8 @@ def _dataset(domain: Domain, classes: data.LabelSpace) -> data.SegmentationDatas
 
 def draw_streets(config: Config) -> None:
     """Generates the street scenes that the settings ask for, unless they exist."""
-    styles: dict[str, Style] = {"source": "game", "target": "real", "evaluation": "real"}
-    for name, style in styles.items():
-        domain: Domain = getattr(config, name)
+    for name, domain in domains(config).items():
+        style: Style = "game" if name.startswith("source") and not domain.from_target else "real"
         if domain.streets and domain.root is not None and domain.dataset in ("gta5", "cityscapes"):
             logger.info(f"{domain.streets} generated street scenes in {domain.root}")
             data.write_streets(
@@ -81,11 +87,29 @@ def draw_streets(config: Config) -> None:
 def source_batches(
     config: Config, stage: str, process: Process, batch_size: int, start: int
 ) -> Iterator[data.SourceBatch]:
-    """Yields endless training batches of the source domain, from iteration `start` on."""
-    style_from = target_dataset(config) if config.views.color_transfer else None
-    weak, on_device = _weak_view(config, config.views.source_size), config.views.on_device
-    views = data.SourceViews(source_dataset(config), weak, style_from=style_from, on_device=on_device)
-    return _batches(config, views, f"{stage} source", process, batch_size, start)
+    """Yields endless training batches of all sources, from iteration `start` on."""
+    views, styles = config.views, target_dataset(config) if config.views.color_transfer else None
+    jitter = None
+    if strength := views.source_jitter:
+        jitter = data.ColorJitter(strength, hue=strength / 4, blur=strength / 2)
+    parts = {
+        name: data.SourceViews(
+            open_dataset(config, source),
+            _weak_view(config, None if source.from_target else views.source_size),
+            styles,
+            color_transfer=0 if source.from_target else views.color_transfer,
+            jitter=jitter,
+            on_device=views.on_device,
+        )
+        for name, source in named_sources(config).items()
+    }
+    joined = data.JoinedViews(parts) if len(parts) > 1 else parts["source"]
+    datasets = {name: part.dataset for name, part in parts.items()}
+    sampling = source_sampling(config, process, datasets)
+    if process.is_main and len(parts) > 1:
+        for name, described in describe_sources(config, datasets, sampling).items():
+            logger.info(f"{name}: {described}")
+    return _batches(config, joined, f"{stage} source", process, batch_size, start, sampling)
 
 
 def target_batches(
@@ -95,9 +119,13 @@ def target_batches(
     batch_size: int,
     start: int,
     read: Callable[[str], Tensor] | None = None,
+    strong: data.StrongAugmentation | None = None,
 ) -> Iterator[data.TargetBatch]:
-    """Yields endless training batches of the target domain, with the pseudo labels that `read` returns."""
-    strong, authors = data.StrongAugmentation(), config.authors
+    """Yields endless training batches of the target domain, with the pseudo labels that `read` returns.
+
+    Strong views are the paper's if `strong` is None.
+    """
+    strong, authors = strong or data.StrongAugmentation(), config.authors
     if authors != Authors():
         strong = AuthorsStrongAugmentation(
             fixed_label_order=authors.fixed_label_order,
@@ -114,7 +142,13 @@ def _weak_view(config: Config, size: tuple[int, int] | None = None) -> data.Weak
 
 
 def _batches(
-    config: Config, views: Dataset[Any], purpose: str, process: Process, batch_size: int, start: int
+    config: Config,
+    views: Dataset[Any],
+    purpose: str,
+    process: Process,
+    batch_size: int,
+    start: int,
+    sampling: Sampling | None = None,
 ) -> Iterator[Any]:
     loader = data.training_loader(
         views,
@@ -123,6 +157,7 @@ def _batches(
         start=start * config.gradient_accumulation_steps,
         num_workers=config.workers,
         pin_memory=process.device.type == "cuda",
+        sampling=sampling,
     )
     for batch in loader:
         yield batch.to(process.device).apply_deferred()

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
-from cpsl.app.config import PREVIOUS, Config, Distill, InitFrom, SelfLabel, WarmUp
+from cpsl.app.config import PREVIOUS, Config, Distill, InitFrom, Online, SelfLabel, WarmUp
 from cpsl.app.datasets import evaluation_dataset, target_dataset
 from cpsl.app.evaluate import evaluate
 from cpsl.app.networks import build_model, save_model
@@ -28,7 +28,7 @@ IMAGES = 2
 BYTES_PER_LABEL = 0.05
 """Size of a label map as PNG: 0.01 to 0.05 bytes per pixel for generated streets and frames of CamVid."""
 
-Settings = TypeVar("Settings", WarmUp, SelfLabel, Distill)
+Settings = TypeVar("Settings", WarmUp, SelfLabel, Distill, Online)
 
 
 class Part(NamedTuple):
@@ -118,12 +118,14 @@ def _shorten(config: Config, folder: Path) -> Config:
         config,
         output=folder,
         source=replace(config.source, max_images=4 * IMAGES),
+        more_sources=tuple(replace(source, max_images=4 * IMAGES) for source in config.more_sources),
         target=replace(config.target, max_images=IMAGES),
         evaluation=replace(config.evaluation, max_images=IMAGES),
         source_only=short(replace(config.source_only, start="random")),
         warmup=short(replace(config.warmup, start="random")),
         self_label=short(config.self_label),
         distill=short(replace(config.distill, student="random")),
+        online=short(replace(config.online, start="random")),
         init_from=InitFrom(),
         evaluate_every=0,
         select_checkpoint="last",

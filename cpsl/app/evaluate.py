@@ -1,31 +1,47 @@
-"""`cpsl evaluate`: IoU of a model on labeled images, per class."""
+"""`cpsl evaluate`: IoU of a model on labeled images, per class, and its scores without labels."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cpsl import Segmenter, class_counts
+from cpsl import LabelFreeScores, Segmenter, class_counts
 from cpsl._internal.distributed import all_reduce_sum
 from cpsl.app.command_line import parse_arguments, read_layers
-from cpsl.app.config import Config, Domain, Ids, Positive
-from cpsl.app.datasets import evaluation_dataset, label_space, share_of_rank
+from cpsl.app.config import METHODS, Config, Domain, Ids, Positive
+from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset, share_of_rank
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option, load_model
-from cpsl.app.report_page import metrics_table
+from cpsl.app.report_page import describe_scores, metrics_table
 from cpsl.app.settings import UsageError
-from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, Sample
+from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, Sample, SegmentationDataset
 from cpsl.data.predictions import ColorStore, LabelIdStore
+from cpsl.data.sample import read_label
 from cpsl.data.views import render_label
 from cpsl.geometry import View
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import SegmentationNetwork
+from cpsl.scores import Scores
 from cpsl.training import Precision, Process, autocast, start_process
+
+SCORED = 100
+"""Most images, evenly spaced, whose label-free scores are computed."""
+
+MIRRORED = 5
+"""At most one of this many images is evaluated again, mirrored: a fifth more time."""
+
+SCORED_PIXELS = 8192
+"""Pixels per image, about, that are scored, on a regular grid."""
+
+SOURCE_LABELS = 100
+"""Most source labels, evenly spaced, whose pixels are counted."""
 
 
 @torch.inference_mode()
@@ -37,27 +53,41 @@ def evaluate(
     before: HardLabelStore | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    source: Tensor | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on all evaluation images, divided among the processes; `stores` receive the labels.
+
+    `source` is the class distribution of the source's labels, with which that of the predictions is compared.
 
     Returns:
         `miou` and `iou` of each class in percent: None without labels, or if a class neither occurs nor is
         predicted. `miou_13` for the 16 classes of SYNTHIA. Of the predictions, `class_frequency` and mean
         `confidence` in 0...1, and `changed`, the share of pixels that differ from those of the stage before.
+        `scores` are those of `cpsl.scores`, which need no labels.
     """
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
     segmenter = Segmenter(model.eval(), dataset.label_space, config.views.full_size)
+    predict = partial(segmenter.predict, scales=scales, flip=flip)
     confusion = ConfusionMatrix(len(names)).to(process.device)
     counts = torch.zeros(len(names), dtype=torch.int64, device=process.device)
     # Of confidence, images, changed shares, and images with a prediction of the stage before.
     sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+    scores = LabelFreeScores(len(names), source, ["flip"]).to(process.device)
+    scored = evenly_spaced(len(dataset), SCORED)
+    wanted = 0 if flip else math.ceil(len(dataset) / MIRRORED)  # a mean with the mirror image is symmetric
+    mirrored = {scored[i] for i in evenly_spaced(len(scored), wanted)}
     for index in share_of_rank(range(len(dataset)), process, "evaluation"):
         sample = _at_evaluation_size(dataset[index], config)
         size = sample.image.shape[1:] if sample.label is None else sample.label.shape
         with autocast(process.device, config.precision):
-            predicted = segmenter.predict(sample.image, size=size, scales=scales, flip=flip)
+            predicted = predict(sample.image, size=size)
+            others = {}
+            if index in mirrored:
+                others["flip"] = _grid(predict(sample.image.flip(-1), size=size).scores.flip(-1))
         prediction = predicted.labels
+        if index in scored:
+            scores.update(_grid(predicted.scores), others)
         if sample.label is not None:
             confusion.update(prediction, sample.label.to(process.device))
         counts += class_counts(prediction, len(names))
@@ -82,11 +112,29 @@ def evaluate(
         "class_frequency": (counts / counts.sum().clamp_min(1)).tolist(),
         "confidence": float(sums[0] / sums[1]),
         "changed": float(sums[2] / sums[3]) if sums[3] > 0 else None,
+        "scores": _as_numbers(scores.compute()),
     }
     if names == CITYSCAPES_16.names:
         of_13 = [names.index(name) for name in CITYSCAPES_13.names]
         metrics["miou_13"] = _percent(float(confusion.iou[of_13].nanmean()))
     return metrics
+
+
+def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of the finished stages, in order; raises ValueError if a file is damaged."""
+    results = {}
+    for stage in METHODS[config.method]:
+        path = config.output / stage / "metrics.json"
+        if not path.exists():
+            continue
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(metrics["iou"], dict) or not {"miou", "seconds"} <= metrics.keys():
+                raise ValueError("entries are missing")
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it to evaluate the stage again") from error
+        results[stage] = metrics
+    return results
 
 
 @contextmanager
@@ -107,6 +155,67 @@ def _at_evaluation_size(sample: Sample, config: Config) -> Sample:
         return sample
     view = View.whole((sample.label.shape[0], sample.label.shape[1])).resized(size)
     return sample._replace(label=render_label(sample.label, view))
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Returns the indices of at most `wanted` of `count` items, evenly spaced.
+
+    Example:
+        >>> evenly_spaced(10, 4), evenly_spaced(2, 4)
+        ([0, 2, 5, 7], [0, 1])
+    """
+    return [i * count // wanted for i in range(wanted)] if wanted < count else list(range(count))
+
+
+def source_distribution(config: Config) -> Tensor | None:
+    """Returns the class frequencies (K,) of the labels of all sources, at most 100 of each; None without."""
+    counts = [_label_counts(open_dataset(config, source)) for source in config.sources]
+    total = torch.stack(counts).sum(dim=0)
+    return total / total.sum() if total.any() else None
+
+
+def class_frequencies(dataset: SegmentationDataset) -> list[float]:
+    """Returns the shares of the classes in at most 100 labels of a data set; zeros without labels."""
+    counts = _label_counts(dataset)
+    frequencies: list[float] = (counts / counts.sum().clamp_min(1)).tolist()
+    return frequencies
+
+
+def _label_counts(dataset: SegmentationDataset) -> Tensor:
+    counts = torch.zeros(len(dataset.label_space), dtype=torch.int64)
+    for index in evenly_spaced(len(dataset), SOURCE_LABELS):
+        label = read_label(dataset, index)
+        if label is not None:
+            counts += class_counts(label, len(counts))
+    return counts
+
+
+def _grid(scores: Tensor) -> Tensor:
+    """Returns the scores (1, K, h, w) of about `SCORED_PIXELS` pixels of an image, given (K, H, W)."""
+    step = max(round(math.sqrt(scores[0].numel() / SCORED_PIXELS)), 1)
+    return scores[None, :, step // 2 :: step, step // 2 :: step]
+
+
+def _as_numbers(scores: Scores) -> dict[str, Any]:
+    """Returns scores as they are stored; None where there are none, for example without a source."""
+    flip = scores.agreements["flip"]
+    values = {
+        "entropy": scores.entropy,
+        "information": scores.information,
+        "density": scores.density,
+        "flip_miou": flip.miou,
+        "flip_agreement": flip.labels,
+        "flip_divergence": flip.divergence,
+        "class_divergence": scores.class_divergence,
+        "class_variation": scores.class_variation,
+    }
+    numbers: dict[str, Any] = {name: _finite(float(value)) for name, value in values.items()}
+    shares = [_finite(share) for share in scores.class_distribution.tolist()]
+    return {**numbers, "class_distribution": shares, "non_finite": int(scores.non_finite)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _percent(value: float) -> float | None:
@@ -188,5 +297,6 @@ def main(arguments: list[str]) -> None:
         if process.is_main:
             name = options.weights.parent.name or "model"
             print(metrics_table({name: {**metrics, "seconds": None}}, classes.names))
+            print(f"without labels: {describe_scores(metrics['scores'])}")
             for store in stores:
                 print(f"predictions in {store.folder}")

@@ -10,14 +10,16 @@ from torch import Tensor
 from cpsl import ClassBalancedPrototypeClustering, PseudoLabelRectifier, class_counts, prototype_similarity
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.command_line import read_layers
-from cpsl.app.config import STAGES, Config
-from cpsl.app.datasets import evaluation_dataset, label_space, source_dataset
+from cpsl.app.config import METHODS, Config
+from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
 from cpsl.app.errors import friendly_errors
+from cpsl.app.evaluate import class_frequencies, read_metrics
 from cpsl.app.networks import build_clustering, build_model
 from cpsl.app.pseudo_labels import read_start
 from cpsl.app.report_page import Clusters, Picture, Report, write_report
-from cpsl.app.run import read_metrics
+from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
+from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.data import HardLabelStore, whole_image
 from cpsl.methods.step import to_float
 from cpsl.models import resize, segment
@@ -26,25 +28,26 @@ from cpsl.training import Process, autocast, load, read_scalars, start_process
 PICTURES = 6
 """Target images in the report."""
 
-SOURCE_LABELS = 100
-"""Source labels whose pixels are counted."""
-
 
 @torch.inference_mode()
 def collect(config: Config, process: Process) -> Report:
     """Reads metrics, curves and predictions of a run, and rectifies the pseudo labels of some images."""
     classes = label_space(config)
-    curves = {stage: _read_curves(config, stage) for stage in STAGES}
+    curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
+    metrics = read_metrics(config)
+    chosen, reason = choose(metrics)
     return Report(
         title=config.output.resolve().name,
         classes=classes.names,
         palette=classes.palette,
-        metrics=read_metrics(config),
+        metrics=metrics,
         class_distributions=_class_distributions(config, process),
         curves={stage: of_stage for stage, of_stage in curves.items() if of_stage},
         pictures=_pictures(config, process),
         config=to_toml(config),
-        selected=config.select_checkpoint == "best",
+        selected=config.select_checkpoint,
+        chosen=chosen,
+        reason=reason,
     )
 
 
@@ -69,13 +72,15 @@ def _self_labeled(config: Config) -> bool:
 
 
 def _class_distributions(config: Config, process: Process) -> dict[str, list[float]]:
-    dataset = source_dataset(config)
-    counts = torch.zeros(len(dataset.label_space), dtype=torch.int64)
-    for index in range(0, len(dataset), max(len(dataset) // SOURCE_LABELS, 1)):
-        label = dataset[index].label
-        if label is not None:
-            counts += class_counts(label, len(counts))
-    distributions = {"source labels": (counts / counts.sum().clamp_min(1)).tolist()}
+    sources = {name: open_dataset(config, source) for name, source in named_sources(config).items()}
+    alone = Process(process.device)  # the other processes have ended
+    described = describe_sources(config, sources, source_sampling(config, alone, sources))
+    distributions = {
+        f"labels of {name} ({described[name]})" if len(sources) > 1 else "source labels": class_frequencies(
+            dataset
+        )
+        for name, dataset in sources.items()
+    }
     if not _self_labeled(config):
         return distributions
     clustering = load_clustering(config, process)
@@ -83,7 +88,7 @@ def _class_distributions(config: Config, process: Process) -> dict[str, list[flo
     scores = prototype_similarity(bank, clustering.prototypes)
     epsilon, iterations = clustering.epsilon, clustering.sinkhorn_iterations
     aligned = clustering.aligner(scores, epsilon=epsilon, iterations=iterations)
-    nearest = class_counts(scores.argmax(dim=1), len(counts)) / max(len(scores), 1)
+    nearest = class_counts(scores.argmax(dim=1), scores.shape[1]) / max(len(scores), 1)
     _, after_warm_up = read_start(config, clustering.prototypes.shape)
     return {
         **distributions,

@@ -25,7 +25,18 @@ TITLES = {
     "self_label": "Self-labeling",
     "distill_1": "Distillation 1",
     "distill_2": "Distillation 2",
+    "online": "Online self-labeling",
 }
+SCORES = {
+    "flip_miou": "Consistency with the mirrored image, mean of the classes (higher is better)",
+    "information": "Mutual information (higher is better)",
+    "flip_agreement": "Agreement with the mirrored image (higher is better)",
+    "density": "Soft neighborhood density (higher is better)",
+    "entropy": "Entropy (lower is more confident)",
+    "class_variation": "Distance to the source's classes (lower is closer)",
+}
+"""Label-free scores of the report, in order, with their titles."""
+
 WIDTH = 640
 """Largest width of a picture in pixels."""
 
@@ -67,7 +78,9 @@ class Report:
     curves: dict[str, dict[str, list[tuple[int, float]]]]  # points (iteration, value) by stage and name
     pictures: list[Picture]
     config: str  # TOML
-    selected: bool = False  # whether weights were selected by target labels
+    selected: str = "last"  # `select_checkpoint`
+    chosen: str = ""  # stage of the run's model
+    reason: str = ""  # why that stage, a sentence without its period
 
 
 class Curve(NamedTuple):
@@ -103,6 +116,7 @@ def write_report(report: Report, path: Path) -> None:
     html = environment.get_template("report.html.j2").render(
         report=report,
         titles={stage: TITLES.get(stage, stage) for stage in report.metrics},
+        scores=SCORES if any(values.get("scores") for values in report.metrics.values()) else {},
         colors=_hexadecimal(report.palette),
         gain=known[-1] - known[0] if len(known) > 1 else None,
         best=max(known, default=None),
@@ -139,6 +153,17 @@ def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) 
     if any(values["seconds"] is not None for values in metrics.values()):
         rows.append(("seconds", *(f"{values['seconds']:.0f}" for values in metrics.values())))
     return text_table(rows)
+
+
+def describe_scores(scores: dict[str, Any]) -> str:
+    """Returns the label-free scores of a network in one line of text.
+
+    Example:
+        >>> describe_scores({"entropy": 0.25, "information": None, "flip_agreement": 0.875})
+        'flip_agreement 0.875, entropy 0.250'
+    """
+    known = {name: scores.get(name) for name in SCORES}
+    return ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
 
 
 def _number(value: float | None) -> str:

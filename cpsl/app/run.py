@@ -13,11 +13,12 @@ import torch
 
 from cpsl._internal.files import check_sums
 from cpsl._internal.randomness import derive_seed
-from cpsl.app.config import STAGES, Config
+from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
-from cpsl.app.evaluate import evaluate
+from cpsl.app.evaluate import evaluate, source_distribution
 from cpsl.app.networks import build_model, load_model, save_model
+from cpsl.app.selection import describe_collapses, earlier_metrics, summarize
 from cpsl.app.settings import read_toml, to_toml
 from cpsl.data import HardLabelStore
 from cpsl.training import Cost, Process, logger, start_logging, start_process
@@ -51,16 +52,21 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
         cost = train(config, process)
     process.barrier()
     model = build_model(config, folder / "model.pt").to(process.device)
-    index = STAGES.index(stage)
-    before = HardLabelStore(config.output / STAGES[index - 1] / "predictions") if index else None
-    metrics = evaluate(model, config, process, [HardLabelStore(folder / "predictions")], before)
+    stages = METHODS[config.method]
+    index = stages.index(stage)
+    before = HardLabelStore(config.output / stages[index - 1] / "predictions") if index else None
+    stores, source = [HardLabelStore(folder / "predictions")], source_distribution(config)
+    metrics = evaluate(model, config, process, stores, before, source=source)
     if process.is_main:
+        metrics["collapses"] = describe_collapses(metrics, earlier_metrics(config, stage), config, source)
         write_text(folder / "metrics.json", json.dumps({**metrics, **cost._asdict()}, indent=1))
         result = "no labels" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}"
         logger.info(
             f"{stage}: {result}, trained in {timedelta(seconds=round(cost.seconds))}, "
             f"peak memory {cost.peak_memory / 1e9:.1f} GB"
         )
+        if metrics["collapses"]:
+            logger.warning(f"{stage}: {summarize(metrics['collapses'])}")
     process.barrier()
 
 
@@ -115,20 +121,3 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in table.items():
         values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return values
-
-
-def read_metrics(config: Config) -> dict[str, dict[str, Any]]:
-    """Returns the metrics of the finished stages, in order; raises ValueError if a file is damaged."""
-    results = {}
-    for stage in STAGES:
-        path = config.output / stage / "metrics.json"
-        if not path.exists():
-            continue
-        try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(metrics["iou"], dict) or not {"miou", "seconds"} <= metrics.keys():
-                raise ValueError("entries are missing")
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it to evaluate the stage again") from error
-        results[stage] = metrics
-    return results

@@ -1,53 +1,189 @@
-"""Selection of the weights that a stage ends with: the last, or the best by target labels."""
+"""Selection of networks: the weights that a stage ends with, and the stage that a run ends with."""
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from cpsl.app.config import Config
-from cpsl.app.evaluate import evaluate, evaluating
+import torch
+from torch import Tensor
+
+from cpsl import find_collapses
+from cpsl.app.config import METHODS, Config
+from cpsl.app.datasets import label_space
+from cpsl.app.evaluate import evaluate, evaluating, read_metrics, source_distribution
 from cpsl.app.networks import save_model
+from cpsl.app.report_page import SCORES, describe_scores
 from cpsl.models import SegmentationNetwork
 from cpsl.training import Process, TrainingLoop, load, logger, save
 
+SCORE = "flip_miou"
+"""The label-free score that selects networks; higher is better. docs/choosing.md compares the scores."""
+
+Metrics = Mapping[str, Any]
+"""A result of `evaluate`, and `collapses`, the result of `describe_collapses`."""
+
+
+def choose(candidates: Mapping[str, Metrics]) -> tuple[str, str]:
+    """Chooses one of several networks without labels: the best by `SCORE` of those that did not collapse.
+
+    Returns:
+        The name of the network, the first of equally good ones, and the reason. If none has a score, the
+        name of the last.
+
+    Example:
+        >>> low, high = {"scores": {"flip_miou": 0.4}}, {"scores": {"flip_miou": 0.5}}
+        >>> choose({"source_only": low, "warmup": high})
+        ('warmup', 'its flip_miou 0.500 is the highest (source_only 0.400)')
+        >>> choose({"source_only": low, "warmup": {**high, "collapses": ["pole is lost"]}})
+        ('source_only', 'its flip_miou is 0.400, and warmup is excluded (pole is lost)')
+    """
+    values = {name: _score(metrics) for name, metrics in candidates.items()}
+    lost = {name: metrics["collapses"] for name, metrics in candidates.items() if metrics.get("collapses")}
+    eligible = [name for name in candidates if name not in lost] or list(candidates)
+    if all(values[name] == -math.inf for name in eligible):
+        return eligible[-1], "no stage has scores, and it is the last"
+    best = max(eligible, key=values.__getitem__)
+    others = ", ".join(f"{name} {values[name]:.3f}" for name in eligible if name != best)
+    reason = f"its {SCORE} {values[best]:.3f} is the highest ({others})" if others else ""
+    reason = reason or f"its {SCORE} is {values[best]:.3f}"
+    excluded = [f"{name} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible]
+    return best, ", and ".join([reason, *excluded])
+
+
+def summarize(reasons: Sequence[str]) -> str:
+    """Returns the first three collapses of a network, and how many more there are.
+
+    Example:
+        >>> summarize(["sky is lost", "pole is lost", "car is lost", "bus is lost"])
+        'sky is lost; pole is lost; car is lost; and 1 more'
+    """
+    more = [f"and {len(reasons) - 3} more"] if len(reasons) > 3 else []
+    return "; ".join([*reasons[:3], *more])
+
+
+def _score(metrics: Metrics) -> float:
+    value = (metrics.get("scores") or {}).get(SCORE)
+    return -math.inf if value is None else float(value)
+
+
+def earlier_metrics(config: Config, stage: str) -> Metrics | None:
+    """Returns the metrics of the first stage of the run, with which a later one is compared."""
+    stages = METHODS[config.method]
+    finished = {
+        name: metrics
+        for name, metrics in read_metrics(config).items()
+        if stages.index(name) < stages.index(stage)
+    }
+    return next(iter(finished.values()), None)
+
+
+def describe_collapses(
+    metrics: Metrics, earlier: Metrics | None, config: Config, source: Tensor | None
+) -> list[str]:
+    """Returns what the predictions have lost since an earlier network, in sentences without periods."""
+    frequencies = [m.get("class_frequency") for m in (metrics, earlier or {})]
+    if not all(frequency and sum(frequency) > 0 for frequency in frequencies):
+        return []
+    now, before = map(torch.tensor, frequencies)
+    return [collapse.reason for collapse in find_collapses(now, before, label_space(config).names, source)]
+
 
 class CheckpointSelection:
-    """Evaluates a network, without its parallel wrapper, during training; writes the model of its stage."""
+    """Evaluates a network, without its parallel wrapper, during training; writes the model of its stage.
+
+    `select_checkpoint` selects the weights: "last", or the best of the evaluations, by target labels for
+    "best" and by `choose` for "score". For "score" the weights before the first step are a candidate, unless
+    they are no trained network. If the last weights collapsed, "last" selects like "score".
+    """
 
     def __init__(self, model: SegmentationNetwork, stage: str, config: Config, process: Process) -> None:
         self._model = model
+        self._stage = stage
         self._folder = config.output / stage
         self._config = config
         self._process = process
-        self._selects = config.select_checkpoint == "best"
-        self._best = -math.inf
+        self._mode = config.select_checkpoint
+        self._earlier: Metrics | None = None  # with which later evaluations are compared
+        self._best: Metrics | None = None
+        self._last: Metrics | None = None
+
+    def start(self, loop: TrainingLoop) -> None:
+        """Evaluates the weights before the first step, if they are a candidate; call it on every rank."""
+        if self._mode == "best" or not self._evaluates:
+            return
+        if loop.start == 0 and _starts_trained(self._config, self._stage):
+            self._evaluate(0)
 
     def update(self, loop: TrainingLoop, iteration: int) -> None:
         """Evaluates the network every `evaluate_every` iterations; call it on every rank after the step."""
         every, done = self._config.evaluate_every, iteration + 1
-        if every < 1 or (done % every and done < loop.iterations):
-            return
+        if self._evaluates and (done == loop.iterations or (every > 0 and done % every == 0)):
+            metrics = self._evaluate(done)
+            curves = {"miou": metrics["miou"], **{name: metrics["scores"].get(name) for name in SCORES}}
+            loop.log.scalars(done, {name: value for name, value in curves.items() if value is not None})
+
+    @property
+    def _evaluates(self) -> bool:
+        return self._config.evaluate_every > 0 or self._mode == "score"
+
+    @cached_property
+    def _source(self) -> Tensor | None:
+        return source_distribution(self._config)
+
+    def _evaluate(self, done: int) -> Metrics:
+        if self._earlier is None:
+            self._earlier = earlier_metrics(self._config, self._stage)
         with evaluating(self._model):
-            miou = evaluate(self._model, self._config, self._process)["miou"]
-        if miou is None:
-            return
-        loop.log.scalars(done, {"miou": miou})
-        logger.info(f"{loop.stage}: mIoU {miou:.1f} after {done} iterations")
-        if miou > self._best:
-            self._best = miou
-            if self._selects and self._process.is_main:
+            metrics = evaluate(self._model, self._config, self._process, source=self._source)
+        collapses = describe_collapses(metrics, self._earlier, self._config, self._source)
+        kept = ("miou", "scores", "class_frequency")
+        self._last = {**{key: metrics[key] for key in kept}, "collapses": collapses}
+        if done == 0 and self._earlier is None:
+            self._earlier = self._last
+        labeled = "" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}, "
+        text = f"{labeled}{describe_scores(metrics['scores'])} after {done} iterations"
+        logger.info(f"{self._stage}: {text}")
+        if collapses:
+            logger.warning(f"{self._stage} after {done} iterations: {summarize(collapses)}")
+        if self._improves(self._last):
+            self._best = self._last
+            if self._process.is_main:
                 save_model(self._folder / "best.pt", self._model, self._config)
+        return self._last
+
+    def _improves(self, metrics: Metrics) -> bool:
+        if self._best is None:
+            return self._mode != "best" or metrics["miou"] is not None
+        if self._mode == "best":
+            return bool(metrics["miou"] is not None and metrics["miou"] > self._best["miou"])
+        return choose({"best": self._best, "new": metrics})[0] == "new"
 
     def save(self) -> None:
         """Writes `model.pt`: the last weights, or the best."""
-        if self._process.is_main and self._selects:
+        if not self._process.is_main:
+            return
+        collapsed = self._last is not None and bool(self._last["collapses"])
+        if self._mode == "last" and collapsed:
+            logger.warning(
+                f"{self._stage}: ends with the best of its evaluations by {SCORE}, not with the last"
+            )
+        if self._best is not None and (self._mode != "last" or collapsed):
             save(self._folder / "model.pt", load(self._folder / "best.pt"))
-        elif self._process.is_main:
+        else:
             save_model(self._folder / "model.pt", self._model, self._config)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best result so far."""
-        return {"best": self._best}
+        """Returns the best and the last evaluation so far, and that with which they are compared."""
+        return {"best": self._best, "last": self._last, "earlier": self._earlier}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the result of `state_dict`."""
-        self._best = state_dict["best"]
+        """Restores the evaluations of `state_dict`."""
+        self._best, self._last, self._earlier = (state_dict[key] for key in ("best", "last", "earlier"))
+
+
+def _starts_trained(config: Config, stage: str) -> bool:
+    """Returns whether a stage starts from a trained network, not from pretrained or random weights."""
+    settings = config.settings_of(stage)
+    start = getattr(settings, "start", getattr(settings, "student", "previous"))
+    return start not in ("pretrained", "random")

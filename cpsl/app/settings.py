@@ -49,8 +49,14 @@ def _underscored(table: dict[str, Any]) -> dict[str, Any]:
         name = re.sub(r"\b-\b", "_", key)  # but not the sign of a number
         if name in renamed:
             raise ValueError(f"{name} is set twice, with - and with _")
-        renamed[name] = _underscored(value) if isinstance(value, dict) else value
+        renamed[name] = _underscored_value(value)
     return renamed
+
+
+def _underscored_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_underscored_value(item) for item in value]
+    return _underscored(value) if isinstance(value, dict) else value
 
 
 def override(settings: S, table: dict[str, Any], source: str) -> S:
@@ -155,6 +161,6 @@ def to_toml(settings: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -8,22 +8,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cpsl.app.config import PREVIOUS, Authors, Config
+from cpsl.app.config import PREVIOUS, Authors, Config, Online
 from cpsl.app.datasets import label_space, source_batches, target_batches
 from cpsl.app.networks import build_clustering, build_model, build_optimizer, compile_networks, save_model
 from cpsl.app.pseudo_labels import label_target, read_start
 from cpsl.app.selection import CheckpointSelection
 from cpsl.authors import AuthorsSelfLabeling, probability_distillation
-from cpsl.data import HardLabelStore, SoftLabelStore, TargetBatch
+from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.data import HardLabelStore, SoftLabelStore, StrongAugmentation, TargetBatch
 from cpsl.losses import distillation
-from cpsl.methods import AdversarialWarmup, Distillation, SelfLabeling
+from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import Discriminator, ExponentialMovingAverage, SegmentationNetwork, freeze_batch_norm
 from cpsl.rectification import PseudoLabelRectifier
+from cpsl.thresholds import DiceThresholds
 from cpsl.training import Cost, Optimization, Process, TrainingLoop, autocast, save
 from cpsl.training.loop import Stateful
 from cpsl.visualize import overlay, panel
 
-Method = AdversarialWarmup | SelfLabeling | Distillation
+Method = AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling
 
 
 def trained_stages(config: Config) -> list[str]:
@@ -126,12 +128,61 @@ def distill(config: Config, process: Process, stage: str) -> Cost:
     return train(stage, method, student, [optimizer], config, process, state, read_labels=labels.read)
 
 
+def online(config: Config, process: Process, stage: str = "online") -> Cost:
+    """Trains the student of the online method, whose moving average is the result; writes the clustering."""
+    settings = config.online
+    source_only = config.output / "source_only" / "model.pt"
+    start = source_only if settings.start == "source_only" else settings.start
+    student = build_model(config, start).to(process.device).train()
+    if settings.freeze_batch_norm:
+        freeze_batch_norm(student)
+    teacher = ExponentialMovingAverage(student)
+    optimizer = build_optimizer(config, settings.optimizer, student)
+    clustering = None
+    if settings.clustering:
+        clustering = ClassBalancedPrototypeClustering(
+            student.num_classes,
+            student.feature_dim,
+            bank_size=settings.bank_size,
+            samples_per_image=settings.samples_per_image,
+            temperature=settings.temperature,
+            sampling="stratified",
+            prototype_update="labels",
+            align_corners=student.align_corners,
+        ).to(process.device)
+    thresholds = DiceThresholds(student.num_classes).to(process.device) if settings.balanced else None
+    compile_networks(config, student, teacher.module)
+    method = OnlineSelfLabeling(
+        process.parallel(student),
+        teacher,
+        clustering,
+        thresholds,
+        mixing=settings.mixing,
+        confidence_threshold=settings.confidence_threshold,
+        masked_weight=settings.masked_weight,
+        masked_share=settings.masked_share,
+        masked_patch=settings.masked_patch,
+        momentum=settings.teacher_momentum,
+    )
+    state: dict[str, Stateful] = {"student": student, "teacher": teacher}
+    of_rank: dict[str, Stateful] = {}
+    if clustering is not None and method.initial is not None:
+        state["initial"], of_rank["clustering"] = method.initial, clustering
+    if thresholds is not None:
+        state["thresholds"] = thresholds
+    cost = train(stage, method, teacher.module, [optimizer], config, process, state, of_rank)
+    if process.is_main and clustering is not None:
+        save(config.output / stage / "clustering.pt", clustering.state_dict())
+    return cost
+
+
 TRAINERS: dict[str, Callable[..., Cost]] = {
     "source_only": warm_up,
     "warmup": warm_up,
     "self_label": self_label,
     "distill_1": distill,
     "distill_2": distill,
+    "online": online,
 }
 """The function that trains each stage, called with settings, process and `stage`."""
 
@@ -153,7 +204,12 @@ def train(
     """
     settings, parts = config.settings_of(stage), config.gradient_accumulation_steps
     optimization = Optimization(
-        optimizers, settings.iterations, precision=config.precision, accumulation=parts, module=method
+        optimizers,
+        settings.iterations,
+        warmup=settings.warmup_iterations if isinstance(settings, Online) else 0,
+        precision=config.precision,
+        accumulation=parts,
+        module=method,
     )
     selection = CheckpointSelection(network, stage, config, process)
     loop = TrainingLoop(
@@ -170,8 +226,13 @@ def train(
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
     targets: Iterator[Any] = repeat(None)  # the source alone
     if not isinstance(method, AdversarialWarmup) or method.discriminator is not None:
-        targets = target_batches(config, stage, process, settings.batch_size, loop.start, read_labels)
+        strong = None
+        if isinstance(method, OnlineSelfLabeling):
+            # The mixed and masked images take the place of RandAugment and the cutout.
+            strong = StrongAugmentation(jitter=0.25, operations=0, cutout=0)
+        targets = target_batches(config, stage, process, settings.batch_size, loop.start, read_labels, strong)
 
+    selection.start(loop)
     for iteration in loop:
         images: list[str] = []
         for part in range(parts):
@@ -207,4 +268,6 @@ def _log_picture(
         pictures.append(target.strong[0])
     elif isinstance(method, Distillation):
         name = "strong view with pseudo labels"
+    elif isinstance(method, OnlineSelfLabeling):
+        name = "strong view with pseudo labels, mixed with the source"
     loop.picture(iteration, name, panel(pictures, columns=len(pictures)).cpu())

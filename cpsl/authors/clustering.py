@@ -10,11 +10,12 @@ from torch import Tensor
 from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import all_reduce_max, rank_and_size
 from cpsl.alignment import class_counts
-from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput, only, pixels_at
+from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.losses import pixel_contrast
 from cpsl.memory import PixelMemoryBank
 from cpsl.prototypes import prototype_similarity
-from cpsl.sampling import sample_uniform
+from cpsl.sampling import pixels_at, sample_uniform
+from cpsl.sinkhorn import only
 
 
 class AuthorsClusteringOutput(NamedTuple):

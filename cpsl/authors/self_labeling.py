@@ -67,7 +67,7 @@ class AuthorsSelfLabeling(SelfLabeling):
         if not self.contrast_weight:
             return 0.0
         clustering: AuthorsClustering = unwrap(self.clustering)
-        unmixed = rectified.labels.masked_fill(mixed.pasted[:, None, None], 255)
+        unmixed = rectified.labels.masked_fill(mixed.pasted.any(dim=(1, 2), keepdim=True), 255)
         return self.contrast_weight * clustering.contrast(weak.features, unmixed)
 
     def _cluster(

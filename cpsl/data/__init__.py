@@ -4,6 +4,7 @@ from cpsl.data.check import check_dataset
 from cpsl.data.cityscapes import Cityscapes
 from cpsl.data.folder import SegmentationFolder
 from cpsl.data.gta5 import GTA5
+from cpsl.data.jitter import ColorJitter
 from cpsl.data.labels import (
     CITYSCAPES_13,
     CITYSCAPES_16,
@@ -14,11 +15,20 @@ from cpsl.data.labels import (
 )
 from cpsl.data.loader import domain_loaders, training_loader
 from cpsl.data.pseudo_labels import HardLabelStore, SoftLabelStore
+from cpsl.data.rare_classes import RareClassSampling, count_classes, rare_class_probabilities
 from cpsl.data.sample import Sample, SegmentationDataset, Subset
-from cpsl.data.sampler import SeededSampler
+from cpsl.data.sampler import MixedSampling, SeededSampler
 from cpsl.data.streets import write_streets
 from cpsl.data.synthia import Synthia
-from cpsl.data.training import SourceBatch, SourceViews, TargetBatch, TargetViews, collate, whole_image
+from cpsl.data.training import (
+    JoinedViews,
+    SourceBatch,
+    SourceViews,
+    TargetBatch,
+    TargetViews,
+    collate,
+    whole_image,
+)
 from cpsl.data.views import StrongAugmentation, WeakView
 
 __all__ = [
@@ -28,8 +38,12 @@ __all__ = [
     "GTA5",
     "IGNORE_INDEX",
     "Cityscapes",
+    "ColorJitter",
     "HardLabelStore",
+    "JoinedViews",
     "LabelSpace",
+    "MixedSampling",
+    "RareClassSampling",
     "Sample",
     "SeededSampler",
     "SegmentationDataset",
@@ -45,8 +59,10 @@ __all__ = [
     "WeakView",
     "check_dataset",
     "collate",
+    "count_classes",
     "distinct_palette",
     "domain_loaders",
+    "rare_class_probabilities",
     "training_loader",
     "whole_image",
     "write_streets",

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from cpsl._internal.distributed import rank_and_size
 from cpsl._internal.randomness import derive_seed
 from cpsl.data.sample import SegmentationDataset
-from cpsl.data.sampler import SeededSampler
+from cpsl.data.sampler import Sampling, SeededSampler
 from cpsl.data.training import Batch, SourceBatch, SourceViews, TargetBatch, TargetViews, collate
 from cpsl.data.views import StrongAugmentation, WeakView
 
@@ -22,18 +22,20 @@ def training_loader(
     start: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
+    sampling: Sampling | None = None,
 ) -> DataLoader[Batch]:
     """Returns an endless loader of random batches that are divided among the ranks.
 
     A batch depends on the seed and on its number alone, see `SeededSampler`.
 
     Args:
-        views: `SourceViews` or `TargetViews`.
+        views: `SourceViews`, `JoinedViews` or `TargetViews`.
         batch_size: Images per batch of this rank.
         seed: Seed of the order and of the augmentation.
         start: Number of the first batch, to resume a run.
         num_workers: Number of processes that load images.
         pin_memory: Whether batches are copied to page-locked memory, for a CUDA device.
+        sampling: Samples the images, see `SeededSampler`; None samples each once per epoch.
 
     Raises:
         ValueError: There are no images, or batch_size is not positive.
@@ -50,7 +52,9 @@ def training_loader(
     """
     rank, world_size = rank_and_size()
     length: int = len(views)  # type: ignore[arg-type]  # torch's Dataset declares no length
-    sampler = SeededSampler(length, batch_size, seed, start=start, rank=rank, world_size=world_size)
+    sampler = SeededSampler(
+        length, batch_size, seed, start=start, rank=rank, world_size=world_size, sampling=sampling
+    )
     return DataLoader(
         views,
         batch_sampler=sampler,

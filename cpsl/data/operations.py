@@ -13,8 +13,9 @@ An operation is a name and an amount:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -80,6 +81,45 @@ def apply_to_tensor(image: Tensor, operation: Operation) -> Tensor:
         case "solarize":
             changed = tv.solarize(image, amount)
     return changed
+
+
+def apply_operations(image: Tensor, operations: Sequence[Operation]) -> Tensor:
+    """Applies operations to an image (3, H, W) uint8 with Pillow, in their order."""
+    picture = to_picture(image)
+    for operation in operations:
+        picture = apply_to_picture(picture, operation)
+    return to_tensor(picture)
+
+
+def apply_operations_to_batch(images: Tensor, operations: Sequence[Sequence[Operation]]) -> Tensor:
+    """Applies operations to each image of a batch (B, 3, H, W) uint8 on its device, see `apply_to_tensor`.
+
+    Raises:
+        ValueError: The images have another shape or dtype, or the number of operations differs.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be uint8 (B, 3, h, w), got {images.dtype} {tuple(images.shape)}")
+    if len(images) != len(operations):
+        raise ValueError(f"{len(images)} images need as many changes, got {len(operations)}")
+    changed = []
+    with torch.autocast(images.device.type, enabled=False):
+        for image, each in zip(images, operations, strict=True):
+            for operation in each:
+                image = apply_to_tensor(image, operation)
+            changed.append(image)
+    return torch.stack(changed)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Converts an image (3, H, W) uint8 to a picture of Pillow; raises ValueError for others."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"an image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}")
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """Converts an RGB picture of Pillow to (3, H, W) uint8."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _sharpness(image: Tensor, factor: float) -> Tensor:

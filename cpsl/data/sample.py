@@ -1,6 +1,6 @@
 """Samples of a data set, and what all data sets have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -73,8 +73,19 @@ class Files:
         """Returns the image alone, (3, H, W) uint8."""
         return read_image(self._images[index])
 
+    def label(self, index: int) -> Tensor | None:
+        """Returns the label alone, (H, W) uint8, without decoding the image."""
+        path = self._labels[index]
+        return None if path is None else self._read_label(path)
+
     def _read_label(self, path: Path) -> Tensor:
         return to_classes(read_stored_label(path), self._table, path)
+
+
+def read_label(dataset: SegmentationDataset, index: int) -> Tensor | None:
+    """Returns the label alone; the image is decoded only if the data set has no method `label`."""
+    read: Callable[[int], Tensor | None] | None = getattr(dataset, "label", None)
+    return dataset[index].label if read is None else read(index)
 
 
 class Subset:
@@ -115,3 +126,7 @@ class Subset:
     def image(self, index: int) -> Tensor:
         """Returns the image alone, (3, H, W) uint8."""
         return self._dataset.image(self._indices[index])
+
+    def label(self, index: int) -> Tensor | None:
+        """Returns the label alone, (H, W) uint8."""
+        return read_label(self._dataset, self._indices[index])

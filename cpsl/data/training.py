@@ -1,6 +1,6 @@
 """Training batches: random views of source and target images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cpsl.data.color import LabStatistics, lab_statistics, transfer_color
+from cpsl.data.jitter import ColorJitter
+from cpsl.data.operations import Operation, apply_operations, apply_operations_to_batch
 from cpsl.data.sample import SegmentationDataset
 from cpsl.data.views import (
     StrongAugmentation,
@@ -24,13 +26,26 @@ from cpsl.data.views import (
 )
 from cpsl.geometry import View
 
+CROP_TRIALS = 10
+"""How often a view is sampled at most until it shows enough of a rare class (DAFormer)."""
+
+RARE_SHARE = 0.005
+"""Share of a view that is enough; DAFormer asks for 1500 pixels of 512x512."""
+
 
 @dataclass(frozen=True)
 class SeededIndex:
-    """Index of an image, and the seed of its random views."""
+    """Index of an image, and the seed of its random views.
+
+    Attributes:
+        index: Index of the image.
+        seed: Seed of its views.
+        rare_class: Class that the view of a labeled image should show, see `RareClassSampling`.
+    """
 
     index: int
     seed: int
+    rare_class: int | None = None
 
 
 class _Batch:
@@ -63,7 +78,10 @@ class SourceBatch(_Batch):
         names: Key of each image.
         style_colors: Statistics (B, 3) of the colors that `apply_deferred` gives the images; None if the
             colors are final.
-        own_colors: Statistics (B, 3) of the whole images in their own colors; None with `style_colors`.
+        own_colors: Statistics (B, 3) of the whole images in their own colors; None with `style_colors`. An
+            image keeps its colors if both are equal.
+        operations: Operations on the appearance of each image that `apply_deferred` applies after the color
+            transfer; None if there are none.
     """
 
     image: Tensor
@@ -71,13 +89,21 @@ class SourceBatch(_Batch):
     names: list[str]
     style_colors: LabStatistics | None = None
     own_colors: LabStatistics | None = None
+    operations: list[list[Operation]] | None = None
 
     def apply_deferred(self) -> "SourceBatch":
-        """Applies the deferred color transfer on the batch's device, without synchronizing."""
-        if self.style_colors is None or self.own_colors is None:
+        """Applies the deferred color transfer and jitter on the batch's device, without synchronizing."""
+        image = self.image
+        if self.style_colors is not None and self.own_colors is not None:
+            pairs = zip(self.style_colors, self.own_colors, strict=True)
+            kept = torch.stack([(style == own).all(dim=1) for style, own in pairs]).all(dim=0)
+            styled = transfer_color(image, self.style_colors, self.own_colors)
+            image = torch.where(kept[:, None, None, None], image, styled)
+        if self.operations is not None:
+            image = apply_operations_to_batch(image, self.operations)
+        if image is self.image:
             return self
-        image = transfer_color(self.image, self.style_colors, self.own_colors)
-        return replace(self, image=image, style_colors=None, own_colors=None)
+        return replace(self, image=image, style_colors=None, own_colors=None, operations=None)
 
 
 @dataclass
@@ -125,7 +151,12 @@ class SourceViews(Dataset[SourceBatch]):
         weak: Samples the views.
         style_from: Random images of this data set give each image its LAB mean and deviation; None keeps
             the colors.
-        on_device: Defers the color transfer to `SourceBatch.apply_deferred`.
+        color_transfer: Probability that a view takes the colors of `style_from`.
+        jitter: Photometric augmentation, after the color transfer; None for none.
+        on_device: Defers color transfer and jitter to `SourceBatch.apply_deferred`.
+
+    Raises:
+        ValueError: color_transfer is not in 0...1.
 
     Example:
         >>> import tempfile
@@ -141,7 +172,13 @@ class SourceViews(Dataset[SourceBatch]):
     dataset: SegmentationDataset
     weak: WeakView
     style_from: SegmentationDataset | None = None
+    color_transfer: float = field(default=1.0, kw_only=True)
+    jitter: ColorJitter | None = field(default=None, kw_only=True)
     on_device: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.color_transfer <= 1:  # NaN is refused too
+            raise ValueError(f"color_transfer must lie in 0...1, got {self.color_transfer}")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -152,19 +189,65 @@ class SourceViews(Dataset[SourceBatch]):
             if stored is None:
                 raise ValueError("a source image needs a label, but this one has none")
             random = np.random.default_rng(item.seed)
-            view = self.weak.sample(_size(whole), random)
-            image = render(whole, view)
-            # A label may have another resolution than its image.
-            scale = torch.tensor([[stored.shape[1] / whole.shape[2]], [stored.shape[0] / whole.shape[1]]])
+            view, label = self._sample_view(_size(whole), stored, random, item.rare_class)
+            batch = SourceBatch(render(whole, view)[None], label[None], [name])
+            # On the device a whole batch is transferred, also images that keep their colors.
+            if self.style_from is not None and (self.color_transfer or self.on_device):
+                own = style = lab_statistics(whole)
+                # A generator of its own: the style of an image does not depend on the share.
+                if np.random.default_rng((item.seed, 1)).random() < self.color_transfer:
+                    index = int(random.integers(len(self.style_from)))
+                    style = lab_statistics(self.style_from.image(index))
+                batch.style_colors = LabStatistics(*(part[None] for part in style))
+                batch.own_colors = LabStatistics(*(part[None] for part in own))
+            if self.jitter is not None:
+                batch.operations = [self.jitter.sample(random)]
+            return batch if self.on_device else _apply(batch)
+
+    def _sample_view(
+        self, size: tuple[int, int], stored: Tensor, random: np.random.Generator, rare_class: int | None
+    ) -> tuple[View, Tensor]:
+        """Samples a view, again while it shows too little of the rare class, and renders its label."""
+        # A label may have another resolution than its image.
+        scale = torch.tensor([[stored.shape[1] / size[1]], [stored.shape[0] / size[0]]])
+        for _ in range(1 if rare_class is None else CROP_TRIALS):
+            view = self.weak.sample(size, random)
             label = render_label(stored, View(view.matrix * scale, view.size))
-            if self.style_from is None:
-                return SourceBatch(image[None], label[None], [name])
-            style = self.style_from.image(int(random.integers(len(self.style_from))))
-            colors = lab_statistics(style), lab_statistics(whole)
-            if self.on_device:
-                batched = (LabStatistics(*(part[None] for part in statistics)) for statistics in colors)
-                return SourceBatch(image[None], label[None], [name], *batched)
-            return SourceBatch(transfer_color(image, *colors)[None], label[None], [name])
+            if rare_class is not None and (label == rare_class).float().mean() >= RARE_SHARE:
+                break
+        return view, label
+
+
+@dataclass(eq=False)
+class JoinedViews(Dataset[SourceBatch]):
+    """Views of several data sets of labeled images, one after the other.
+
+    Attributes:
+        parts: Views of each data set by its name; `SourceBatch.names` begin with this name.
+
+    Example:
+        >>> import tempfile
+        >>> from cpsl.data import GTA5, write_streets
+        >>> folder = tempfile.mkdtemp()
+        >>> write_streets(folder, layout="gta5", style="game", count=2)
+        >>> views = SourceViews(GTA5(folder), WeakView(full_size=(128, 256), crop=(64, 128), width=256))
+        >>> JoinedViews({"game": views, "again": views})[SeededIndex(2, seed=0)].names
+        ['again/00001']
+    """
+
+    parts: Mapping[str, SourceViews]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts.values()))
+
+    def __getitem__(self, item: SeededIndex) -> SourceBatch:
+        index = item.index
+        for name, views in self.parts.items():
+            if index < len(views):
+                batch = views[replace(item, index=index)]
+                return replace(batch, names=[f"{name}/{image}" for image in batch.names])
+            index -= len(views)
+        raise IndexError(f"there are {len(self)} images, got the index {item.index}")
 
 
 @dataclass(eq=False)
@@ -266,6 +349,19 @@ def whole_image(image: Tensor, full_size: tuple[int, int]) -> Tensor:
         torch.Size([3, 32, 64])
     """
     return render(image, View.whole(_size(image)).resized(full_size))
+
+
+def _apply(batch: SourceBatch) -> SourceBatch:
+    """Applies color transfer and jitter to a batch of one on the host, with Pillow."""
+    image = batch.image[0]
+    if batch.style_colors is not None and batch.own_colors is not None:
+        colors = batch.style_colors, batch.own_colors
+        style, own = (LabStatistics(*(part[0] for part in s)) for s in colors)
+        if not all(map(torch.equal, style, own)):
+            image = transfer_color(image, style, own)
+    if batch.operations is not None:
+        image = apply_operations(image, batch.operations[0])
+    return replace(batch, image=image[None], style_colors=None, own_colors=None, operations=None)
 
 
 def _size(image: Tensor) -> tuple[int, int]:

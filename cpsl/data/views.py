@@ -9,8 +9,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cpsl.data.jitter import ColorJitter
 from cpsl.data.labels import IGNORE_INDEX
-from cpsl.data.operations import Operation, apply_to_picture, apply_to_tensor
+from cpsl.data.operations import Operation, apply_operations, apply_operations_to_batch, to_picture, to_tensor
 from cpsl.geometry import View, warp
 
 Move = tuple[str, float]
@@ -150,7 +151,7 @@ class StrongAugmentation:
         if random.random() < 0.5 and self.blur > 0:
             operations.append(("blur", self.blur))
         if random.random() < 0.5:
-            operations += self._sample_jitter(random)
+            operations += ColorJitter(self.jitter, hue=self.jitter).sample(random)
         for index in random.choice(len(_POOL), self.operations):
             name, magnitude = _POOL[index], random.integers(1, 10) / 10
             sign = 1 if random.random() < 0.5 else -1
@@ -169,13 +170,6 @@ class StrongAugmentation:
     def label_view(self, weak: View, moves: Sequence[Move]) -> View:
         """Returns the view in which labels follow a weak view after geometric operations, in their order."""
         return move(weak, moves)
-
-    def _sample_jitter(self, random: np.random.Generator) -> list[Operation]:
-        factors = 1 + random.uniform(-self.jitter, self.jitter, 3)
-        hue = int(random.uniform(-self.jitter, self.jitter) * 255)
-        names = ("brightness", "contrast", "saturation", "hue")
-        operations = list(zip(names, (*factors.tolist(), float(hue)), strict=True))
-        return [operations[index] for index in random.permutation(len(operations))]
 
 
 _POOL = (
@@ -231,7 +225,7 @@ def render(image: Tensor, view: View) -> Tensor:
         >>> render(image, View.whole((1, 4)).flipped())[0]
         tensor([[3, 2, 1, 0]], dtype=torch.uint8)
     """
-    return _to_tensor(_render_picture(_to_picture(image), view))
+    return to_tensor(_render_picture(to_picture(image), view))
 
 
 def render_label(label: Tensor, view: View) -> Tensor:
@@ -255,11 +249,9 @@ def render_strong(image: Tensor, changes: StrongChanges) -> Tensor:
 
     The result has the same shape; it is mid gray in the cutout and outside of the image.
     """
-    picture = _to_picture(image)
-    for operation in changes.operations:
-        picture = apply_to_picture(picture, operation)
+    picture = to_picture(apply_operations(image, changes.operations))
     view = move(View.whole((picture.height, picture.width)), changes.moves)
-    strong = _to_tensor(_render_picture(picture, view))
+    strong = to_tensor(_render_picture(picture, view))
     changes.apply_cutout(strong)
     return strong
 
@@ -269,21 +261,12 @@ def render_strong_batch(images: Tensor, changes: Sequence[StrongChanges]) -> Ten
 
     The result is that of `render_strong` up to rounding, see `apply_to_tensor`; h and w must be 3 or more.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be uint8 (B, 3, h, w), got {images.dtype} {tuple(images.shape)}")
-    if len(images) != len(changes):
-        raise ValueError(f"{len(images)} images need as many changes, got {len(changes)}")
+    changed = apply_operations_to_batch(images, [each.operations for each in changes])
     size, device = (images.shape[2], images.shape[3]), images.device
-    changed = []
-    with torch.autocast(device.type, enabled=False):
-        for image, each in zip(images, changes, strict=True):
-            for operation in each.operations:
-                image = apply_to_tensor(image, operation)
-            changed.append(image)
     # The views are computed on the device: numbers need no copy from the host, which would synchronize.
     strong = View.stack([move(View.whole(size, 1, device), each.moves) for each in changes])
     weak = View.whole(size, len(changes), device)
-    values = warp(torch.stack(changed).float(), weak, strong, fill=OUTSIDE).values
+    values = warp(changed.float(), weak, strong, fill=OUTSIDE).values
     # Pillow truncates interpolated values; 0.05 exceeds the rounding error of an exact integer.
     rendered = (values + 0.05).to(torch.uint8)
     for image, each in zip(rendered, changes, strict=True):
@@ -309,13 +292,3 @@ def _render_picture(picture: Image.Image, view: View) -> Image.Image:
         return ImageOps.mirror(rendered) if a < 0 else rendered
     affine, fill = (a, b, x, c, d, y), IGNORE_INDEX if is_label else (OUTSIDE,) * 3
     return picture.transform((width, height), Image.Transform.AFFINE, affine, resample, fillcolor=fill)
-
-
-def _to_picture(image: Tensor) -> Image.Image:
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"an image must be uint8 (3, H, W), got {image.dtype} of shape {tuple(image.shape)}")
-    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-
-
-def _to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

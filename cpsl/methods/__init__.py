@@ -1,4 +1,4 @@
-"""The training steps of the paper, and a mean teacher, as modules that yield their losses.
+"""The training steps of the paper, and one that does it online, as modules that yield their losses.
 
 A method combines networks and components, and does not depend on files, settings or the command line:
 
@@ -13,9 +13,9 @@ and needs more memory.
 """
 
 from cpsl.methods.distillation import Distillation
-from cpsl.methods.mean_teacher import MeanTeacher
+from cpsl.methods.online import OnlineSelfLabeling
 from cpsl.methods.self_labeling import SelfLabeling
 from cpsl.methods.step import Method, Supervision
 from cpsl.methods.warmup import AdversarialWarmup
 
-__all__ = ["AdversarialWarmup", "Distillation", "MeanTeacher", "Method", "SelfLabeling", "Supervision"]
+__all__ = ["AdversarialWarmup", "Distillation", "Method", "OnlineSelfLabeling", "SelfLabeling", "Supervision"]

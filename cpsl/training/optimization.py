@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import PolynomialLR
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR
 
 from cpsl._internal.distributed import all_reduce_max
 from cpsl.training.finite import all_finite
@@ -34,6 +34,7 @@ class Optimization:
         optimizers: One or several, with their base learning rates; on a CUDA device they must be fused.
         iterations: Number of steps.
         power: lr = base · (1 - step / iterations)^power.
+        warmup: Number of first steps in which the learning rates rise linearly to that schedule.
         precision: Precision of the forward passes.
         accumulation: Number of micro-batches whose gradients are averaged in one step.
         module: When a step is skipped, the running statistics of its normalization layers in training mode
@@ -61,6 +62,7 @@ class Optimization:
         iterations: int,
         *,
         power: float = 0.9,
+        warmup: int = 0,
         precision: Precision = "float32",
         accumulation: int = 1,
         module: nn.Module | None = None,
@@ -70,7 +72,11 @@ class Optimization:
         self.optimizers = list(optimizers)
         self.accumulation = accumulation
         self.overflowed: Tensor | None = None
-        self._schedules = [PolynomialLR(o, max(iterations, 1), power) for o in self.optimizers]
+        self._schedules: list[LRScheduler] = [
+            PolynomialLR(o, max(iterations, 1), power) for o in self.optimizers
+        ]
+        if warmup:
+            self._schedules += [LinearLR(o, 1 / (warmup + 1), total_iters=warmup) for o in self.optimizers]
         self._device = self._parameters()[0].device
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "float16")
         for optimizer in self.optimizers:

@@ -21,6 +21,8 @@ def sample_report(
             "confidence": 0.8,
             "changed": 0.1 if i else None,
             "class_frequency": [1 / len(classes)] * len(classes),
+            "scores": {"flip_miou": 0.3 + 0.05 * i, "entropy": 0.2, "flip_agreement": None},
+            "collapses": ["sky is lost"] if i == 2 else [],
         }
         for i, stage in enumerate(STAGES)
     }
@@ -48,4 +50,6 @@ def sample_report(
         curves={"warmup": {"loss_source": [(20, 1.0), (40, 0.5)], "flat": [(20, 1.0)]}},
         pictures=[picture],
         config='output = "runs/x"\n',
+        chosen="distill_2",
+        reason="its flip_miou 0.500 is the highest",
     )

@@ -1,5 +1,6 @@
 """`cpsl adapt` on small data: all stages, interruptions, skipped steps, several processes."""
 
+import html
 import json
 import random
 import shutil
@@ -13,8 +14,8 @@ import torch
 from PIL import Image
 
 from app.conftest import Run
-from app.tiny import COMMAND, ENVIRONMENT, TORCHRUN, cpsl, write_settings
-from cpsl.app.config import STAGES
+from app.tiny import COMMAND, ENVIRONMENT, STAGES, TORCHRUN, cpsl, write_settings
+from cpsl.app.selection import choose
 from cpsl.data.streets import draw_street
 from cpsl.losses import prototype_consistency
 from cpsl.methods import self_labeling
@@ -36,7 +37,7 @@ def test_all_stages_end_with_metrics_and_a_report(finished: Run) -> None:
     metrics = metrics_of(finished.folder)
     assert tuple(metrics) == STAGES
     for values in metrics.values():
-        assert set(values) == {"miou", "iou", "seconds"}
+        assert set(values) == {"miou", "iou", "seconds", "scores", "collapses"}
         assert 0 <= values["miou"] <= 100
         assert len(values["iou"]) == 19
         assert values["seconds"] > 0
@@ -44,7 +45,35 @@ def test_all_stages_end_with_metrics_and_a_report(finished: Run) -> None:
     assert "Distillation 2" in report
     assert report.count("<figcaption>Sampled pixels and their assignments") == 4
     assert report.count("<figcaption>Similarity to the nearest prototype") == 4
-    assert "distill_2/model.pt" in finished.printed
+    assert f"cpsl predict --weights {finished.folder / 'model.pt'}" in finished.printed
+
+
+def test_the_model_of_a_run_is_the_stage_with_the_best_score(finished: Run) -> None:
+    chosen, reason = choose(metrics_of(finished.folder))
+    files = (finished.folder / "model.pt", finished.folder / chosen / "model.pt")
+    model, expected = (load(file)["model"] for file in files)
+    torch.testing.assert_close(model, expected, rtol=0, atol=0)
+    assert f"from {chosen}: {reason}" in finished.printed
+    report = (finished.folder / "report.html").read_text()
+    assert "Scores without labels" in report
+    assert reason in html.unescape(report)
+
+
+def test_a_collapsed_stage_is_not_the_model_of_a_run(finished: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    for stage, score, collapses in (("self_label", 0.9, []), ("distill_1", 0.95, ["pole is lost"])):
+        path = run / stage / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["scores"]["flip_miou"], metrics["collapses"] = score, collapses
+        path.write_text(json.dumps(metrics))
+    ended = cpsl("adapt", "--config", finished.config, "--output", run)
+    assert ended.code == 0, ended.text
+    assert "from self_label: its flip_miou 0.900" in ended.text
+    assert "distill_1 is excluded (pole is lost)" in ended.text
+    model, expected = (load(file)["model"] for file in (run / "model.pt", run / "self_label" / "model.pt"))
+    torch.testing.assert_close(model, expected, rtol=0, atol=0)
+    assert "pole is lost" in (run / "report.html").read_text()
 
 
 def test_finished_stages_are_skipped(finished: Run) -> None:
@@ -108,6 +137,21 @@ def test_a_killed_run_ends_with_the_same_weights(finished: Run, tmp_path: Path) 
     assert_equal_weights(run, finished.folder)
     for stage in STAGES:
         assert read_scalars(run / stage) == read_scalars(finished.folder / stage)
+
+
+def test_weights_are_selected_without_labels(finished: Run, tmp_path: Path) -> None:
+    words = ["--config", finished.config, "--select-checkpoint", "score", "--evaluate-every", "2"]
+    ended = cpsl("adapt", *words, "--output", tmp_path / "run")
+    assert ended.code == 0, ended.text
+    metrics = metrics_of(tmp_path / "run")
+    for stage in STAGES:
+        curve = [row["flip_miou"] for row in read_scalars(tmp_path / "run" / stage) if "flip_miou" in row]
+        assert len(curve) == 2
+        if stage == "source_only":  # later ones have another candidate, their start, and may collapse
+            assert metrics[stage]["scores"]["flip_miou"] == pytest.approx(max(curve))
+    for line in ("warmup: mIoU", "after 0 iterations", "after 2 iterations"):
+        assert line in ended.text
+    assert "a score without" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_two_processes_are_stopped_and_one_resumes(finished: Run, tmp_path: Path) -> None:
@@ -198,7 +242,7 @@ def write_folders(folder: Path) -> list[object]:
 
 def test_two_folders_by_options_alone(tmp_path: Path) -> None:
     words = ["--config", "cpu", *write_folders(tmp_path), "--output", tmp_path / "run"]
-    for stage in ("source-only", "warmup", "self-label", "distill"):
+    for stage in ("source-only", "online"):
         words += [f"--{stage}.iterations", 1]
     words += ["--views.crop", 48, 96, "--views.width", 130, "--workers", 0]
     ended = cpsl("adapt", *words, "--views.full-size", 128, 256)
@@ -206,7 +250,7 @@ def test_two_folders_by_options_alone(tmp_path: Path) -> None:
     assert "--views.full-size 60 120 --views.crop 16 48 --views.width 128" in ended.text
     metrics = metrics_of(tmp_path / "run")
     assert all(values["miou"] is None for values in metrics.values())
-    assert metrics["distill_2"]["iou"] == {"road": None, "else": None}
+    assert metrics["online"]["iou"] == {"road": None, "else": None}
     assert "No target labels" in (tmp_path / "run" / "report.html").read_text()
 
 

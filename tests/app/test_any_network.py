@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from app.tiny import SETTINGS, cpsl, streets, write_settings
+from app.tiny import SETTINGS, STAGES, cpsl, streets, write_settings
 from cpsl import Segmenter
 from cpsl.app.command_line import parse
-from cpsl.app.config import STAGES
 from cpsl.app.networks import build_model, describe_network
 from cpsl.training import load, start_process
 

@@ -7,10 +7,9 @@ from PIL import Image
 
 from app.conftest import Run
 from app.test_adapt import write_folders
-from app.tiny import cpsl
+from app.tiny import STAGES, cpsl
 from cpsl.app.check import SHOWN, _report, validate
 from cpsl.app.command_line import parse
-from cpsl.app.config import STAGES
 from cpsl.training import Process
 
 PROCESS = Process(torch.device("cpu"))
@@ -49,6 +48,7 @@ def test_a_check_reports_the_cost_of_a_run_and_removes_its_files(finished: Run, 
 
 def test_all_problems_of_data_and_weights_are_listed(tmp_path: Path) -> None:
     words = [*write_folders(tmp_path), "--output", tmp_path / "run", "--config", "cpu"]
+    words += ["--method", "paper"]
     words += ["--views.full-size", 64, 128, "--views.crop", 32, 64, "--views.width", 130]
     (tmp_path / "target" / "2.png").write_bytes(b"")
     Image.new("L", (128, 64), 99).save(tmp_path / "source" / "labels" / "a b" / "ü1.png")
@@ -82,6 +82,7 @@ def test_all_problems_of_data_and_weights_are_listed(tmp_path: Path) -> None:
         ),
         (["--target.root", "nowhere"], ["target", "nowhere"]),
         (["--source.dataset", "folder"], ["source", "images"]),
+        (["--target.weight", "2"], ["target", "weight"]),
         (["--classes", "road", "road"], ["classes", "road"]),
     ],
 )

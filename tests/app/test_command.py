@@ -1,5 +1,7 @@
 """`cpsl` as a whole: its help, its mistakes, its exit codes."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 import cpsl.__main__ as command
 from app.conftest import Run
-from app.tiny import cpsl
+from app.tiny import ENVIRONMENT, cpsl
 from cpsl import __version__
 from cpsl.app.command_line import recipe_names
 
@@ -40,7 +42,7 @@ def test_the_help_of_a_run_lists_all_settings_on_request() -> None:
     short, long = cpsl("adapt", "--help").text, cpsl("adapt", "--help-all").text
     assert "--self-label.temperature" not in short
     assert "--self-label.temperature" in long
-    assert_fits_a_terminal(long, 430)
+    assert_fits_a_terminal(long, 530)
 
 
 def test_help_shows_the_values_of_the_recipe() -> None:
@@ -118,3 +120,38 @@ def test_a_run_is_resumed_by_its_own_settings(finished: Run) -> None:
     ended = cpsl("adapt", "--config", finished.folder / "config.toml")
     assert ended.code == 0, ended.text
     assert ended.text.count("already finished") == 6
+
+
+@pytest.mark.parametrize(
+    ("started", "before", "expected"),
+    [
+        ("/bin/cpsl", None, "PASSIVE"),
+        ("-m", None, "PASSIVE"),
+        ("cpsl", "ACTIVE", "ACTIVE"),
+        ("script.py", None, None),
+        ("", None, None),
+    ],
+)
+def test_waiting_threads_of_the_command_leave_the_cores_to_others(
+    started: str, before: str | None, expected: str | None
+) -> None:
+    """The variable is set before torch is loaded, by the command and not by the library."""
+    code = f"""
+import os, sys
+sys.argv = [{started!r}]
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.stdout.flush()
+            os._exit(0)
+sys.meta_path.insert(0, Finder())
+import cpsl
+"""
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environment["OMP_WAIT_POLICY"] = before
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, timeout=60
+    )
+    assert done.stdout == f"{expected}\n"

@@ -1,5 +1,5 @@
 import tomllib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -8,8 +8,10 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 
 from cpsl.app import evaluate, export, predict
 from cpsl.app.command_line import RECIPES, parse, read_layers, recipe_names
-from cpsl.app.config import STAGES, Config
+from cpsl.app.config import METHODS, STAGES, Config, Domain
+from cpsl.app.report_page import TITLES
 from cpsl.app.settings import UsageError, schema, to_toml
+from cpsl.app.stages import TRAINERS
 
 OVERLAYS = {"authors", "cpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
 
@@ -20,7 +22,7 @@ PAPER: dict[str, Any] = {
     "views.full_size": (1024, 2048),
     "views.width": 2200,
     "views.scale": (0.5, 1.5),
-    "views.color_transfer": True,
+    "views.color_transfer": 1,
     "warmup.iterations": 90_000,
     "warmup.batch_size": 4,
     "warmup.optimizer.name": "sgd",
@@ -76,7 +78,7 @@ def leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("recipe", [None, "gta5_to_cityscapes", "synthia_to_cityscapes"])
 def test_the_numbers_are_those_of_the_paper(recipe: str | None) -> None:
     config = read_layers([recipe] if recipe else [])
-    expected = PAPER | ({"views.color_transfer": False} if recipe == "synthia_to_cityscapes" else {})
+    expected = PAPER | ({"views.color_transfer": 0} if recipe == "synthia_to_cityscapes" else {})
     assert {name: value_of(config, name) for name in expected} == expected
 
 
@@ -85,7 +87,7 @@ def test_each_recipe_is_a_run(name: str) -> None:
     config = parse(["--config", name])
     assert config.source.given
     assert config.target.given
-    assert config.stages == STAGES
+    assert config.stages == METHODS[config.method]
 
 
 def test_the_example_settings_are_a_run() -> None:
@@ -149,6 +151,58 @@ def test_values_of_a_file_with_several_parts_are_replaced_as_a_whole(tmp_path: P
     assert (options.source.ids, options.palette) == ({9: 2, -4: 3}, ((7, 8, 9),))
 
 
+SOURCES = """
+[[source]]
+images = "a"
+ids = { 7 = 0 }
+[[source]]
+images = "b"
+from-target = true
+weight = 2
+"""
+
+
+def test_a_file_has_one_source_or_several(tmp_path: Path) -> None:
+    several, single = tmp_path / "a.toml", tmp_path / "b.toml"
+    several.write_text(SOURCES)
+    single.write_text('[source]\nimages = "c"')
+    first, second = (
+        Domain(images=Path("a"), ids={7: 0}),
+        Domain(images=Path("b"), from_target=True, weight=2.0),
+    )
+    config = parse(["--config", str(several)])
+    assert config.sources == (first, second)
+    # Several sources replace those before; a single table and the options change the first.
+    assert parse(["--config", "demo", "--config", str(several)]).sources == (first, second)
+    changed = replace(first, images=Path("c"))
+    assert parse(["--config", str(several), "--config", str(single)]).sources == (changed, second)
+    assert parse(["--config", str(several), "--source.images", "c"]).sources == (changed, second)
+    assert parse(["--config", str(single)]).sources == (Domain(images=Path("c")),)
+    written = tmp_path / "c.toml"
+    written.write_text(to_toml(config), encoding="utf-8")
+    assert parse(["--config", str(written)]) == config
+
+
+def test_a_mistake_in_one_of_several_sources_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(SOURCES.replace("weight = 2", "weigth = 2"))
+    with pytest.raises(UsageError, match=r"a\.toml: source 2: weigth.*weight"):
+        parse(["--config", str(path)])
+    path.write_text(SOURCES.replace("weight = 2", "weight = 0"))
+    with pytest.raises(UsageError, match=r"source 2: weight"):
+        parse(["--config", str(path)])
+
+
+@pytest.mark.parametrize("value", ["true", '"1"', "1.1", "-0.1"])
+def test_the_share_of_color_transfer_is_a_number(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f"[views]\ncolor_transfer = {value}")
+    with pytest.raises(UsageError, match=r"views\.color_transfer"):
+        parse(["--config", str(path)])
+    path.write_text("[views]\ncolor_transfer = 1")
+    assert parse(["--config", str(path), "--views.color-transfer", "0"]).views.color_transfer == 0
+
+
 def test_a_file_is_based_on_a_recipe_or_on_the_file_beside_it(tmp_path: Path) -> None:
     first, second = tmp_path / "a.toml", tmp_path / "b.toml"
     first.write_text('base = "cpu"\noutput = "x"\n[warmup]\nbatch_size = 6')
@@ -174,9 +228,19 @@ def test_settings_are_complete_when_written(tmp_path: Path) -> None:
 
 
 def test_stages_before_a_model_from_a_file_are_omitted() -> None:
-    words = ["--output", "r", "--init-from.warmup", "a.pkl"]
-    assert parse(words).stages == STAGES[1:]
-    assert parse([*words, "--init-from.distill-1", "b.pt"]).stages == STAGES[3:]
+    words = ["--output", "r", "--method", "paper", "--init-from.warmup", "a.pkl"]
+    assert parse(words).stages == METHODS["paper"][1:]
+    assert parse([*words, "--init-from.distill-1", "b.pt"]).stages == METHODS["paper"][3:]
+    assert parse(["--output", "r", "--init-from.online", "a.pt"]).stages == ("online",)
+
+
+def test_each_stage_of_a_method_has_settings_and_can_be_read_from_a_file() -> None:
+    config = Config()
+    for stage in STAGES:
+        assert config.settings_of(stage).iterations > 0
+        assert getattr(config.init_from, stage) is None
+        assert stage in TITLES
+        assert stage in TRAINERS
 
 
 def test_each_setting_has_a_description_in_one_line() -> None:

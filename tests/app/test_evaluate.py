@@ -1,20 +1,25 @@
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 from app.conftest import Run
 from app.tiny import cpsl
+from cpsl import LabelFreeScores, Segmenter
 from cpsl.app.command_line import parse
-from cpsl.app.config import Config
-from cpsl.app.evaluate import evaluate, evaluating
+from cpsl.app.config import Config, Domain
+from cpsl.app.evaluate import evaluate, evaluating, evenly_spaced
 from cpsl.authors import save_release_checkpoint
-from cpsl.data import CITYSCAPES_16, Cityscapes, HardLabelStore, write_streets
+from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, write_streets
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 from cpsl.training import Process
@@ -65,6 +70,40 @@ def test_labels_can_be_compared_at_another_size(streets: Path) -> None:
         nearest = Image.fromarray(label.numpy()).resize((64, 32), Image.Resampling.NEAREST)
         confusion.update(small.argmax(dim=1)[0], torch.from_numpy(np.array(nearest)))
     assert evaluate(model, config, PROCESS)["miou"] == pytest.approx(100 * float(confusion.miou), abs=1e-4)
+
+
+def test_scores_need_no_labels_and_are_those_of_the_library(streets: Path, tmp_path: Path) -> None:
+    config, images = settings(streets), tmp_path / "images"
+    images.mkdir()
+    for path in streets.glob("leftImg8bit/val/*/*.png"):
+        (images / path.name).write_bytes(path.read_bytes())
+    evaluation = Domain(images=images)
+    unlabeled = replace(config, evaluation=evaluation)
+    source = torch.arange(1.0, 20.0)
+    with_labels, without = (
+        evaluate(Colors(19), c, PROCESS, source=source)["scores"] for c in (config, unlabeled)
+    )
+    assert with_labels == without
+    expected = LabelFreeScores(19, source, ["flip"])
+    dataset, segmenter = Cityscapes(streets, "val"), Segmenter(Colors(19).eval(), CITYSCAPES_19, (64, 128))
+    for index, (image, _, _) in enumerate(dataset[i] for i in range(3)):
+        mirrored = segmenter.predict(image.flip(-1)).scores.flip(-1)[None]
+        expected.update(segmenter.predict(image).scores[None], {"flip": mirrored} if index == 0 else {})
+    result = expected.compute()
+    assert without["entropy"] == pytest.approx(float(result.entropy))
+    assert without["density"] == pytest.approx(float(result.density))
+    assert without["flip_agreement"] == pytest.approx(float(result.agreements["flip"].labels))
+    assert without["class_variation"] == pytest.approx(float(result.class_variation))
+    assert without["class_distribution"] == pytest.approx(result.class_distribution.tolist())
+    assert evaluate(Colors(19), config, PROCESS, flip=True)["scores"]["flip_agreement"] is None
+
+
+@given(count=st.integers(1, 300), wanted=st.integers(1, 300))
+def test_evenly_spaced_indices_differ_and_cover_the_range(count: int, wanted: int) -> None:
+    indices = evenly_spaced(count, wanted)
+    assert len(indices) == len(set(indices)) == min(count, wanted)
+    assert 0 <= min(indices) <= max(indices) < count
+    assert max(b - a for a, b in pairwise([*indices, count])) <= -(-count // len(indices))
 
 
 def test_the_mode_of_each_module_is_restored() -> None:

@@ -20,6 +20,7 @@ from cpsl.training import Process, load
 
 TARGETS, EVALUATED = 3, 1  # not divisible by two, and fewer than two
 SETTINGS = """
+method = "paper"
 device = "cpu"
 workers = 0
 [views]
@@ -114,6 +115,9 @@ def test_a_stage_ends_with_the_same_weights(runs: dict[str, Path], stage: str) -
     # Rounding decides the class of a few pixels. The mIoU is in percent, and rare classes have few pixels.
     for key, close in (("confidence", 1e-3), ("changed", 1e-3), ("class_frequency", 1e-3), ("miou", 0.2)):
         assert metrics["two"][key] == pytest.approx(metrics["one"][key], abs=close), key
+    one, two = (metrics[run]["scores"] for run in ("one", "two"))
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=2e-3), name
 
 
 def test_prototypes_and_class_distribution_agree(runs: dict[str, Path]) -> None:

@@ -69,7 +69,7 @@ def test_the_report_is_well_formed_and_accessible(tmp_path: Path, labeled: bool)
     assert all(len(image["alt"] or "") >= 5 for image in page.all("img"))
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
     assert all(head["scope"] in ("col", "row") for head in page.all("th"))
-    assert len(page.all("table")) == len(page.all("caption")) == 2
+    assert len(page.all("table")) == len(page.all("caption")) == 3
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
     for _, attributes in page.elements:
@@ -83,7 +83,7 @@ def test_the_report_is_well_formed_and_accessible(tmp_path: Path, labeled: bool)
 def test_scrolling_parts_are_reached_by_the_keyboard(tmp_path: Path) -> None:
     page = outline(tmp_path)
     scrolling = [a for a in page.all("div") if a.get("class") == "scroll"] + page.all("pre")
-    assert len(scrolling) == 3
+    assert len(scrolling) == 4
     assert all(attributes["tabindex"] == "0" for attributes in scrolling)
 
 
@@ -122,6 +122,18 @@ def test_a_run_of_one_stage_has_no_comparison(tmp_path: Path) -> None:
         "Ground truth of one: road, sky",
         "Warm-up of one: road, sky",
     ]
+
+
+def test_scores_collapses_and_the_chosen_stage_are_reported(tmp_path: Path) -> None:
+    made_up = sample_report(labeled=False)
+    write_report(made_up, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    for text in ("“Distillation 2”: its flip_miou", ">0.500<", "Self-labeling:</strong> sky is lost."):
+        assert text in html
+    for values in made_up.metrics.values():  # as an earlier version wrote them
+        del values["scores"], values["collapses"]
+    write_report(made_up, tmp_path / "report.html")
+    assert "Scores without labels" not in (tmp_path / "report.html").read_text()
 
 
 def test_corrected_and_regressed_pixels_are_counted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ PROCESS = Process(torch.device("cpu"))
 
 def settings(folder: Path, *options: str) -> Config:
     images = ["--source.images", "a", "--target.images", "b"]
-    return parse(["--output", str(folder), "--device", "cpu", *images, *options])
+    return parse(["--output", str(folder), "--method", "paper", "--device", "cpu", *images, *options])
 
 
 def test_errors_of_data_and_files_have_no_traceback() -> None:

@@ -1,4 +1,7 @@
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,11 +9,13 @@ import torch
 from cpsl.app import selection
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
+from cpsl.app.selection import choose
 from cpsl.models import DeepLabV2
 from cpsl.training import Process, TrainingLoop, load, read_scalars
 
 PROCESS = Process(torch.device("cpu"))
-MIOUS = {2: 10.0, 4: 30.0, 6: 20.0, 7: 25.0}  # by iteration of the evaluation
+MIOUS = {0: 15.0, 2: 10.0, 4: 30.0, 6: 20.0, 7: 25.0}  # by iteration of the evaluation
+LOST, FINE = [1.0, 0.0], [0.9, 0.1]
 
 
 class StoppedError(Exception):
@@ -18,27 +23,42 @@ class StoppedError(Exception):
 
 
 def settings(folder: Path, *options: str) -> Config:
-    words = ["--output", str(folder), "--source.images", "a", "--target.images", "b"]
+    words = ["--output", str(folder), "--method", "paper", "--source.images", "a", "--target.images", "b"]
     return parse([*words, "--classes", "road", "sky", "--evaluate-every", "2", *options])
 
 
-def train(config: Config, monkeypatch: pytest.MonkeyPatch, stop_at: int = -1) -> None:
-    """Trains a model whose bias counts the iterations."""
+def train(
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int = -1,
+    scores: dict[int, float] | None = None,
+    lost: tuple[int, ...] = (),
+    stage: str = "warmup",
+) -> None:
+    """Trains a model whose bias counts the iterations; `lost` are those that predict the first class only."""
     model = DeepLabV2(2, "resnet_tiny", 8)
     bias = model.backbone.bn1.bias
     with torch.no_grad():
         bias.zero_()
-    monkeypatch.setattr(selection, "evaluate", lambda *_: {"miou": MIOUS[round(float(bias[0].detach()))]})
-    checkpoints = selection.CheckpointSelection(model, "warmup", config, PROCESS)
+
+    def evaluate(*_: Any, **__: Any) -> dict[str, Any]:
+        done = round(float(bias[0].detach()))
+        score = {"flip_miou": (scores or {}).get(done, 0.5)}
+        return {"miou": MIOUS[done], "scores": score, "class_frequency": LOST if done in lost else FINE}
+
+    monkeypatch.setattr(selection, "evaluate", evaluate)
+    monkeypatch.setattr(selection, "source_distribution", lambda _: None)
+    checkpoints = selection.CheckpointSelection(model, stage, config, PROCESS)
     loop = TrainingLoop(
-        config.output / "warmup",
-        "warmup",
+        config.output / stage,
+        stage,
         iterations=7,
         seed=0,
         process=PROCESS,
         state={"model": model, "selection": checkpoints},
         checkpoint_every=3,
     )
+    checkpoints.start(loop)
     for iteration in loop:
         if iteration == stop_at:
             raise StoppedError
@@ -48,22 +68,91 @@ def train(config: Config, monkeypatch: pytest.MonkeyPatch, stop_at: int = -1) ->
     checkpoints.save()
 
 
-@pytest.mark.parametrize(("which", "wanted"), [("best", 4), ("last", 7)])
-@pytest.mark.parametrize("stop_at", [-1, 3, 4, 5])
-def test_the_last_or_the_best_weights_are_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, wanted: int, stop_at: int
+def saved(folder: Path, stage: str = "warmup") -> int:
+    """Returns the iteration of the saved weights."""
+    return round(float(load(folder / stage / "model.pt")["model"]["backbone.bn1.bias"][0]))
+
+
+@pytest.mark.parametrize(
+    ("which", "wanted", "lost"),
+    [
+        ("best", 4, ()),
+        ("best", 4, (4,)),
+        ("last", 7, ()),
+        ("last", 7, (4, 6)),
+        ("last", 6, (7,)),
+        ("score", 6, ()),
+        ("score", 2, (4, 6)),
+        ("score", 0, (2, 4, 6, 7)),
+    ],
+)
+@pytest.mark.parametrize("stop_at", [-1, 0, 3, 5])
+def test_the_selected_weights_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, wanted: int, lost: Any, stop_at: int
 ) -> None:
-    config = settings(tmp_path, "--select-checkpoint", which)
+    config = settings(tmp_path, "--select-checkpoint", which, "--warmup.start", "source_only")
+    scores = {0: 0.1, 2: 0.3, 4: 0.5, 6: 0.6, 7: 0.2}
     if stop_at >= 0:
         with pytest.raises(StoppedError):
-            train(config, monkeypatch, stop_at)
-    train(config, monkeypatch)
-    bias = load(tmp_path / "warmup" / "model.pt")["model"]["backbone.bn1.bias"]
-    assert bias[0] == wanted
-    curve = {row["iteration"]: row["miou"] for row in read_scalars(tmp_path / "warmup")}
-    assert curve == MIOUS
+            train(config, monkeypatch, stop_at, scores, lost)
+    train(config, monkeypatch, -1, scores, lost)
+    assert saved(tmp_path) == wanted
+    rows = read_scalars(tmp_path / "warmup")
+    curve = {row["iteration"]: row["miou"] for row in rows}
+    assert curve == {done: miou for done, miou in MIOUS.items() if done}
+    assert len(rows) == len(curve)
+    assert [row["flip_miou"] for row in rows] == [scores[done] for done in curve]
+
+
+def test_start_and_end_are_candidates_without_evaluations_between(tmp_path: Path, monkeypatch) -> None:
+    config = settings(tmp_path, "--evaluate-every", "0", "--select-checkpoint", "score")
+    train(config, monkeypatch, scores={0: 0.9, 7: 0.2}, stage="self_label")
+    assert saved(tmp_path, "self_label") == 0
+    assert [row["iteration"] for row in read_scalars(tmp_path / "self_label")] == [7]
+
+
+@pytest.mark.parametrize("stage", ["source_only", "warmup"])
+def test_a_network_that_was_never_trained_is_no_candidate(tmp_path: Path, monkeypatch, stage: str) -> None:
+    config = settings(tmp_path, "--select-checkpoint", "score", "--source-only.start", "random")
+    train(config, monkeypatch, scores={0: 0.9, 6: 0.6}, lost=(6,), stage=stage)
+    # Nor is anything lost since then: what its predictions had were no classes.
+    assert saved(tmp_path, stage) == 6
+
+
+def test_a_collapse_is_found_in_comparison_with_the_first_stage(tmp_path: Path, monkeypatch, caplog) -> None:
+    metrics = {"miou": 1.0, "iou": {}, "seconds": 1.0, "class_frequency": FINE}
+    (tmp_path / "source_only").mkdir()
+    (tmp_path / "source_only" / "metrics.json").write_text(json.dumps(metrics))
+    monkeypatch.setattr(logging.getLogger("cpsl"), "propagate", True)
+    with caplog.at_level("WARNING", "cpsl"):
+        train(settings(tmp_path), monkeypatch, lost=(4, 6, 7))
+    assert saved(tmp_path) == 2
+    warnings = "\n".join(record.message for record in caplog.records)
+    for text in ("warmup after 4 iterations", "sky", "100.00 %", "90.00 %", "not with the last"):
+        assert text in warnings
 
 
 def test_nothing_is_evaluated_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(settings(tmp_path, "--evaluate-every", "0"), monkeypatch)
     assert read_scalars(tmp_path / "warmup") == []
+    assert saved(tmp_path) == 7
+
+
+def metrics(score: float | None, *collapses: str) -> dict[str, Any]:
+    return {"scores": {"flip_miou": score}, "collapses": list(collapses)}
+
+
+def test_a_stage_is_chosen_by_its_score_unless_it_collapsed() -> None:
+    stages = {"source_only": metrics(0.3), "warmup": metrics(0.4), "self_label": metrics(0.9, "pole is lost")}
+    chosen, reason = choose(stages)
+    assert chosen == "warmup"
+    for text in ("0.400", "source_only 0.300", "self_label", "pole is lost"):
+        assert text in reason
+    assert choose({name: stages[name] for name in ("source_only", "self_label")})[0] == "source_only"
+    assert choose({"a": metrics(0.2, "lost"), "b": metrics(0.1, "lost")})[0] == "a"
+    assert choose({"a": metrics(0.2), "b": metrics(0.2)})[0] == "a"
+    assert choose({"a": metrics(None), "b": metrics(0.2)})[0] == "b"
+
+
+def test_the_last_stage_is_chosen_if_none_has_a_score() -> None:
+    assert choose({"a": metrics(None), "b": {"miou": 3.0}})[0] == "b"

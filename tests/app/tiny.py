@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cpsl.__main__ import main
+from cpsl.app.config import METHODS
+
+STAGES = METHODS["paper"]
+"""Stages of the run."""
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 COMMAND = [sys.executable, "-m", "cpsl"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SETTINGS = """
+method = "paper"
 workers = 0
 checkpoint_every = 2
 device = "cpu"
@@ -47,6 +52,15 @@ samples_per_image = 32
 iterations = 3
 batch_size = 2
 student = "previous"
+[online]
+iterations = 4
+batch_size = 2
+warmup_iterations = 1
+freeze_batch_norm = false
+confidence_threshold = 0.06
+masked_patch = 16
+bank_size = 256
+samples_per_image = 32
 """
 
 

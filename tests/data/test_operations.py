@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpsl.data.operations import Operation, apply_to_picture, apply_to_tensor
-from cpsl.data.views import _to_picture, _to_tensor
+from cpsl.data.operations import Operation, apply_to_picture, apply_to_tensor, to_picture, to_tensor
 
 SIZE = (60, 84)
 factors = st.floats(0.1, 1.6)  # strong views use 0.14...1.4
@@ -42,7 +41,7 @@ def smooth(seed: int) -> Tensor:
 
 def difference(image: Tensor, operation: Operation) -> Tensor:
     """Returns the absolute difference of the two implementations in gray levels."""
-    expected = _to_tensor(apply_to_picture(_to_picture(image), operation))
+    expected = to_tensor(apply_to_picture(to_picture(image), operation))
     got = apply_to_tensor(image, operation)
     assert got.dtype == torch.uint8
     return (got.int() - expected.int()).abs()

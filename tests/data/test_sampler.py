@@ -1,10 +1,11 @@
+import math
 from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpsl.data import SeededSampler
+from cpsl.data import MixedSampling, SeededSampler
 
 
 @given(length=st.integers(1, 20), batch=st.integers(1, 5), start=st.integers(0, 30), seed=st.integers(0, 99))
@@ -54,3 +55,60 @@ def test_ranks_and_parts_share_the_batches_of_one_process(
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         SeededSampler(0, 1, seed=0)
+
+
+SOURCES = st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 10)), min_size=1, max_size=4)
+
+
+@given(sources=SOURCES, seed=st.integers(0, 99))
+def test_sources_are_mixed_in_the_ratio_of_their_weights(sources: list[tuple[int, float]], seed: int) -> None:
+    lengths, weights = zip(*sources, strict=True)
+    mixed = MixedSampling(lengths, weights)
+    epoch, total = sum(mixed.shares), sum(weights)
+    for share, weight in zip(mixed.shares, weights, strict=True):
+        assert share >= 1
+        assert share <= max(weight / total * sum(lengths) + 0.5, 1)
+    indices = [mixed(seed, position).index for position in range(3 * epoch)]
+    for begin in range(0, 3 * epoch, epoch):
+        first = 0
+        for length, share in zip(lengths, mixed.shares, strict=True):
+            assert sum(first <= i < first + length for i in indices[begin : begin + epoch]) == share
+            first += length
+    # A source goes through all its images before it repeats one.
+    first = 0
+    for length in lengths:
+        counts = [indices.count(image) for image in range(first, first + length)]
+        assert max(counts) - min(counts) <= 1
+        first += length
+
+
+@given(sources=SOURCES, start=st.integers(0, 20), seed=st.integers(0, 9))
+def test_mixed_sources_resume_anywhere(sources: list[tuple[int, float]], start: int, seed: int) -> None:
+    lengths, weights = zip(*sources, strict=True)
+    length = sum(lengths)
+    whole = SeededSampler(length, 2, seed, sampling=MixedSampling(lengths, weights))
+    resumed = SeededSampler(length, 2, seed, start=start, sampling=MixedSampling(lengths, weights))
+    assert list(islice(resumed, 4)) == list(islice(whole, start + 4))[start:]
+    ranks = [
+        SeededSampler(length, 1, seed, rank=rank, world_size=2, sampling=MixedSampling(lengths, weights))
+        for rank in (0, 1)
+    ]
+    for batch, *parts in islice(zip(whole, *ranks, strict=True), 5):
+        assert [item for part in parts for item in part] == batch
+
+
+@pytest.mark.parametrize(
+    ("lengths", "weights", "named"),
+    [
+        ([], [], "images"),
+        ([3, 0], [1, 1], "0"),
+        ([3], [1, 2], "2"),
+        ([3], [0.0], "0.0"),
+        ([3], [math.nan], "nan"),
+    ],
+)
+def test_mixtures_that_make_no_sense_are_refused(
+    lengths: list[int], weights: list[float], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        MixedSampling(lengths, weights)

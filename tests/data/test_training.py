@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cpsl.data.color import LabStatistics, lab_statistics
+from cpsl.data.jitter import ColorJitter
 from cpsl.data.labels import LabelSpace
 from cpsl.data.sample import Sample
 from cpsl.data.sampler import SeededSampler
 from cpsl.data.training import (
+    JoinedViews,
     SeededIndex,
     SourceBatch,
     SourceViews,
@@ -50,6 +52,11 @@ class Images:
     def __getitem__(self, index: int) -> Sample:
         label = blocks(self.label_size or SIZES[index]) if self.labeled else None
         return Sample(self.image(index), label, self.names[index])
+
+
+class Dark(Images):
+    def image(self, index: int) -> Tensor:
+        return super().image(index) // 3
 
 
 def blocks(size: tuple[int, int]) -> Tensor:
@@ -174,15 +181,60 @@ def test_a_source_label_of_another_size_than_its_image_is_aligned() -> None:
 
 
 def test_the_source_gets_the_colors_of_the_target() -> None:
-    class Dark(Images):
-        def image(self, index: int) -> Tensor:
-            return super().image(index) // 3
-
     index = SeededIndex(2, 0)
     plain, styled = SourceViews(Images(), WEAK)[index], SourceViews(Images(), WEAK, Dark())[index]
     assert torch.equal(plain.label, styled.label)
     brightness = [float(lab_statistics(batch.image[0]).mean[0]) for batch in (plain, styled)]
     assert brightness[1] < 0.6 * brightness[0]
+
+
+def jittered(on_device: bool, share: float = 0.5) -> SourceViews:
+    jitter = ColorJitter(0.4, hue=0.05, blur=0.3)
+    return SourceViews(Images(), WEAK, Images(), color_transfer=share, jitter=jitter, on_device=on_device)
+
+
+def test_a_share_of_the_views_takes_the_colors_of_the_target() -> None:
+    indices = [SeededIndex(i % 4, i) for i in range(200)]
+    own, all_styled, some = (
+        [SourceViews(Images(), WEAK, Dark(), color_transfer=share)[index].image for index in indices]
+        for share in (0, 1, 0.3)
+    )
+    kept = [torch.equal(a, b) for a, b in zip(some, own, strict=True)]
+    assert 0.6 < sum(kept) / len(kept) < 0.8
+    assert not any(map(torch.equal, all_styled, own))
+    assert all(map(torch.equal, own, (SourceViews(Images(), WEAK)[index].image for index in indices)))
+
+
+def test_a_deferred_share_agrees_with_that_of_the_loader() -> None:
+    indices = [SeededIndex(i % 4, i) for i in range(24)]
+    for share in (0.0, 0.5):
+        expected = collate([jittered(False, share)[index] for index in indices])
+        applied = collate([jittered(True, share)[index] for index in indices]).apply_deferred()
+        assert (applied.image.int() - expected.image.int()).abs().float().mean() < 1
+        assert torch.equal(applied.label, expected.label)
+    unstyled = SourceViews(Images(), WEAK, Images(), color_transfer=0.0, on_device=True)
+    for index in indices:
+        assert torch.equal(unstyled[index].apply_deferred().image, SourceViews(Images(), WEAK)[index].image)
+
+
+def test_joined_views_are_those_of_each_source() -> None:
+    plain, styled = SourceViews(Images(), WEAK), jittered(False)
+    joined = JoinedViews({"a": plain, "b": styled})
+    assert len(joined) == 8
+    for index in range(8):
+        batch = joined[SeededIndex(index, index)]
+        views, name = (plain, "a") if index < 4 else (styled, "b")
+        expected = views[SeededIndex(index % 4, index)]
+        assert torch.equal(batch.image, expected.image)
+        assert batch.names == [f"{name}/{expected.names[0]}"]
+    with pytest.raises(IndexError, match="8"):
+        joined[SeededIndex(8, 0)]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="color_transfer"):
+        SourceViews(Images(), WEAK, color_transfer=share)
 
 
 def test_without_a_store_there_are_no_pseudo_labels() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
 from cpsl.data import views
-from cpsl.data.operations import apply_to_picture
+from cpsl.data.operations import apply_to_picture, to_picture, to_tensor
 from cpsl.data.views import (
     MOVES,
     OUTSIDE,
@@ -146,7 +146,7 @@ def test_a_seed_determines_the_views(seed: int) -> None:
 def augmented_step_by_step(image: Tensor, random: np.random.Generator) -> Tensor:
     """Returns a strong image by the paper's description: each change is applied as soon as it is sampled."""
     height, width = image.shape[1:]
-    picture, moves = views._to_picture(image), []
+    picture, moves = to_picture(image), []
     if random.random() < 0.5:
         moves.append(("flip", 1.0))
     if random.random() < 0.5:
@@ -188,7 +188,7 @@ def augmented_step_by_step(image: Tensor, random: np.random.Generator) -> Tensor
             picture = change(picture, magnitude)
     side = min(height, width) // 3
     y, x = random.integers(height - side + 1), random.integers(width - side + 1)
-    strong = render(views._to_tensor(picture), move(View.whole((height, width)), moves))
+    strong = render(to_tensor(picture), move(View.whole((height, width)), moves))
     strong[:, y : y + side, x : x + side] = OUTSIDE
     return strong
 
@@ -250,7 +250,7 @@ def test_strong_views_move_with_the_documented_probability() -> None:
 @pytest.mark.parametrize("magnitude", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", [name for name in views._POOL if name != "identity"])
 def test_every_operation_of_the_pool_changes_the_image(name: str, magnitude: float) -> None:
-    picture = views._to_picture(smooth_image(3))
+    picture = to_picture(smooth_image(3))
     if name in MOVES:
         moved = move(View.whole(SIZE), [(name, magnitude * views._LARGEST[name])])
         assert not torch.equal(moved.matrix, View.whole(SIZE).matrix)

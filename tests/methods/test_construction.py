@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from cpsl import ClassBalancedPrototypeClustering
-from cpsl.methods import Distillation, MeanTeacher, SelfLabeling
+from cpsl.methods import Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import ExponentialMovingAverage
 from small_networks import Patches
 
@@ -15,7 +15,7 @@ def clustering(classes: int = 3, features: int = 8) -> ClassBalancedPrototypeClu
     return ClassBalancedPrototypeClustering(classes, features, bank_size=16)
 
 
-@pytest.mark.parametrize("method", [MeanTeacher, SelfLabeling])
+@pytest.mark.parametrize("method", [OnlineSelfLabeling, SelfLabeling])
 @pytest.mark.parametrize(
     ("teacher", "clusters", "error", "named"),
     [

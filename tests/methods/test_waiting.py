@@ -1,22 +1,24 @@
 """A training step never synchronizes with the device: no value is read, no shape depends on one."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import cpsl.models.ema
-from cpsl import ClassBalancedPrototypeClustering, PseudoLabelRectifier
+from cpsl import ClassBalancedPrototypeClustering, DiceThresholds, PseudoLabelRectifier
 from cpsl.authors import AuthorsClustering, AuthorsSelfLabeling, probability_distillation
-from cpsl.methods import AdversarialWarmup, Distillation, SelfLabeling
+from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import DeepLabV2, Discriminator, ExponentialMovingAverage
 from cpsl.testing import training_batches
 from cpsl.training import Optimization, autocast
 
 CLASSES, WIDTH = 5, 8
-Method = AdversarialWarmup | SelfLabeling | Distillation
+Method = AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling
 
 
 def network() -> DeepLabV2:
@@ -64,7 +66,26 @@ def distillation_of_the_authors() -> Method:
     return Distillation(network(), network().eval(), loss=probability_distillation)
 
 
-METHODS = [warmup, self_labeling, self_labeling_of_the_authors, distillation, distillation_of_the_authors]
+def online(mixing: Literal["class", "cut"] = "class") -> Method:
+    clustering = ClassBalancedPrototypeClustering(
+        CLASSES, WIDTH, bank_size=128, samples_per_image=16, sampling="stratified", prototype_update="labels"
+    )
+    student = network()
+    teacher = ExponentialMovingAverage(student)
+    thresholds = DiceThresholds(CLASSES)
+    # The first step has initial prototypes, the second has not.
+    return OnlineSelfLabeling(student, teacher, clustering, thresholds, mixing=mixing, initial_steps=1)
+
+
+METHODS = [
+    warmup,
+    self_labeling,
+    self_labeling_of_the_authors,
+    distillation,
+    distillation_of_the_authors,
+    online,
+    partial(online, "cut"),
+]
 
 
 @pytest.mark.parametrize("build", METHODS)

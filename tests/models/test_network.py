@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cpsl import ClassBalancedPrototypeClustering, Segmenter
 from cpsl.data import LabelSpace, distinct_palette
-from cpsl.methods import MeanTeacher
+from cpsl.methods import OnlineSelfLabeling
 from cpsl.models import (
     DeepLabV2,
     ExponentialMovingAverage,
@@ -244,7 +244,7 @@ def test_attributes_may_be_scalars_of_numpy(size: Any) -> None:
         clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
         clustering.initialize(torch.eye(3, 8), torch.ones(3))
         torch.manual_seed(0)
-        method = MeanTeacher(each, ExponentialMovingAverage(each), clustering, initial_steps=0)
+        method = OnlineSelfLabeling(each, ExponentialMovingAverage(each), clustering, initial_steps=0)
         losses.append(method(*batches).item())
     assert losses[0] == losses[1]
     image = torch.randint(256, (3, 30, 50), dtype=torch.uint8)

@@ -99,13 +99,14 @@ class Victims:
 
     Args:
         folder: Everything is written below it.
+        method: Method of the runs.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, method: str = "paper") -> None:
         # The server has imported PyTorch; a run is a fork of it and begins at once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cpsl.app.adapt"])
-        self._folder = folder
+        self._folder, self._method = folder, method
         project, begun = self._project("undisturbed"), time.perf_counter()
         process = self._start(project, None)
         process.join()
@@ -150,6 +151,7 @@ class Victims:
         write_project(folder)
         settings = folder / "settings.toml"
         text = settings.read_text().replace("iterations = 2", "iterations = 5")
+        text = text.replace('method = "paper"', f'method = "{self._method}"')
         text = text.replace("checkpoint_every = 1", "checkpoint_every = 2")
         settings.write_text(text.replace("workers = 0", f"workers = {workers}"))
         return folder

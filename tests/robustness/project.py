@@ -22,6 +22,7 @@ from cpsl.training.signals import STOPPED_EXIT_CODE
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
 
 SETTINGS = """
+method = "paper"
 output = "run"
 workers = 0
 checkpoint_every = 1
@@ -34,6 +35,12 @@ model.network = "deeplabv2:resnet_tiny"
 model.arguments = { feature_dim = 8, mean = [0, 0, 0], std = [1, 1, 1] }  # as the authors' networks
 distill = { iterations = 2, batch_size = 1, confidence_threshold = 0.3 }
 self_label = { iterations = 2, batch_size = 1, bank_size = 64, samples_per_image = 8 }
+online.iterations = 2
+online.batch_size = 1
+online.freeze_batch_norm = false
+online.masked_patch = 8
+online.bank_size = 64
+online.samples_per_image = 8
 [views]
 full_size = [32, 64]
 crop = [16, 32]

@@ -9,8 +9,9 @@ import torch
 from kills import WAYS, Victims, results
 
 
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    kills, problem = Victims(tmp_path).kill(0, random.Random(1), most=len(WAYS))
+@pytest.mark.parametrize("method", ["paper", "online"])
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, method: str) -> None:
+    kills, problem = Victims(tmp_path, method).kill(0, random.Random(1), most=len(WAYS))
     assert not problem
     assert kills
 

@@ -119,6 +119,46 @@ def test_steps_are_those_of_a_plain_loop_without_the_bad_iterations(
         assert_equal(model.state_dict(), network().state_dict())
 
 
+def rates(optimization: Optimization, steps: int) -> list[list[float]]:
+    """Takes steps; returns the learning rates of each parameter group in each of them."""
+    (optimizer,) = optimization.optimizers
+    weight, used = optimizer.param_groups[0]["params"][0], []
+    for _ in range(steps):
+        used.append([group["lr"] for group in optimizer.param_groups])
+        optimization.backward(weight.sum())
+        optimization.step()
+    return used
+
+
+def two_groups() -> torch.optim.SGD:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": rate} for rate in (0.1, 0.4)]
+    return torch.optim.SGD(groups)
+
+
+@given(iterations=st.integers(1, 20), warmup=st.integers(0, 25))
+def test_learning_rates_rise_linearly_to_the_polynomial_schedule(iterations: int, warmup: int) -> None:
+    plain = rates(Optimization(two_groups(), iterations), iterations)
+    warm = rates(Optimization(two_groups(), iterations, warmup=warmup), iterations)
+    for step in range(iterations):
+        schedule = (1 - step / iterations) ** 0.9
+        assert plain[step] == pytest.approx([0.1 * schedule, 0.4 * schedule])
+        rise = min((step + 1) / (warmup + 1), 1)
+        assert warm[step] == pytest.approx([rise * rate for rate in plain[step]])
+
+
+@given(iterations=st.integers(2, 12), warmup=st.integers(0, 12), data=st.data())
+def test_learning_rates_resume_within_the_warmup_and_after_it(
+    iterations: int, warmup: int, data: st.DataObject
+) -> None:
+    stop = data.draw(st.integers(1, iterations - 1))
+    undisturbed = rates(Optimization(two_groups(), iterations, warmup=warmup), iterations)
+    first = Optimization(two_groups(), iterations, warmup=warmup)
+    rates(first, stop)
+    resumed = Optimization(two_groups(), iterations, warmup=warmup)
+    resumed.load_state_dict(first.state_dict())
+    assert rates(resumed, iterations - stop) == undisturbed[stop:]
+
+
 @given(st.integers(1, 4), st.data())
 def test_one_bad_micro_batch_skips_the_whole_step(parts: int, data: st.DataObject) -> None:
     wrong = data.draw(st.integers(0, parts - 1))

@@ -1,0 +1,1 @@
+"""Data of the quality benchmark: shifts of labeled photographs and generated fields."""

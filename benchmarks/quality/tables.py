@@ -1,0 +1,102 @@
+"""The tables of a shift in Markdown, and their place in a page."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from .results import SCORES, Result, largest_loss, paired, score_worth, spread
+from .rows import OURS, SOURCE_ONLY
+
+HEAD = (
+    *("Row", "mIoU", "− source only", "− our recipe", "Rare classes", "− source only"),
+    *("Largest loss of a class", "Run's model", "Minutes"),
+)
+SCORE_HEAD = ("Score", "Rank correlation", "Loss of its choice", "Stage it chooses − last", "Worst run")
+
+
+def quality_table(results: Sequence[Result], rare: Sequence[str]) -> str:
+    """Returns the table of the rows, in the order of their first results.
+
+    Args:
+        results: Results of a shift.
+        rare: The rare classes.
+    """
+    by_row: dict[str, list[Result]] = {}
+    for result in results:
+        by_row.setdefault(result.row.name, []).append(result)
+    most = max((len(of_row) for of_row in by_row.values()), default=0)
+    source, ours = (by_row.get(row.name, []) for row in (SOURCE_ONLY, OURS))
+    lines = []
+    for of_row in by_row.values():
+        title = of_row[0].row.title + ("" if len(of_row) == most else f" ({len(of_row)} of {most} seeds)")
+        loss = None if of_row is source else largest_loss(of_row, source)
+        chosen = spread([r.chosen_miou for r in of_row]).text() if of_row[0].row.adapts else "–"
+        lines.append(
+            [
+                title,
+                spread([r.miou for r in of_row]).text(),
+                _difference(_miou(of_row), _miou(source)) if of_row is not source else "–",
+                _difference(_miou(of_row), _miou(ours)) if of_row is not ours else "–",
+                spread([*_rare(of_row, rare).values()]).text(),
+                _difference(_rare(of_row, rare), _rare(source, rare)) if of_row is not source else "–",
+                f"{loss[0]} {loss[1]:+.1f}" if loss else "–",
+                chosen,
+                f"{np.mean([r.minutes for r in of_row]):.1f}",
+            ]
+        )
+    return markdown(HEAD, lines)
+
+
+def _miou(results: Sequence[Result]) -> dict[int, float]:
+    return {result.seed: result.miou for result in results}
+
+
+def _rare(results: Sequence[Result], rare: Sequence[str]) -> dict[int, float]:
+    return {result.seed: result.mean_iou(rare) for result in results}
+
+
+def _difference(values: dict[int, float], others: dict[int, float]) -> str:
+    difference = paired(values, others)
+    return "–" if difference is None else difference.text(sign=True)
+
+
+def score_table(results: Sequence[Result]) -> str:
+    """Returns the table of what each label-free score is worth."""
+    lines = []
+    for score in SCORES:
+        worth = score_worth(results, score)
+        if worth is not None:
+            values = (f"{worth.correlation:+.2f}", *(f"{value:+.1f}" for value in worth[1:4]))
+            lines.append([f"`{score}`", *("–" if "nan" in value else value for value in values)])
+    return markdown(SCORE_HEAD, lines)
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown.
+
+    Example:
+        >>> print(markdown(["Row", "mIoU"], [["ours", "50.1"]]))
+        | Row | mIoU |
+        |---|---|
+        | ours | 50.1 |
+    """
+    rows = [f"| {' | '.join(line)} |" for line in (head, *lines)]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
+
+
+def insert(page: str, name: str, text: str) -> str:
+    r"""Returns a page in which a text replaces what is between the markers of its name.
+
+    Raises:
+        ValueError: The page has no such markers.
+
+    Example:
+        >>> insert("<!-- begin a -->old<!-- end a -->", "a", "new")
+        '<!-- begin a -->\n\nnew\n\n<!-- end a -->'
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if not re.search(f"{begin}.*{end}", page, re.DOTALL):
+        raise ValueError(f"the page needs the lines {begin} and {end}, between which the tables belong")
+    head, _, rest = page.partition(begin)
+    return f"{head}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"

@@ -1,0 +1,81 @@
+"""How often the images of each source are sampled."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cpsl import data
+from cpsl.app.config import Config, Domain
+from cpsl.data.sampler import Sampling
+from cpsl.training import Process, load, progress, save
+
+
+def named_sources(config: Config) -> dict[str, Domain]:
+    """Returns the sources: "source" if there is one, else "source 1", "source 2", ..."""
+    if not config.more_sources:
+        return {"source": config.source}
+    return {f"source {number}": source for number, source in enumerate(config.sources, start=1)}
+
+
+def source_shares(config: Config, lengths: Mapping[str, int]) -> dict[str, float]:
+    """Returns the share of each source in the samples, given their numbers of images.
+
+    By default the shares are proportional to the square roots of the numbers: a few images count more than
+    in proportion, but do not prevail. Rare-class sampling changes the shares, see `describe_sources`.
+    """
+    sources = named_sources(config)
+    weights = {name: sources[name].weight or math.sqrt(length) for name, length in lengths.items()}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def source_sampling(
+    config: Config, process: Process, datasets: Mapping[str, data.SegmentationDataset]
+) -> Sampling | None:
+    """Returns how source images are sampled; None samples the images of a single source evenly."""
+    lengths = {name: len(dataset) for name, dataset in datasets.items()}
+    shares = source_shares(config, lengths)
+    if temperature := config.views.rare_class_temperature:
+        counts = [count_source(config, process, name, dataset) for name, dataset in datasets.items()]
+        weights = torch.cat([torch.full((n,), shares[name] / n) for name, n in lengths.items()])
+        return data.RareClassSampling(torch.cat(counts), temperature, weights)
+    if len(datasets) == 1:
+        return None
+    return data.MixedSampling(list(lengths.values()), list(shares.values()))
+
+
+def describe_sources(
+    config: Config, datasets: Mapping[str, data.SegmentationDataset], sampling: Sampling | None = None
+) -> dict[str, str]:
+    """Describes each source: its number of images and its share of the samples.
+
+    `sampling` is that of the run; without it the shares are those before rare-class sampling.
+    """
+    lengths = {name: len(dataset) for name, dataset in datasets.items()}
+    shares = source_shares(config, lengths)
+    if isinstance(sampling, data.RareClassSampling):
+        parts = sampling.image_probabilities.split(list(lengths.values()))
+        shares = {name: float(part.sum()) for name, part in zip(lengths, parts, strict=True)}
+    return {
+        name: f"{length:,} images, {100 * shares[name]:.1f} % of the samples"
+        for name, length in lengths.items()
+    }
+
+
+def count_source(config: Config, process: Process, name: str, dataset: data.SegmentationDataset) -> Tensor:
+    """Returns the pixels of each class in each image (N, K); read once, then from a file in the run's folder.
+
+    The main process reads the labels, the others wait for its file.
+    """
+    source = named_sources(config)[name]
+    key = hashlib.sha256(repr((source, dataset.label_space.names, dataset.names)).encode()).hexdigest()
+    path = config.output / "class_counts" / f"{key[:16]}.pt"
+    if process.is_main and not path.exists():
+        show = partial(progress, title=f"classes of {name}", process=process, total=len(dataset))
+        save(path, {"counts": data.count_classes(dataset, show)})
+    process.barrier()
+    counts: Tensor = load(path, "cpu")["counts"]
+    return counts

@@ -1,0 +1,230 @@
+"""CPSL in one online stage: a mean teacher whose pseudo labels the prototypes rectify."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cpsl._internal.distributed import no_sync, unwrap
+from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
+from cpsl.data.training import SourceBatch, TargetBatch
+from cpsl.geometry import warp
+from cpsl.losses import cross_entropy
+from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, to_float
+from cpsl.mixing import Mixed, classmix, cutmix, mask_patches
+from cpsl.models.ema import ExponentialMovingAverage
+from cpsl.models.network import check_network, resize, segment
+from cpsl.prototypes import RunningClassMeans
+from cpsl.rectification import consensus
+from cpsl.thresholds import DiceThresholds
+
+
+class OnlineSelfLabeling(Method):
+    """Trains a student on pseudo labels that its moving average predicts and CPSL rectifies, in one stage.
+
+    No pass before training is needed: the teacher labels each batch (Tarvainen and Valpola, 2017), and the
+    prototypes are initialized with the class means of the source features. The labels are the consensus of
+    the teacher's probabilities and of the clusters, to which optimal transport assigns the pixels (CPSL);
+    both follow the class distribution of the target. `DiceThresholds` balance the classes. Half of the
+    classes of a source image are pasted into each target image (DACS, Tranheden et al., 2021). As in
+    DAFormer (Hoyer et al., 2022), the target loss is weighted by the share of pixels with certain labels. As
+    in MIC (Hoyer et al., 2023), the student also labels target images of which patches are masked.
+
+    Args:
+        student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
+        teacher: Moving average of the student.
+        clustering: Prototypes, bank, class distribution; may be wrapped. None trains a plain mean teacher.
+        thresholds: Balances the classes of the pseudo labels; None labels with the most probable class.
+        mixing: What is pasted from the source: half of the classes ("class"), a rectangle of half of the
+            area ("cut") where the scenes of the domains do not align, or nothing ("none").
+        initial_steps: Steps in which the prototypes and the class distribution are those of the source.
+        confidence_threshold: Probability from which the teacher counts as confident, 0...1.
+        self_label_weight: Weight of the clustering loss.
+        masked_weight: Weight of the loss on masked images; 0 skips its pass.
+        masked_share: Share of the patches that are masked, 0...1.
+        masked_patch: Side of these patches in pixels.
+        momentum: Momentum of the moving averages, teacher and prototypes.
+
+    Example:
+        >>> from cpsl.models import DeepLabV2
+        >>> from cpsl.testing import training_batches
+        >>> source, target = training_batches(num_classes=3)
+        >>> student = DeepLabV2(3, "resnet_tiny", feature_dim=8)
+        >>> clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
+        >>> method = OnlineSelfLabeling(student, ExponentialMovingAverage(student), clustering)
+        >>> optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=1e-4)
+        >>> for loss in method.losses(source, target):
+        ...     loss.backward()
+        >>> optimizer.step()
+        >>> method.update()
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: ExponentialMovingAverage[Any],
+        clustering: nn.Module | None = None,
+        thresholds: DiceThresholds | None = None,
+        *,
+        mixing: Literal["class", "cut", "none"] = "class",
+        initial_steps: int = 100,
+        confidence_threshold: float = 0.968,
+        self_label_weight: float = 0.1,
+        masked_weight: float = 1.0,
+        masked_share: float = 0.7,
+        masked_patch: int = 64,
+        momentum: float = 0.999,
+    ) -> None:
+        super().__init__()
+        if mixing not in ("class", "cut", "none"):
+            raise ValueError(f'mixing must be "class", "cut" or "none", got {mixing!r}')
+        self.student = student
+        self.align_corners = check_network(student).align_corners
+        check_pair(student, teacher, average=True)
+        if clustering is not None:
+            check_clustering(student, clustering)
+        self.teacher = teacher
+        self.clustering = clustering
+        self.thresholds = thresholds
+        self.mixing = mixing
+        self.confidence_threshold = confidence_threshold
+        self.self_label_weight = self_label_weight
+        self.masked_weight = masked_weight
+        self.masked_share = masked_share
+        self.masked_patch = masked_patch
+        self.momentum = momentum
+        self.initial = None
+        if clustering is not None:
+            self.initial = InitialPrototypes(unwrap(clustering), initial_steps, self.align_corners)
+        self._clustered: list[ClusteringOutput] = []
+        self._labeled: list[Tensor] = []
+
+    def losses(
+        self, source: SourceBatch, target: TargetBatch, *, last_micro_batch: bool = True
+    ) -> Iterator[Tensor]:
+        """Yields the losses; see `Method.losses`. No pseudo labels are needed."""
+        # 1. Cross-entropy on the source.
+        with no_sync(self.student):
+            logits, features = segment(self.student, to_float(source.image))
+        loss_source = cross_entropy(resize(logits, source.label.shape[1:], self.align_corners), source.label)
+        self.metrics = {"loss_source": loss_source.detach()}
+        yield loss_source
+
+        # 2. At first the prototypes are the class means of the source.
+        if self.clustering is not None and self.initial is not None:
+            self.initial(unwrap(self.clustering), features, source.label)
+
+        with torch.no_grad():
+            # 3. The teacher labels the weak view, and the clusters rectify its probabilities.
+            logits, features = segment(self.teacher, to_float(target.weak))
+            teacher = soft = logits.float().softmax(dim=1)
+            if self.clustering is not None:
+                soft = consensus(teacher, unwrap(self.clustering).assign(features))
+            confident = (soft.amax(dim=1) > self.confidence_threshold).float().mean()
+            self._labeled.append(soft)
+            if self.thresholds is not None:
+                soft = self.thresholds(soft)
+
+            # 4. The labels follow the strong view, and a part of a source image is pasted.
+            strong = to_float(target.strong)
+            size = strong.shape[2:]
+            in_strong, valid = warp(
+                soft, target.weak_view, target.strong_view, size,
+                align_corners=self.align_corners, output_align_corners=False,
+            )  # fmt: skip
+            # A pixel without a finite prediction has no mass.
+            labels = in_strong.argmax(dim=1).masked_fill(~valid | ~(in_strong.sum(dim=1) > 0.5), 255)
+            mixed = self._mix(target.strong, labels, source)
+            weights = torch.where(mixed.pasted, 1.0, confident)
+            self.supervision = Supervision(mixed.image, mixed.labels)
+
+        # 5. Cross-entropy of the student on the mixed image.
+        more = self.masked_weight > 0
+        with no_sync(self.student, when=more or not last_micro_batch):
+            logits = segment(self.student, to_float(mixed.image)).logits
+        logits = resize(logits, size, self.align_corners)
+        loss_target = cross_entropy(logits, mixed.labels, weights=weights)
+        self.metrics |= {"loss_target": loss_target.detach(), "confident": confident}
+        yield loss_target
+
+        # 6. Masked consistency: the context has to explain the masked patches.
+        if more:
+            masked = mask_patches(strong, self.masked_patch, self.masked_share)
+            with no_sync(self.student, when=not last_micro_batch):
+                logits = resize(segment(self.student, masked).logits, size, self.align_corners)
+            loss_masked = confident * cross_entropy(logits, labels)
+            self.metrics |= {"loss_masked": loss_masked.detach()}
+            yield self.masked_weight * loss_masked
+
+        # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
+        if self.clustering is None:
+            return
+        labels = soft.argmax(dim=1).masked_fill(~(soft.sum(dim=1) > 0.5), 255)
+        with no_sync(self.clustering, when=not last_micro_batch):
+            clusters: ClusteringOutput = self.clustering(features, labels, soft_labels=teacher)
+        self._clustered.append(clusters)
+        self.metrics |= {"loss_self_label": clusters.loss.detach(), "marginal_error": clusters.marginal_error}
+        yield self.self_label_weight * clusters.loss
+
+    def update(self, applied: Tensor | None = None) -> None:
+        """Updates teacher, prototypes, memory bank, class distribution and thresholds.
+
+        See `Method.update`.
+
+        Raises:
+            RuntimeError: No losses were computed since the last update.
+        """
+        if not self._labeled:
+            raise RuntimeError("update needs losses: call it once per step, after the optimizer's step")
+        self.teacher.update(self.student, self.momentum, applied)
+        if self.clustering is not None:
+            unwrap(self.clustering).update(self._clustered, self.momentum, applied)
+        if self.thresholds is not None:
+            self.thresholds.update(torch.cat(self._labeled), applied)
+        if self.initial is not None:
+            self.initial.steps += 1
+        self._clustered, self._labeled = [], []
+
+    def _mix(self, image: Tensor, labels: Tensor, source: SourceBatch) -> Mixed:
+        if self.mixing == "none":
+            return Mixed(image, labels, torch.zeros_like(labels, dtype=torch.bool))
+        if self.mixing == "cut":
+            return cutmix(image, labels, source.image, source.label, probability=1.0)
+        return classmix(image, labels, source.image, source.label)
+
+
+class InitialPrototypes(nn.Module):
+    """Initializes a clustering with the class means of the source, in the first steps.
+
+    Args:
+        clustering: The clustering, for its numbers of classes and features, and its device.
+        initial_steps: Number of steps; later ones change nothing.
+        align_corners: Corner-aligned or half-pixel grid of the features.
+
+    Attributes:
+        steps: Number of steps so far, part of the state dictionary.
+    """
+
+    def __init__(
+        self, clustering: ClassBalancedPrototypeClustering, initial_steps: int, align_corners: bool
+    ) -> None:
+        super().__init__()
+        self.initial_steps = initial_steps
+        self.steps = 0
+        means = RunningClassMeans(clustering.num_classes, clustering.feature_dim, align_corners=align_corners)
+        self.means = means.to(clustering.prototypes.device)
+
+    def forward(self, clustering: ClassBalancedPrototypeClustering, features: Tensor, labels: Tensor) -> None:
+        """Sets the prototypes and the class distribution to those of the source so far."""
+        if self.steps < self.initial_steps:
+            self.means.update(features, labels)
+            clustering.initialize(*self.means.compute())
+
+    def get_extra_state(self) -> int:
+        """Returns the number of steps."""
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        """Restores the number of steps."""
+        self.steps = state

@@ -1,0 +1,111 @@
+"""The online method, written out as a complete loop in plain PyTorch.
+
+    python examples/online.py data/gta5 data/cityscapes --network timm:convnext_tiny
+
+`cpsl.methods.OnlineSelfLabeling` is the same step as a module. Here each line can be changed.
+"""
+
+import argparse
+
+import torch
+
+from cpsl import (
+    ClassBalancedPrototypeClustering,
+    DiceThresholds,
+    RunningClassMeans,
+    Segmenter,
+    consensus,
+    cross_entropy,
+    data,
+    warp,
+)
+from cpsl.mixing import classmix, mask_patches
+from cpsl.models import ExponentialMovingAverage, build_network, parameter_groups, resize, segment
+
+
+def main() -> None:
+    """Trains a student on the labeled source and on the target with pseudo labels of its moving average."""
+    parser = argparse.ArgumentParser(description="CPSL in one online stage")
+    parser.add_argument("source", help="folder of GTA5 or in its layout")
+    parser.add_argument("target", help="folder of Cityscapes or in its layout")
+    parser.add_argument("--network", default="lite0", help="see docs/networks.md")
+    parser.add_argument("--height", type=int, default=512, help="of a whole image; width is twice that")
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--output", default="online.pt")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    view = data.WeakView.of_size((args.height, 2 * args.height))
+    # Mixed and masked images take the place of RandAugment and the cutout in the strong views.
+    strong = data.StrongAugmentation(jitter=0.25, operations=0, cutout=0)
+    labeled, unlabeled = data.GTA5(args.source), data.Cityscapes(args.target)
+    sources = data.training_loader(data.SourceViews(labeled, view, style_from=unlabeled), 2, seed=0)
+    targets = data.training_loader(data.TargetViews(unlabeled, view, strong), 2, seed=1)
+
+    student = build_network(args.network, num_classes=19).to(device)
+    teacher = ExponentialMovingAverage(student, momentum=0.999)
+    dim, align = student.feature_dim, student.align_corners
+    means = RunningClassMeans(num_classes=19, feature_dim=dim, align_corners=align).to(device)
+    clustering = ClassBalancedPrototypeClustering(
+        19, dim, temperature=0.1, sampling="stratified", prototype_update="labels", align_corners=align
+    ).to(device)
+    thresholds = DiceThresholds(num_classes=19).to(device)
+    optimizer = torch.optim.AdamW(parameter_groups(student, 6e-5))
+
+    for step, source, target in zip(range(args.steps), sources, targets, strict=False):
+        source, target = source.to(device), target.to(device)
+
+        # 1. Cross-entropy on the source. Each graph is freed before the next pass.
+        logits, features = segment(student, source.image / 255)
+        loss = cross_entropy(resize(logits, source.label.shape[1:], align), source.label)
+        loss.backward()
+
+        # 2. At first the prototypes are the class means of the source.
+        if step < 100:
+            means.update(features, source.label)
+            clustering.initialize(*means.compute())
+
+        with torch.no_grad():
+            # 3. The teacher labels the weak view, the clusters rectify its probabilities, and the thresholds
+            # balance the classes.
+            logits, features = segment(teacher, target.weak / 255)
+            probabilities = logits.softmax(dim=1)
+            rectified = consensus(probabilities, clustering.assign(features))
+            confident = (rectified.amax(dim=1) > 0.968).float().mean()
+            soft = thresholds(rectified)
+            thresholds.update(rectified)
+
+            # 4. The labels follow the strong view, and half of the classes of a source image are pasted.
+            views = target.weak_view, target.strong_view
+            in_strong, valid = warp(soft, *views, align_corners=align, output_align_corners=False)
+            labels = in_strong.argmax(dim=1).masked_fill(~valid, 255)
+            mixed = classmix(target.strong, labels, source.image, source.label)
+            weights = torch.where(mixed.pasted, 1.0, confident)
+
+        # 5. Cross-entropy on the mixed image: pasted labels are correct, the others perhaps.
+        logits, _ = segment(student, mixed.image / 255)
+        loss_target = cross_entropy(resize(logits, labels.shape[1:], align), mixed.labels, weights=weights)
+        loss_target.backward()
+
+        # 6. Cross-entropy on the masked image: the context has to explain the masked patches.
+        logits, _ = segment(student, mask_patches(target.strong / 255, patch=64, share=0.7))
+        loss_masked = confident * cross_entropy(resize(logits, labels.shape[1:], align), labels)
+        loss_masked.backward()
+
+        # 7. The pixels of the teacher move the prototypes, and its probabilities the class distribution.
+        clusters = clustering(features, soft.argmax(dim=1), soft_labels=probabilities)
+        clustering.update(clusters, momentum=0.999)
+
+        optimizer.step()
+        optimizer.zero_grad()
+        teacher.update(student)
+        if step % 100 == 0:
+            total = loss + loss_target + loss_masked
+            print(f"step {step}: loss {total.item():.3f}, confident {confident.item():.3f}", flush=True)
+
+    Segmenter(teacher, data.CITYSCAPES_19, view.full_size).save(args.output)
+
+
+if __name__ == "__main__":
+    main()
