@@ -85,11 +85,12 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
 
 @pytest.mark.parametrize("stop_at", [4, ITERATIONS - 1])
 def test_a_signal_writes_a_checkpoint_before_it_stops(tmp_path: Path, stop_at: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as leave:
         train(tmp_path, stop_at, by_signal=True)
     assert leave.value.code == 75
     assert load(tmp_path / "checkpoint.pt")["iteration"] == stop_at + 1
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def toy_batch(number: int, broken: bool) -> torch.Tensor:
