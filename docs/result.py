@@ -1,13 +1,16 @@
-"""Draws the picture of the README from a finished demo: python docs/result.py [RUN]."""
+"""Draws the picture of the README from a finished demo: python docs/result.py [RUN] [STREETS]."""
 
 import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from cpsl.data import CITYSCAPES_19, Cityscapes, HardLabelStore
 from cpsl.visualize import colorize, panel
+
+TITLES = ("Target image", "Ground truth", "Source only", "Adapted")
+HEADER = 40
 
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
 streets = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/streets/real")
@@ -20,5 +23,12 @@ for index in (3, 7, 12):
     assert sample.label is not None
     labels = (sample.label, before.read(sample.name), after.read(sample.name))
     pictures += [sample.image, *(colorize(label, CITYSCAPES_19.palette) for label in labels)]
-drawn = panel(pictures, columns=4, gap=6)
-Image.fromarray(drawn.permute(1, 2, 0).numpy()).quantize(128).save(Path(__file__).parent / "result.png")
+drawn = Image.fromarray(panel(pictures, columns=len(TITLES), gap=6).permute(1, 2, 0).numpy())
+
+titled = Image.new("RGB", (drawn.width, drawn.height + HEADER), "white")
+titled.paste(drawn, (0, HEADER))
+draw, font = ImageDraw.Draw(titled), ImageFont.load_default(size=24)
+for column, title in enumerate(TITLES):
+    center = (column + 0.5) * drawn.width / len(TITLES)
+    draw.text((center, HEADER / 2), title, "black", font, anchor="mm")
+titled.quantize(128).save(Path(__file__).parent / "result.png")
