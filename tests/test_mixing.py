@@ -49,7 +49,7 @@ def test_labels_on_a_coarser_grid_are_sampled_at_its_nodes() -> None:
 
 
 def labeled_images(classes: int, dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
-    """Returns random images (3, 3, 6, 7), and labels of which about one in five is ignored."""
+    """Returns random images (3, 3, 6, 7), and labels; about one in five is ignored."""
     labels = torch.randint(classes, (3, 6, 7))
     labels[torch.rand(labels.shape) < 0.2] = 255
     return torch.randint(256, (3, 3, 6, 7)).to(dtype), labels

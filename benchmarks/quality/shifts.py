@@ -166,7 +166,7 @@ Made = Callable[..., tuple[Bytes, Any]]
 
 
 def _made_shift(photographs: Path, sequence: str, shift: Made, folder: Path, quick: bool) -> Settings:
-    """Writes a shift of which one sequence of the day is the target, changed by `shift`.
+    """Writes a shift whose target is one sequence of the day, changed by `shift`.
 
     Every second frame of the sequence is used, and every fourth of those is held out for the evaluation.
     """

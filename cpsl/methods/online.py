@@ -29,7 +29,7 @@ class OnlineSelfLabeling(Method):
     both follow the class distribution of the target. `DiceThresholds` balance the classes. Half of the
     classes of a source image are pasted into each target image (DACS, Tranheden et al., 2021). As in
     DAFormer (Hoyer et al., 2022), the target loss is weighted by the share of pixels with certain labels. As
-    in MIC (Hoyer et al., 2023), the student also labels target images of which patches are masked.
+    in MIC (Hoyer et al., 2023), the student also labels target images with masked patches.
 
     Args:
         student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.

@@ -24,7 +24,7 @@ SKY = 10
 
 
 def street() -> tuple[np.ndarray, np.ndarray]:
-    """A bright sky over a street with texture, and a label of which the sky is the upper 40 rows."""
+    """A bright sky over a street with texture, and its label: the upper 40 rows are sky."""
     random = np.random.default_rng(0)
     image = np.full((96, 128, 3), (215, 228, 245), np.uint8)
     image[40:] = random.integers(40, 160, (56, 128, 1))
