@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,6 +67,17 @@ def fake_cuda() -> Iterator[torch.device]:
         except RuntimeError:
             pytest.skip("PyTorch 2.6 cannot index fake CUDA tensors without a GPU")
         yield torch.device("cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives the run a temporary folder of its own: tests and doctests write gigabytes in all.
+
+    `--basetemp FOLDER` keeps the files of the tests that fail.
+    """
+    if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the folder
+        folder = tempfile.mkdtemp(prefix="cpsl-tests-")
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
