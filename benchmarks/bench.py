@@ -12,6 +12,7 @@ import sys
 
 import growth
 import pieces
+import scale
 import step
 from measure import Row, timing
 
@@ -28,12 +29,14 @@ def import_row() -> Row:
 
 
 def main() -> None:
-    """Prints the table, the parts of the step, and the growth of the cost."""
+    """Prints the table, the parts of the step, the growth of the cost, and lists of many files."""
     pieces.main()
     print(import_row(), end="\n\n", flush=True)
     step.main()
     print()
     growth.main()
+    print()
+    scale.main()
 
 
 if __name__ == "__main__":

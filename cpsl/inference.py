@@ -15,7 +15,15 @@ from cpsl.authors.checkpoints import load_release_checkpoint
 from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, distinct_palette
 from cpsl.data.reading import read_image
 from cpsl.data.training import whole_image
-from cpsl.models.build import Builder, build_network, call_builder, check_offline, check_rebuilds, is_named
+from cpsl.models.build import (
+    Builder,
+    build_network,
+    call_builder,
+    check_offline,
+    check_rebuilds,
+    is_named,
+    state_dict_of,
+)
 from cpsl.models.network import SegmentationNetwork, check_network, resize, segment
 
 VERSION = 2
@@ -150,7 +158,7 @@ class Segmenter:
         spec = getattr(network, "spec", None)
         content = {
             "version": VERSION,
-            "model": network.state_dict(),
+            "model": state_dict_of(network),
             "network": None if spec is None else str(spec.name),
             "arguments": {} if spec is None else _plain(dict(spec.arguments)),
             "classes": [str(name) for name in self.classes.names],

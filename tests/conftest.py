@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the folder
         folder = tempfile.mkdtemp(prefix="cpsl-tests-")
         os.environ["TMPDIR"] = tempfile.tempdir = folder
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        # After multiprocessing has removed its own folder in there, which has priority -100.
+        Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,3 +1,4 @@
+import copy
 import re
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from cpsl import Segmenter
 from cpsl.authors import save_release_checkpoint
-from cpsl.data import CITYSCAPES_16, LabelSpace
+from cpsl.data import CITYSCAPES_16, LabelSpace, whole_image
+from cpsl.data.reading import read_image
 from cpsl.models import DeepLabV2, NetworkSpec, check_network
 from small_networks import Colors, Patches, build_patches
 
@@ -92,7 +94,7 @@ class Runs:
         ({"arguments": {"feature_dim": 16}}, "does not fit"),
         ({"arguments": {"color": 16}}, "no argument color"),
         ({"network": "deeplabv2:resnet_huge"}, "resnet_huge"),
-        ({"extra": Runs()}, "other objects than tensors"),
+        ({"extra": Runs()}, "holds a print"),
     ],
 )
 def test_other_files_are_refused(
@@ -210,7 +212,9 @@ def test_a_network_that_its_name_does_not_describe_is_not_saved(tmp_path: Path) 
 
 
 def wrapped(model: DeepLabV2) -> list[nn.Module]:
-    return [torch.compile(model), nn.DataParallel(model), nn.DataParallel(torch.compile(model))]
+    part = copy.deepcopy(model)
+    part.backbone = torch.compile(part.backbone, backend="eager")
+    return [torch.compile(model), nn.DataParallel(model), nn.DataParallel(torch.compile(model)), part]
 
 
 def test_whatever_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -330,6 +334,28 @@ def test_an_image_file_is_rotated_by_its_exif_data(tmp_path: Path) -> None:
     turned = segmenter.predict(tmp_path / "turned.png")
     assert turned.labels.shape == (72, 40)
     assert torch.equal(turned.scores, segmenter.predict(tmp_path / "upright.png").scores)
+
+
+@pytest.mark.parametrize("kind", ["rotated", "16 bits", "palette", "alpha"])
+def test_the_onnx_example_prepares_images_like_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo = Image.fromarray(picture().permute(1, 2, 0).numpy())
+    exif = Image.Exif()
+    exif[0x0112] = 6 if kind == "rotated" else 1
+    if kind == "16 bits":
+        photo = Image.fromarray((np.asarray(photo.convert("L")).astype(np.uint16) << 8) + 77)
+    elif kind != "rotated":
+        photo = photo.convert("P" if kind == "palette" else "RGBA")
+    photo.save("street.png", exif=exif)
+    page = (Path(__file__).parents[1] / "docs" / "inference.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^picture = .*^image = [^\n]*", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"Image": Image, "ImageOps": ImageOps, "np": np, "height": 40, "width": 56}
+    exec(example.replace("street.jpg", "street.png"), names)
+    expected = whole_image(read_image(Path("street.png")), (40, 56))
+    difference = torch.from_numpy(names["image"][0]).int() - expected.int()
+    assert difference.abs().max() <= 1  # of rounding
 
 
 def test_mixed_precision_is_the_callers_choice() -> None:

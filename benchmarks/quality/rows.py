@@ -7,7 +7,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from cpsl.app.config import Config, Domain
+from cpsl.app.config import Config
+from cpsl.app.domain import Domain
 
 Settings = Mapping[str, Any]
 """Values by dotted name, such as {"online.mixing": "cut"}."""

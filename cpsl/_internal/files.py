@@ -1,6 +1,7 @@
 """Files that are either complete or absent, and the reading of tensors."""
 
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -8,10 +9,26 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
+
+from cpsl._internal.file_kinds import describe_file
 
 PARTIAL_SUFFIX = ".partial"
 """Suffix of files that are being written; a killed process leaves them behind."""
+
+
+def _scalars_and_arrays() -> list[Any]:
+    safe: list[Any] = [np.dtype, np.ndarray]
+    safe += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")]
+    for example, name in ((np.float64(0), "scalar"), (np.zeros(0), "_reconstruct")):
+        constructor: Any = example.__reduce__()[0]
+        safe += [(constructor, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
+    return safe
+
+
+SCALARS_AND_ARRAYS = _scalars_and_arrays()
+"""What builds numbers and arrays of NumPy, which run no code, by their names in NumPy 1 and 2."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
@@ -76,12 +93,23 @@ def load_safely(path: Path, device: torch.device | str = "cpu", *, checksums: bo
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
-    except UnpicklingError as error:  # its text recommends to load the file with weights_only=False
-        reason = "it is no file of torch, or holds other objects than tensors and plain values"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+    except PermissionError:
+        raise PermissionError(f"{path} cannot be read: you have no permission to read it") from None
     except Exception as error:  # torch raises errors of many types
-        reason = "it is a folder" if path.is_dir() else f"it is damaged or no file of torch ({error})"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+        raise ValueError(f"{path} cannot be read: {_reason(path, error)}") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Returns why torch cannot load a file."""
+    if reason := describe_file(path):
+        return reason
+    if not isinstance(error, UnpicklingError):
+        return f"it is damaged or no file of torch ({error})"
+    # The text recommends to load the file with weights_only=False, which runs code of the file.
+    name = re.search(r"GLOBAL (?P<name>[\w.]+)", str(error))
+    if name is None:
+        return "it is damaged, no file of torch, or holds other objects than tensors and plain values"
+    return f"it holds a {name['name']}: save the state_dict() of a network, without other objects"
 
 
 def check_sums(path: Path) -> None:

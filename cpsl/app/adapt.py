@@ -4,9 +4,10 @@ import json
 from functools import partial
 from shlex import quote
 
-from cpsl.app.check import advice, validate
+from cpsl.app.check_settings import advice, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
+from cpsl.app.data_record import record_data
 from cpsl.app.datasets import label_space
 from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import read_metrics
@@ -61,6 +62,9 @@ def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = (
             raise SystemExit("\n".join(problems))
         for line in advice(config):
             logger.warning(line)
+        if process.is_main:
+            record_data(config)
+        process.barrier()
         adapt(config, process)
     if process.is_main:
         with friendly_errors(config.debug), exit_when_stopped():

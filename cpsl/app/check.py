@@ -2,38 +2,36 @@
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 
+from cpsl.app.check_hints import describe_files, propose
+from cpsl.app.check_picture import write_contact_sheet
+from cpsl.app.check_settings import FOLDER, advice, check_weights, initial_weights, validate
+from cpsl.app.check_words import describe_kinds, find_warnings, summary
 from cpsl.app.command_line import parse
-from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config, Domain
-from cpsl.app.datasets import (
-    domains,
-    draw_streets,
-    label_space,
-    micro_batch_size,
-    open_dataset,
-    target_dataset,
-)
+from cpsl.app.config import Config
+from cpsl.app.data_record import changed_data
+from cpsl.app.datasets import domains, draw_streets, label_space, open_dataset
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
-from cpsl.app.networks import build_model, custom_builder, describe_network, load_model
+from cpsl.app.networks import describe_network
 from cpsl.app.run import changed_settings
 from cpsl.app.source_sampling import describe_sources, named_sources
-from cpsl.app.stages import trained_stages
-from cpsl.data import check_dataset
+from cpsl.data import DatasetCheck, check_dataset
+from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger, progress, start_logging, start_process
 from cpsl.training.checkpoints import write_text
 from cpsl.training.signals import STOPPED_EXIT_CODE, exit_when_stopped
 
-SHOWN = 10
-"""Problems of one domain that are shown; one wrong setting can affect every label."""
+IMAGES_PER_PROCESS = 32
+"""Images from which on another process is started."""
 
 
 def check(config: Config, process: Process) -> None:
@@ -46,181 +44,92 @@ def check(config: Config, process: Process) -> None:
         raise SystemExit("cpsl check runs in one process: start it without torchrun")
     draw_streets(config)
     problems = validate(config, process)
-    problems += _check_weights(config)
+    problems += check_weights(config)
     if not problems:
         try:
             logger.info(describe_network(config, process))
         except Exception as error:  # of any library
             problems.append(f"model.network {config.model.network}: {error}")
-        starts = [f"{name} = {weights}" for name, weights, _ in _initial_weights(config)]
+        starts = [f"{name} = {weights}" for name, weights, _ in initial_weights(config)]
         logger.info(f"initial weights: {', '.join(starts)}")
     if changed := changed_settings(config):
+        problems.append(changed)
+    if not problems and (changed := changed_data(config)):
         problems.append(changed)
     if config.more_sources and not problems and not config.views.rare_class_temperature:
         sources = {name: open_dataset(config, source) for name, source in named_sources(config).items()}
         for name, described in describe_sources(config, sources).items():
             logger.info(f"{name}: {described}")
-    for name, domain in domains(config).items():
-        problems += _check_data(name, domain, config, process)
-    for line in [] if problems else advice(config):
-        logger.warning(line)
-    path = config.output / "problems.txt"
+    path = config.output / FOLDER / "problems.txt"
     path.unlink(missing_ok=True)  # of an earlier check
-    _report(problems, path)
-    # A known problem may stop the dry run as well.
-    problems += (failed := _check_cost(config, process, report=not problems))
-    _report(failed, path)
-    if problems:
-        raise SystemExit(f"{len(problems)} problem(s)")
-    logger.info("no problems")
-
-
-def validate(config: Config, process: Process) -> list[str]:
-    """Returns the problems that can be detected without reading images."""
-    try:
-        label_space(config)
-    except ValueError as error:
-        return [f"classes, palette: {error}"]
-    problems = []
-    for name, domain in domains(config).items():
-        try:
-            open_dataset(config, domain)
-        except (OSError, ValueError) as error:
-            problems.append(f"{name}: {error}")
-        if name in ("target", "evaluation") and (domain.weight or domain.from_target):
-            problems.append(f"{name}: weight and from_target are settings of sources")
-        for option in ("images", "labels"):
-            folder = getattr(domain, option)
-            if folder and config.output.resolve().is_relative_to(folder.resolve()):
-                problems.append(
-                    f"output {config.output} is inside {name}.{option} {folder}, where results would be "
-                    "read as data: choose another --output"
-                )
-    for name, weights, words in _initial_weights(config):
-        if str(weights) not in words and not Path(weights).is_file():
-            known = f", and it is not one of {', '.join(words)}" if words else ""
-            problems.append(f"{name}: there is no file {weights}{known}")
-    starts = [str(weights) for _, weights, words in _initial_weights(config) if words]
-    if config.model.weights and starts and "pretrained" not in starts:
-        problems.append(
-            f"model.weights: {config.model.weights} is not read, since stages start from random weights or "
-            'other files: set start = "pretrained"'
-        )
-    try:
-        custom_builder(config.model.network)
-    except ValueError as error:
-        problems.append(f"model.network: {error}")
-    for stage in STAGES:
-        if stage not in METHODS[config.method] and getattr(config.init_from, stage):
-            problems.append(f'init_from.{stage} is not read: method = "{config.method}" has no such stage')
-    if config.method != "paper" and config.authors != Authors():
-        problems.append('authors deviates from the paper: set method = "paper"')
-    aligned = config.model.network.startswith("deeplabv2:")
-    for switch in () if aligned else ("repeat_backbone_steps", "rectify_features"):
-        if getattr(config.authors, switch):
-            problems.append(f'authors.{switch} needs model.network = "deeplabv2:NAME", the authors\' network')
-    for stage in dict.fromkeys("distill" if s in PREVIOUS else s for s in trained_stages(config)):
-        settings = getattr(config, stage)
-        try:
-            micro_batch_size(config, settings.batch_size, process)
-        except ValueError as error:
-            problems.append(f"{stage}.{error}")
-        if config.authors.repeat_backbone_steps and settings.optimizer.name != "sgd":
-            problems.append(f'authors.repeat_backbone_steps needs {stage}.optimizer.name = "sgd"')
-    if config.select_checkpoint == "best" and not (config.evaluate_every and config.evaluation.given):
-        problems.append(
-            'select_checkpoint = "best" needs evaluate_every above 0 and labeled images in evaluation'
-        )
-    return problems
-
-
-def advice(config: Config) -> list[str]:
-    """Returns warnings about settings that are valid but probably not intended."""
-    height, width = target_dataset(config).image(0).shape[1:]
-    full_height, full_width = config.views.full_size
-    if full_height <= 1.5 * height or full_width <= 1.5 * width:
-        return []
-    crop = [max(extent // 32 * 16, 16) for extent in (height, width)]
-    factor = full_height * full_width / (height * width)
-    return [
-        f"Target images of {height}x{width} are enlarged to views.full_size {full_height}x{full_width}, "
-        f"which needs {factor:.0f} times the time and memory. For their own size:\n"
-        f"  --views.full-size {height} {width} --views.crop {crop[0]} {crop[1]} "
-        f"--views.width {round(1.07 * width)}"
-    ]
-
-
-def _initial_weights(config: Config) -> Iterator[tuple[str, str | Path, tuple[str, ...]]]:
-    """Yields settings that name weights: name, value, and the keywords allowed in place of a file."""
-    trained = trained_stages(config)
-    if "source_only" in trained:
-        yield "source_only.start", config.source_only.start, ("pretrained", "random")
-    if "warmup" in trained:
-        yield "warmup.start", config.warmup.start, ("pretrained", "random", "source_only")
-    if "distill_1" in trained or "distill_2" in trained:
-        yield "distill.student", config.distill.student, ("previous", "pretrained", "random")
-    if "online" in trained:
-        yield "online.start", config.online.start, ("pretrained", "random", "source_only")
-    for stage in config.stages:
-        if path := getattr(config.init_from, stage):
-            yield f"init_from.{stage}", path, ()
-    if config.model.weights:
-        yield "model.weights", config.model.weights, ()
-
-
-def _check_weights(config: Config) -> list[str]:
-    """Loads the initial weights of all stages; returns the problems."""
-    problems = []
-    for name, weights, _ in _initial_weights(config):
-        if weights == "random":
-            logger.info(f"{name}: random weights")
-        if weights != "pretrained" and not Path(weights).is_file():
-            continue  # a keyword, or already reported
-        if name == "model.weights":
-            continue  # loaded as "pretrained"
-        try:
-            if name.startswith("init_from"):
-                load_model(config, Path(weights))
-            else:
-                build_model(config, str(weights))
-            logger.info(f"{name}: {weights} loads")
-        except (OSError, ValueError, TypeError, ImportError) as error:
-            hint = " (model.weights)" if weights == "pretrained" else ""
-            problems.append(f"{name}: {error}{hint}")
-    return problems
-
-
-def _check_data(name: str, domain: Domain, config: Config, process: Process) -> list[str]:
-    """Reads all images and labels of a domain, logs sizes and class frequencies, and returns the problems."""
-    try:
-        dataset = open_dataset(config, domain)
-    except (OSError, ValueError):
-        return []  # already reported
-    result = check_dataset(dataset, partial(progress, title=name, process=process, total=len(dataset)))
-    sizes = ", ".join(f"{n} of {w}x{h}" for (h, w), n in sorted(result.sizes.items())[:5])
-    logger.info(f"{name}: {result.images} images ({sizes}), {result.labeled} with labels")
-    pixels = int(result.counts.sum())
-    if result.labeled:
-        for label, count in zip(dataset.label_space.names, result.counts.tolist(), strict=True):
-            logger.info(f"  {label:20} {100 * count / max(pixels, 1):7.3f} %")
-    problems = [f"{name}: {problem}" for problem in result.problems]
-    if name != "target" and not problems and not pixels:
-        reason = "all pixels of all labels are ignored" if result.labeled else "no image has a label"
-        problems.append(f"{name}: {reason}")
-    return problems
-
-
-def _report(problems: list[str], path: Path) -> None:
-    """Logs the first problems of each domain, and writes all into a file if there are more."""
-    counts: Counter[str] = Counter()
+    data = _check_data(config, process)
+    problems += data.problems
     for problem in problems:
-        domain = problem.partition(":")[0]
-        counts[domain] += 1
-        if counts[domain] <= SHOWN:
-            logger.error(problem)
-    if more := sum(max(count - SHOWN, 0) for count in counts.values()):
-        write_text(path, "".join(f"{problem}\n" for problem in problems))
-        logger.error(f"... and {more} more like these; {path} lists all")
+        logger.error(problem)
+    if data.complete:
+        write_text(path, "".join(f"{problem}\n" for problem in data.complete))
+        logger.error(f"All {len(data.complete)} problems of files: {path}")
+    warnings = data.warnings + [f"Warning: {line}" for line in ([] if problems else advice(config))]
+    for line in warnings:
+        logger.warning(line)
+    # A known problem may stop the dry run as well.
+    failed = _check_cost(config, process, report=not problems)
+    for problem in failed:
+        logger.error(problem)
+    if count := len(problems) + len(failed):
+        raise SystemExit(f"{count} problem(s)")
+    logger.info(f"no problems, but {len(warnings)} warning(s) above" if warnings else "no problems")
+
+
+class _Data(NamedTuple):
+    """What was found in the data."""
+
+    problems: list[str]  # one text for each kind
+    complete: list[str]  # one line for each problem of a file
+    warnings: list[str]
+
+
+def _check_data(config: Config, process: Process) -> _Data:
+    """Reads all images and labels, and draws some."""
+    problems, complete = list[str](), list[str]()
+    results, named = dict[str, DatasetCheck](), domains(config)
+    try:
+        classes = label_space(config)
+    except ValueError:
+        return _Data([], [], [])  # already reported
+    for name, domain in named.items():
+        try:
+            dataset = open_dataset(config, domain)
+        except (OSError, ValueError):  # already reported
+            if proposal := propose(name, domain, classes):
+                logger.info(proposal)
+            continue
+        for line in describe_files(name, dataset):
+            logger.info(line)
+        show = partial(progress, title=name, process=process, total=len(dataset))
+        results[name] = result = check_dataset(dataset, show, workers=_processes(config, len(dataset)))
+        logger.info(summary(name, result, classes))
+        if result.examples:
+            picture = config.output / FOLDER / f"{name.replace(' ', '_')}.png"
+            write_contact_sheet(picture, dataset, result)
+            logger.info(f"  as understood: {picture}")
+        problems += describe_kinds(name, domain, result, classes)
+        wrong = any(finding.kind in ("label", "values") for finding in result.findings)
+        if wrong and (proposal := propose(name, domain, classes)):
+            logger.info(proposal)
+        complete += [f"{name}: {problem}" for problem in result.problems]
+        if name != "target" and not result.problems and not int(result.counts.sum()):
+            reason = "all pixels of all labels are ignored" if result.labeled else "no image has a label"
+            problems.append(f"{name}: {reason}")
+    return _Data(problems, complete, find_warnings(results, named, classes))
+
+
+def _processes(config: Config, images: int) -> int:
+    """Returns the number of processes that read images: one per core, however few a training run uses.
+
+    `workers = 0` means that there may be no other processes; a few images are not worth their start.
+    """
+    return min(usable_cores(), images // IMAGES_PER_PROCESS) if config.workers else 0
 
 
 def _check_cost(config: Config, process: Process, report: bool) -> list[str]:

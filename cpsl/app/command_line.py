@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import tyro
 
-from cpsl.app.config import Config, Domain
-from cpsl.app.settings import UsageError, check, override, read_toml, schema
+from cpsl.app.config import Config
+from cpsl.app.domain import Domain
+from cpsl.app.settings import UsageError, check, check_numbers, override, read_toml, schema
 
 RECIPES = Path(str(files("cpsl.app.recipes")))
 """Folder of the recipes."""
@@ -163,6 +164,7 @@ def parse_arguments(kind: type[S], arguments: Sequence[str], command: str, defau
     """
     if "NO_COLOR" in os.environ:
         tyro._experimental_options["ansi_codes"] = False
+    check_numbers(kind, arguments, "command line")
     options = tyro.cli(
         kind,
         args=arguments,

@@ -1,35 +1,15 @@
 """All settings of a run; the defaults are the numbers of the paper."""
 
-import json
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-from pydantic import AfterValidator, ConfigDict, Field, with_config
+from pydantic import ConfigDict, Field, with_config
 
+from cpsl.app.domain import Domain
+from cpsl.app.ranges import Amount, Byte, Count, Json, Positive, Range, Share, Size, Weight
 from cpsl.training import Precision
-
-Amount = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Pixels = Annotated[int, Field(ge=16)]  # the smallest input of the networks
-Size = tuple[Pixels, Pixels]
-Byte = Annotated[int, Field(ge=0, le=255)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Ids = MutableMapping[int, int]  # tyro makes an option of each key of a dict
-Share = Annotated[float, Field(ge=0, le=1)]
-Json = Annotated[dict[str, Any], tyro.conf.arg(constructor=json.loads, metavar="JSON")]
-
-
-def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] > limits[1]:
-        raise ValueError("the first value must not exceed the second")
-    return limits
-
-
-Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_range)]
 
 METHODS = {
     "online": ("source_only", "online"),
@@ -42,42 +22,6 @@ STAGES = tuple(dict.fromkeys(stage for stages in METHODS.values() for stage in s
 
 PREVIOUS = {"distill_1": "self_label", "distill_2": "distill_1"}
 """The stage whose network teaches a distillation."""
-
-
-@with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
-@dataclass(frozen=True)
-class Domain:
-    """Images of one domain, and their labels if there are any."""
-
-    dataset: Literal["gta5", "synthia", "cityscapes", "folder"] = "folder"
-    """Layout of the files: "folder" reads `images` and `labels`, the others read `root`."""
-    root: Path | None = None
-    """Folder of gta5, synthia or cityscapes, as unpacked."""
-    split: str = "train"
-    """Split of cityscapes: train, val or test."""
-    images: Path | None = None
-    """Folder of images, searched recursively."""
-    labels: Path | None = None
-    """Folder of label images, PNG, named like the images."""
-    ids: Ids = field(default_factory=dict)
-    """Stored label value to class index, 255 to ignore; omit it if they are equal."""
-    max_images: Amount = 0
-    """Use only this many images, evenly spaced; 0 uses all."""
-    streets: Amount = 0
-    """Generate this many street scenes in `root` first (gta5 and cityscapes); 0 generates none."""
-    streets_size: tuple[int, int] = (128, 256)
-    """Height and width of the generated scenes."""
-    streets_seed: int = 0
-    """Seed of the generated scenes; the seed of the run does not affect them."""
-    weight: Positive | None = None
-    """Sources: how often they are sampled; the square root of the number of images if omitted."""
-    from_target: bool = False
-    """Sources: these are labeled images of the target, without color transfer and in its size."""
-
-    @property
-    def given(self) -> bool:
-        """Whether the domain is set at all."""
-        return self.root is not None or self.images is not None
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,23 @@ from torch.utils.data import Dataset
 
 from cpsl import data
 from cpsl._internal.randomness import derive_seed
-from cpsl.app.config import Authors, Config, Domain
+from cpsl.app.config import Authors, Config
+from cpsl.app.domain import Domain
 from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.authors import AuthorsStrongAugmentation
+from cpsl.data.cache import CachedDataset
+from cpsl.data.sample import Files
 from cpsl.data.sampler import Sampling
 from cpsl.data.streets import Style
 from cpsl.training import Process, logger, progress
 
 T = TypeVar("T")
+
+FOLDER_SETTINGS = (
+    *("ids", "image_pattern", "label_pattern", "first_id", "tolerance", "ignore_unknown", "resize_labels"),
+    *("label_orientation", "value_range"),
+)
+"""Settings of a domain that only data sets of folders have."""
 
 
 def label_space(config: Config) -> data.LabelSpace:
@@ -56,8 +65,15 @@ def _dataset(domain: Domain, classes: data.LabelSpace) -> data.SegmentationDatas
     if folder is None:
         raise ValueError(f'a domain of dataset "{domain.dataset}" needs `{option}`, the folder of its files')
     dataset: data.SegmentationDataset
+    unused = [name for name in FOLDER_SETTINGS if getattr(domain, name) != getattr(Domain(), name)]
+    if domain.dataset != "folder" and unused:
+        raise ValueError(f'{unused[0]} is a setting of dataset = "folder", not of "{domain.dataset}"')
+    for data_folder in (folder, domain.labels):
+        if domain.cache and data_folder and domain.cache.resolve().is_relative_to(data_folder.resolve()):
+            raise ValueError(f"cache {domain.cache} is inside {data_folder}, where it would be read as data")
     if domain.dataset == "folder":
-        dataset = data.SegmentationFolder(folder, domain.labels, classes, ids=domain.ids or None)
+        settings = {name: getattr(domain, name) for name in FOLDER_SETTINGS}
+        dataset = data.SegmentationFolder(folder, domain.labels, classes, **settings)
     elif domain.dataset == "cityscapes":
         dataset = data.Cityscapes(folder, domain.split, label_space=classes)
     else:
@@ -88,13 +104,14 @@ def source_batches(
     config: Config, stage: str, process: Process, batch_size: int, start: int
 ) -> Iterator[data.SourceBatch]:
     """Yields endless training batches of all sources, from iteration `start` on."""
-    views, styles = config.views, target_dataset(config) if config.views.color_transfer else None
+    views = config.views
+    styles = _training_dataset(config, config.target) if views.color_transfer else None
     jitter = None
     if strength := views.source_jitter:
         jitter = data.ColorJitter(strength, hue=strength / 4, blur=strength / 2)
     parts = {
         name: data.SourceViews(
-            open_dataset(config, source),
+            _training_dataset(config, source, None if source.from_target else views.source_size),
             _weak_view(config, None if source.from_target else views.source_size),
             styles,
             color_transfer=0 if source.from_target else views.color_transfer,
@@ -132,8 +149,21 @@ def target_batches(
             stretched_label_translation=authors.stretched_label_translation,
         )
     weak, on_device = _weak_view(config), config.views.on_device
-    views = data.TargetViews(target_dataset(config), weak, strong, read, on_device=on_device)
+    views = data.TargetViews(
+        _training_dataset(config, config.target), weak, strong, read, on_device=on_device
+    )
     return _batches(config, views, f"{stage} target", process, batch_size, start)
+
+
+def _training_dataset(
+    config: Config, domain: Domain, size: tuple[int, int] | None = None
+) -> data.SegmentationDataset:
+    """Returns the images of a domain, large ones from the cache if it has one."""
+    dataset = open_dataset(config, domain)
+    if domain.cache is None:
+        return dataset
+    assert isinstance(dataset, Files | data.Subset)
+    return CachedDataset(dataset, domain.cache, size or config.views.full_size)
 
 
 def _weak_view(config: Config, size: tuple[int, int] | None = None) -> data.WeakView:

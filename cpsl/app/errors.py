@@ -1,9 +1,28 @@
 """Errors that the commands report without a traceback."""
 
+import errno
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_PERMISSION = "you have no permission for it; change the permissions, or choose another folder"
+_REMEDIES = {
+    "ENOSPC": "the disk is full; free space, then run the same command again",
+    "EDQUOT": "your disk quota is used up; free space, then run the same command again",
+    "EACCES": _PERMISSION,
+    "EPERM": _PERMISSION,
+    "EROFS": "the disk is read-only; choose another folder",
+    "ENOENT": "it does not exist, or the folder for it cannot be created",
+    "ENOTDIR": "a part of this path is a file, not a folder; choose another path",
+    "EISDIR": "it is a folder, where a file is expected",
+    "EEXIST": "it exists, but is not a folder; choose another path",
+    "ENAMETOOLONG": "the name is too long; choose a shorter one",
+    "EMFILE": "too many files are open; use fewer --workers, or raise the limit with ulimit -n",
+    "EIO": "the disk or network drive reports an error; try again, or use another disk",
+    "ESTALE": "the network drive has changed; try again, or use another disk",
+}
 
 
 @contextmanager
@@ -14,12 +33,27 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
     except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         if debug:
             raise
-        message, notes = str(error) or type(error).__name__, getattr(error, "__notes__", [])
+        message, notes = describe_error(error), getattr(error, "__notes__", [])
         if "in DataLoader worker" in message:  # torch puts the worker's traceback before its error
             message = message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
         elif "DataLoader worker" in message:  # it was killed, most often for lack of memory
             notes = [*notes, "Fewer --workers need less memory; --workers 0 shows the error itself."]
         raise SystemExit("\n".join([f"error: {message}", *notes, "--debug shows the traceback"])) from None
+
+
+def describe_error(error: Exception) -> str:
+    """Returns the text of an error; for one of the system, the file, the reason and what to do.
+
+    Example:
+        >>> describe_error(PermissionError(13, os.strerror(13), "runs/a"))[:45]
+        'runs/a: you have no permission for it; change'
+    """
+    if not (isinstance(error, OSError) and error.errno):
+        return str(error) or type(error).__name__
+    remedy = _REMEDIES.get(errno.errorcode.get(error.errno, ""))
+    name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    reason = error.strerror or os.strerror(error.errno)
+    return f"{name}{remedy} ({reason})" if remedy else f"{name}{reason}"
 
 
 def describe_changes(

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from cpsl import LabelFreeScores, Segmenter, class_counts
 from cpsl._internal.distributed import all_reduce_sum
 from cpsl.app.command_line import parse_arguments, read_layers
-from cpsl.app.config import METHODS, Config, Domain, Ids, Positive
+from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset, share_of_rank
+from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option, load_model
+from cpsl.app.ranges import Positive
 from cpsl.app.report_page import describe_scores, metrics_table
 from cpsl.app.settings import UsageError
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, Sample, SegmentationDataset

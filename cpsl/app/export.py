@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from cpsl import Segmenter
 from cpsl._internal.files import write_atomically
 from cpsl.app.command_line import parse_arguments
-from cpsl.app.config import Size
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option
+from cpsl.app.ranges import Size
 from cpsl.authors import save_release_checkpoint
 from cpsl.models import DeepLabV2, check_network, resize, segment
 from cpsl.training import load

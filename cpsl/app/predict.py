@@ -1,14 +1,17 @@
 """`cpsl predict`: label maps and pictures of images, folders of images and videos.
 
-An interrupted run resumes with the same command. `prediction.json` in the output describes the results.
+An interrupted run resumes with the same command. In the output, `prediction.json` describes the results, and
+`inputs.jsonl` has size and time of their files: those that were overwritten are predicted again.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -17,9 +20,9 @@ from torch import Tensor
 from cpsl import Segmenter
 from cpsl._internal.files import write_atomically
 from cpsl.app.command_line import parse_arguments
-from cpsl.app.config import Positive, Size
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.networks import builder_option
+from cpsl.app.ranges import Positive, Size
 from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import frame_rate, read_frames, write_video
 from cpsl.data import HardLabelStore
@@ -33,6 +36,7 @@ from cpsl.visualize import overlay
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 Kind = Literal["labels", "colors", "overlay", "confidence"]
+_FRAME = re.compile(r"\d{6,}")  # the number of a frame
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,12 @@ class UnreadableError(Exception):
 
 
 def predict_all(arguments: Arguments, process: Process) -> list[str]:
-    """Segments all images and frames that have no result yet; returns messages about unreadable files."""
+    """Segments all images and frames that have no result yet; returns messages about unreadable files.
+
+    Raises:
+        FileNotFoundError: There is no such input, or nothing in it.
+        ValueError: Inputs would share a result, the output is inside of the input, or it has other results.
+    """
     build = builder_option(arguments.network)
     found = {arguments.input.stem: arguments.input}
     if arguments.input.is_dir():
@@ -79,31 +88,98 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         raise ValueError(
             f"{arguments.output} is inside {arguments.input}, where results would be read as images"
         )
+    _check_frames(found)
     segmenter = Segmenter.load(
         arguments.weights, full_size=arguments.size, device=process.device, build=build
     )
     _describe(arguments, segmenter)
-    output = Output(arguments, segmenter)
+    output, inputs = Output(arguments, segmenter), Inputs(arguments.output)
+    counts = Counter[str]()
     unreadable = []
     for name, path in progress(found.items(), "images", process, total=len(found)):
-        pictures, frames = _pictures(name, path), 0
-        if _is_video(path):
-            pictures = progress(pictures, path.name, process)
-        elif name in output:
+        is_video, frames, predicted = _is_video(path), 0, False
+        if not inputs.unchanged(name, path):
+            counts["changed"] += output.remove(name, is_video)
+            inputs.record(name, path)
+        if not is_video and name in output:
+            counts["kept"] += 1
             continue
+        pictures = _pictures(name, path)
         try:
-            for key, image in pictures:
+            for key, image in progress(pictures, path.name, process) if is_video else pictures:
                 frames += 1
                 if key not in output:
                     with autocast(process.device, arguments.precision):
                         prediction = segmenter.predict(image, scales=arguments.scales, flip=arguments.flip)
                     output.write(key, image, prediction)
+                    predicted = True
         except UnreadableError as error:
             unreadable.append(str(error))
             continue
-        if frames and _is_video(path) and "overlay" in arguments.write:
+        if frames and is_video and "overlay" in arguments.write:
             output.join(name, frames, path)
+        counts["predicted" if predicted else "kept"] += 1
+    if process.is_main:
+        print(_summary(counts, len(unreadable), inputs.gone(found)))
     return unreadable
+
+
+def _summary(counts: Counter[str], unreadable: int, gone: list[str]) -> str:
+    """Returns a sentence about what was predicted and what was kept.
+
+    >>> _summary(Counter(predicted=3, kept=9, changed=1), 2, [])
+    '3 predicted (1 again, since the file changed), 9 kept from before, 2 unreadable'
+    """
+    again = f" ({counts['changed']} again, since the file changed)" if counts["changed"] else ""
+    kept = f", {counts['kept']} kept from before" if counts["kept"] else ""
+    failed = f", {unreadable} unreadable" if unreadable else ""
+    files = "file that is gone remain" if len(gone) == 1 else "files that are gone remain"
+    remain = f"; results of {len(gone)} {files}, such as {gone[0]}" if gone else ""
+    return f"{counts['predicted']} predicted{again}{kept}{failed}{remain}"
+
+
+def _check_frames(found: Mapping[str, Path]) -> None:
+    """Raises ValueError if a frame of a video would share its result with an image."""
+    for name, path in found.items():
+        folder, _, number = name.rpartition("/")
+        video = found.get(folder)
+        if video is not None and _is_video(video) and not _is_video(path) and _FRAME.fullmatch(number):
+            raise ValueError(
+                f"{path} and the frames of {video} would share the results {folder}/000000, ...: "
+                "rename one of them, or predict them into different folders"
+            )
+
+
+class Inputs:
+    """Sizes and modification times of the files that were predicted, in `inputs.jsonl` of the output."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "inputs.jsonl"
+        self._known: dict[str, list[int]] = {}
+        for line in self._path.read_text("utf-8", "replace").splitlines() if self._path.exists() else ():
+            try:
+                name, *status = json.loads(line)
+                self._known[name] = status
+            except (ValueError, TypeError):  # the last line of a killed process
+                continue
+
+    def unchanged(self, name: str, path: Path) -> bool:
+        """Returns whether a file is the one that was recorded."""
+        return self._known.get(name) == _status(path)
+
+    def record(self, name: str, path: Path) -> None:
+        """Records a file, before its results are written."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps([name, *_status(path)])}")
+
+    def gone(self, found: Collection[str]) -> list[str]:
+        """Returns the recorded names that are not among those found."""
+        return sorted(self._known.keys() - found)
+
+
+def _status(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 class Output:
@@ -137,6 +213,19 @@ class Output:
             mixed = overlay(image, labels, self._palette).permute(1, 2, 0).contiguous()
             picture, path = Image.fromarray(mixed.numpy()), self.path("overlay", name)
             write_atomically(path, lambda partial: picture.save(partial, "JPEG", quality=92))
+
+    def remove(self, name: str, is_video: bool) -> bool:
+        """Deletes the results of an image or video, of all kinds; returns whether there were any."""
+        paths = [self.path(kind, name) for kind in get_args(Kind)]
+        if is_video:
+            folders = [self._folder / kind / name for kind in get_args(Kind)]
+            frames = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+            paths = [path for path in frames if _FRAME.fullmatch(path.stem)]
+            paths.append(self._folder / "overlay" / f"{name}.mp4")
+        found = [path for path in paths if path.exists()]
+        for path in found:
+            path.unlink()
+        return bool(found)
 
     def join(self, name: str, frames: int, video: Path) -> None:
         """Writes the overlays of a video's frames as a video, unless it exists."""

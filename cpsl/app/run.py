@@ -1,6 +1,7 @@
 """Execution of a run: starts, resumes or skips its stages, trains and evaluates them."""
 
 import json
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,9 +15,10 @@ import torch
 from cpsl._internal.files import check_sums
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.config import METHODS, Config
+from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
-from cpsl.app.evaluate import evaluate, source_distribution
+from cpsl.app.evaluate import evaluate, read_metrics, source_distribution
 from cpsl.app.networks import build_model, load_model, save_model
 from cpsl.app.selection import describe_collapses, earlier_metrics, summarize
 from cpsl.app.settings import read_toml, to_toml
@@ -30,17 +32,24 @@ FREE_SETTINGS = ("output", "device", "workers", "checkpoint_every", "trace_non_f
 
 
 def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Config, process: Process) -> None:
-    """Trains and evaluates a stage, unless it is finished.
+    """Trains and evaluates a stage, unless it is finished; only evaluates it if the evaluation data changed.
 
     `train` writes `model.pt` into the folder of the stage. It is not called if the settings name a file with
     the model.
     """
-    folder = config.output / stage
-    if (folder / "metrics.json").exists() and _is_intact(folder / "model.pt"):
-        logger.info(f"{stage}: already finished")
-        return
+    folder, version = config.output / stage, evaluation_version(config)
+    trained = (folder / "metrics.json").exists() and _is_intact(folder / "model.pt")
+    if trained:
+        earlier = read_metrics(config)[stage]
+        if earlier.get("evaluation_data") == version:
+            logger.info(f"{stage}: already finished")
+            return
+    process.barrier()  # before rank 0 writes, all have read
     title = f"{stage} (stage {config.stages.index(stage) + 1} of {len(config.stages)})"
-    if init_from := getattr(config.init_from, stage):
+    if trained:
+        logger.info(f"{title}: evaluated again, not trained again")
+        cost = Cost(*(earlier.get(name, 0) for name in Cost._fields))
+    elif init_from := getattr(config.init_from, stage):
         logger.info(f"{title}: uses the model {init_from}")
         cost = Cost()
         if process.is_main:
@@ -50,6 +59,8 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
         # Random initial weights depend on the seed alone, and are the same on every rank.
         torch.manual_seed(derive_seed(config.seed, stage))
         cost = train(config, process)
+    if process.is_main:  # also of images that are no longer there
+        shutil.rmtree(folder / "predictions", ignore_errors=True)
     process.barrier()
     model = build_model(config, folder / "model.pt").to(process.device)
     stages = METHODS[config.method]
@@ -59,10 +70,11 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
     metrics = evaluate(model, config, process, stores, before, source=source)
     if process.is_main:
         metrics["collapses"] = describe_collapses(metrics, earlier_metrics(config, stage), config, source)
-        write_text(folder / "metrics.json", json.dumps({**metrics, **cost._asdict()}, indent=1))
-        result = "no labels" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}"
+        result = {**metrics, **cost._asdict(), "evaluation_data": version}
+        write_text(folder / "metrics.json", json.dumps(result, indent=1))
+        labeled = "no labels" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}"
         logger.info(
-            f"{stage}: {result}, trained in {timedelta(seconds=round(cost.seconds))}, "
+            f"{stage}: {labeled}, trained in {timedelta(seconds=round(cost.seconds))}, "
             f"peak memory {cost.peak_memory / 1e9:.1f} GB"
         )
         if metrics["collapses"]:

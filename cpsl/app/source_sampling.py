@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cpsl import data
-from cpsl.app.config import Config, Domain
+from cpsl.app.config import Config
+from cpsl.app.domain import Domain
 from cpsl.data.sampler import Sampling
 from cpsl.training import Process, load, progress, save
 

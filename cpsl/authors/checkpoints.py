@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cpsl._internal.files import load_safely, write_atomically
+from cpsl._internal.files import SCALARS_AND_ARRAYS, load_safely, write_atomically
 from cpsl.models.deeplab import DeepLabV2
 
 # Prefixes of entries in the authors' code and here; the first match is used.
@@ -210,13 +209,7 @@ def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str:
 
 
 def _load_safely(path: Path) -> dict[str, Any]:
-    # Scalars and arrays of numpy are harmless; numpy 1 and 2 pickle them under different module names.
-    safe: list[Any] = [np.dtype, np.ndarray]
-    safe += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")]
-    for example, name in ((np.float64(0), "scalar"), (np.zeros(0), "_reconstruct")):
-        constructor: Any = example.__reduce__()[0]
-        safe += [(constructor, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
-    with torch.serialization.safe_globals(safe):
+    with torch.serialization.safe_globals(SCALARS_AND_ARRAYS):
         content = load_safely(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} contains a {type(content).__name__}, not a checkpoint")

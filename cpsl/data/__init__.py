@@ -1,6 +1,7 @@
 """Data sets for domain adaptation, the views they are trained on and their pseudo labels."""
 
-from cpsl.data.check import check_dataset
+from cpsl.data.cache import CachedDataset
+from cpsl.data.check import DatasetCheck, Finding, check_dataset
 from cpsl.data.cityscapes import Cityscapes
 from cpsl.data.folder import SegmentationFolder
 from cpsl.data.gta5 import GTA5
@@ -14,6 +15,9 @@ from cpsl.data.labels import (
     distinct_palette,
 )
 from cpsl.data.loader import domain_loaders, training_loader
+from cpsl.data.names import Pattern
+from cpsl.data.orientation import turned_images
+from cpsl.data.propose import propose_settings
 from cpsl.data.pseudo_labels import HardLabelStore, SoftLabelStore
 from cpsl.data.rare_classes import RareClassSampling, count_classes, rare_class_probabilities
 from cpsl.data.sample import Sample, SegmentationDataset, Subset
@@ -29,6 +33,7 @@ from cpsl.data.training import (
     collate,
     whole_image,
 )
+from cpsl.data.values import ClassMap, count_stored_values
 from cpsl.data.views import StrongAugmentation, WeakView
 
 __all__ = [
@@ -37,12 +42,17 @@ __all__ = [
     "CITYSCAPES_19",
     "GTA5",
     "IGNORE_INDEX",
+    "CachedDataset",
     "Cityscapes",
+    "ClassMap",
     "ColorJitter",
+    "DatasetCheck",
+    "Finding",
     "HardLabelStore",
     "JoinedViews",
     "LabelSpace",
     "MixedSampling",
+    "Pattern",
     "RareClassSampling",
     "Sample",
     "SeededSampler",
@@ -60,10 +70,13 @@ __all__ = [
     "check_dataset",
     "collate",
     "count_classes",
+    "count_stored_values",
     "distinct_palette",
     "domain_loaders",
+    "propose_settings",
     "rare_class_probabilities",
     "training_loader",
+    "turned_images",
     "whole_image",
     "write_streets",
 ]

@@ -1,15 +1,53 @@
 """Check of a whole data set before it is trained on."""
 
+import os
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from contextlib import closing
+from functools import partial
+from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from cpsl.alignment import class_counts
-from cpsl.data.sample import SegmentationDataset
+from cpsl.data.examples import ClassExamples
+from cpsl.data.sample import SegmentationDataset, files_of, stored_label
+from cpsl.data.unknown import UnknownValuesError
+
+Kind = Literal["image", "label", "values", "size", "unlabeled", "other"]
+
+CHUNK = 4
+"""Images that a process reads before it returns their results."""
+
+MOST_VALUES = 256
+"""Unknown values of one label that are kept, the most frequent: a file of 16 bits can hold 65,536."""
+
+
+class Finding(NamedTuple):
+    """One problem of one image or its label.
+
+    Attributes:
+        kind: The "image" or the "label" cannot be read; the label has unknown "values"; image and label
+            differ in "size"; the image is "unlabeled", though others are not; or an "other" problem.
+        file: Path of the image or the label, or the key of the image if the data set has no files.
+        message: A sentence that names the file.
+        reason: The sentence without the names of files.
+        values: Pixels of each unknown value of the label, at most 256; colors are written "#rrggbb".
+        pixels: Number of pixels of a label with unknown values.
+    """
+
+    kind: Kind
+    file: str
+    message: str
+    reason: str = ""
+    values: dict[int | str, int] = {}  # noqa: RUF012  # never changed
+    pixels: int = 0
 
 
 class DatasetCheck(NamedTuple):
@@ -17,10 +55,14 @@ class DatasetCheck(NamedTuple):
 
     Attributes:
         images: Number of images.
-        labeled: Number of images with a label.
-        sizes: Number of images of each size (H, W).
-        counts: (K,) pixels of each class.
-        problems: One sentence per image that cannot be used, or that lacks a label which others have.
+        labeled: Number of images with a label, whether it can be used or not.
+        sizes: Number of the images of each size (H, W) that can be read.
+        counts: (K,) pixels of each class in images and labels without a problem.
+        problems: One sentence per problem of an image or its label.
+        findings: The same problems, with their kinds.
+        ignored: Ignored pixels of the labels in `counts`.
+        examples: Indices of up to six images without a problem that together show as many classes as
+            possible; spread evenly if there are no labels.
     """
 
     images: int
@@ -28,17 +70,36 @@ class DatasetCheck(NamedTuple):
     sizes: dict[tuple[int, int], int]
     counts: Tensor
     problems: list[str]
+    findings: list[Finding]
+    ignored: int
+    examples: list[int]
+
+
+class _Record(NamedTuple):
+    """What one image and its label hold."""
+
+    size: tuple[int, int] | None  # (H, W); None if the image cannot be read
+    labeled: bool
+    counts: npt.NDArray[np.int64] | None  # (K + 1,) pixels of each class, and ignored ones
+    findings: list[Finding]
 
 
 def check_dataset(
-    dataset: SegmentationDataset, progress: Callable[[Iterable[int]], Iterable[int]] = iter, threads: int = 4
+    dataset: SegmentationDataset,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    threads: int = 4,
+    workers: int = 0,
 ) -> DatasetCheck:
     """Reads every image and label once, and collects the problems instead of raising errors.
+
+    The result does not depend on the number of threads or processes.
 
     Args:
         dataset: Any data set of this library, or of the same protocol.
         progress: Wraps the iteration to show its progress, such as tqdm.
-        threads: Number of threads that read files.
+        threads: Number of threads that read files, if there are no other processes.
+        workers: Number of processes that read files, as in torch's DataLoader. They use many cores better
+            than threads, which share one interpreter.
 
     Example:
         >>> import tempfile
@@ -49,32 +110,145 @@ def check_dataset(
         >>> result = check_dataset(SegmentationFolder(file.parent, classes=["road"]))
         >>> result.images, len(result.problems), "empty.png" in result.problems[0]
         (1, 1, True)
+        >>> result.findings[0].kind
+        'image'
     """
-
-    def read(index: int) -> tuple[tuple[int, int], Tensor | None] | str:
-        try:
-            image, label, _ = dataset[index]
-            counts = None if label is None else class_counts(label, len(dataset.label_space))
-        except (OSError, ValueError) as error:
-            return f"{dataset.names[index]}: {error}"
-        return (image.shape[1], image.shape[2]), counts
-
-    counts = torch.zeros(len(dataset.label_space), dtype=torch.int64)
+    classes = len(dataset.label_space)
+    counts = np.zeros(classes + 1, np.int64)
     sizes, labeled = Counter[tuple[int, int]](), 0
-    problems, unlabeled = list[str](), list[str]()
-    with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(read, range(len(dataset)))
-        for index, result in zip(progress(range(len(dataset))), results, strict=True):
-            if isinstance(result, str):
-                problems.append(result)
-                continue
-            size, of_image = result
-            sizes[size] += 1
-            if of_image is None:
-                unlabeled.append(f"{dataset.names[index]}: no label, though other images have one")
-            else:
-                labeled += 1
-                counts += of_image
+    findings, usable, unlabeled = list[Finding](), list[int](), list[int]()
+    examples = ClassExamples(classes)
+    with closing(_read_all(dataset, threads, workers)) as records:
+        for index, record in zip(progress(range(len(dataset))), records, strict=True):
+            findings += record.findings
+            labeled += record.labeled
+            if record.size is not None:
+                sizes[record.size] += 1
+            if record.counts is not None:
+                counts += record.counts
+                examples.add(index, record.counts[:classes])
+            if not record.findings:
+                usable.append(index)
+                if not record.labeled:
+                    unlabeled.append(index)
     if labeled:
-        problems += unlabeled
-    return DatasetCheck(len(dataset), labeled, sizes, counts, problems)
+        findings += [_Pair(dataset, index).unlabeled() for index in unlabeled]
+    return DatasetCheck(
+        images=len(dataset),
+        labeled=labeled,
+        sizes=sizes,
+        counts=torch.from_numpy(counts[:classes]),
+        problems=[finding.message for finding in findings],
+        findings=findings,
+        ignored=int(counts[classes]),
+        examples=examples.choose(usable),
+    )
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; jobs of a cluster often have a part of the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Records(Dataset[_Record]):
+    """The records of a data set, for the processes of a loader."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> _Record:
+        return _read(self._dataset, index)
+
+
+def _read_all(dataset: SegmentationDataset, threads: int, workers: int) -> Generator[_Record, None, None]:
+    """Yields the records of all images in their order."""
+    if not workers:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(partial(_read, dataset), range(len(dataset)))
+        return
+    loader: DataLoader[_Record] = DataLoader(
+        _Records(dataset),
+        batch_size=CHUNK,
+        num_workers=workers,  # each with one thread
+        collate_fn=list,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        generator=torch.Generator(),  # the default takes a number from the global random state
+    )
+    for records in loader:
+        yield from records
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ignores Ctrl-C, which the terminal sends to all processes; the main process ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _read(dataset: SegmentationDataset, index: int) -> _Record:
+    """Reads an image and its label."""
+    try:
+        image, label, _ = dataset[index]
+        size = (image.shape[1], image.shape[2])
+        if label is None:
+            return _Record(size, False, None, [])
+        of_classes = class_counts(label, len(dataset.label_space)).numpy()
+    except (OSError, ValueError) as error:
+        return _diagnose(dataset, index, error)
+    return _Record(size, True, np.append(of_classes, label.numel() - of_classes.sum()), [])
+
+
+def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Record:
+    """Finds all problems of an image and its label that cannot be read together."""
+    size, label, labeled, findings = None, None, False, list[Finding]()
+    pair = _Pair(dataset, index)
+    try:
+        size = dataset.image(index).shape[1:]
+    except (OSError, ValueError) as of_image:
+        findings.append(pair.problem("image", of_image))
+    try:
+        label = stored_label(dataset, index)
+        labeled = label is not None
+    except (OSError, ValueError) as of_label:
+        labeled = True
+        findings.append(pair.problem("label", of_label))
+    if not findings and size is not None and label is not None and size != label.shape:
+        findings.append(pair.problem("size", error))
+    if not findings:
+        findings.append(pair.problem("other", error))
+    return _Record(None if size is None else (size[0], size[1]), labeled, None, findings)
+
+
+class _Pair:
+    """An image and its label, and the description of their problems."""
+
+    def __init__(self, dataset: SegmentationDataset, index: int) -> None:
+        self.key = dataset.names[index]
+        self.image, self.label = files_of(dataset, index)
+
+    def problem(self, kind: Kind, error: Exception) -> Finding:
+        """Returns the problem that an error reports."""
+        file = str((self.image if kind == "image" else self.label) or self.image or self.key)
+        message = reason = " ".join(str(error).split())  # one line
+        for path, word in ((self.image, "image"), (self.label, "label")):
+            reason = reason.replace(f"{word} {path}", word).replace(str(path), f"the {word}")
+        reason = reason.removeprefix(f"the {kind} cannot be read: ")
+        if file not in message:
+            message = f"{file}: {message}"
+        if isinstance(error, UnknownValuesError):
+            most = {*sorted(error.values, key=lambda value: -error.values[value])[:MOST_VALUES]}
+            values = {value: error.values[value] for value in error.values if value in most}
+            listed = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in values.items())
+            others = len(error.values) - len(values)
+            message = f"{file} has unknown values: {listed}" + (f" and {others} others" if others else "")
+            return Finding("values", file, message, "unknown values", values, error.pixels)
+        return Finding(kind, file, message, reason)
+
+    def unlabeled(self) -> Finding:
+        """Returns the problem of a missing label."""
+        reason = "no label, though other images have one"
+        return Finding("unlabeled", str(self.image or self.key), f"{self.key}: {reason}", reason)

@@ -1,12 +1,14 @@
 """Cityscapes (Cordts et al., 2016), and other data in its layout."""
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
 from cpsl.data.labels import CITYSCAPES_19, CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, LabelSpace
-from cpsl.data.reading import find_files, id_table, read_stored_label, to_classes
+from cpsl.data.names import IMAGE_SUFFIXES
+from cpsl.data.reading import find_files, id_table, read_stored, to_classes
 from cpsl.data.sample import Files
 
 _IMAGE, _IDS, _TRAIN_IDS = "_leftImg8bit", "_gtFine_labelIds", "_gtFine_labelTrainIds"
@@ -44,12 +46,17 @@ class Cityscapes(Files):
         self, root: str | Path, split: str = "train", label_space: LabelSpace = CITYSCAPES_19
     ) -> None:
         folder, label_folder = Path(root) / "leftImg8bit" / split, Path(root) / "gtFine" / split
-        found = find_files(folder, (".png", ".jpg"), f"Cityscapes images of the split {split}")
+        skipped: dict[Path, str] = {}
+        found = find_files(folder, IMAGE_SUFFIXES, f"Cityscapes images of the split {split}", skipped=skipped)
         images = {n.removesuffix(_IMAGE): path for n, path in found.items() if n.endswith(_IMAGE)}
+        others = (path for n, path in found.items() if not n.endswith(_IMAGE))
+        skipped |= dict.fromkeys(others, f"its name does not end in {_IMAGE}")
         if not images:
             raise FileNotFoundError(f"no file below {folder} is named *{_IMAGE}.png")
-        labels = [_find_label(label_folder, name) for name in images]
-        super().__init__(label_space, images, labels, label_space.index_of_ids(CITYSCAPES_IDS))
+        labels = _find_labels(label_folder, images)
+        super().__init__(
+            label_space, images, labels, label_space.index_of_ids(CITYSCAPES_IDS), skipped=skipped
+        )
         self._train_ids = id_table(label_space.index_of_ids(CITYSCAPES_TRAIN_IDS))
         unlabeled = [n for n, path in zip(images, labels, strict=True) if path is None]
         self.labeled = len(images) - len(unlabeled)
@@ -60,11 +67,16 @@ class Cityscapes(Files):
                 stacklevel=2,
             )
 
-    def _read_label(self, path: Path) -> Tensor:
+    def _read_label(self, path: Path) -> tuple[Tensor, int]:
         table = self._train_ids if path.stem.endswith(_TRAIN_IDS) else self._table
-        return to_classes(read_stored_label(path), table, path)
+        stored, orientation = read_stored(path)
+        return to_classes(stored, table, path), orientation
 
 
-def _find_label(folder: Path, name: str) -> Path | None:
-    paths = (folder / f"{name}{suffix}.png" for suffix in (_IDS, _TRAIN_IDS))
-    return next((path for path in paths if path.exists()), None)
+def _find_labels(folder: Path, names: Iterable[str]) -> list[Path | None]:
+    """Finds the label of each image; names are compared like those of images, see `find_files`."""
+    try:
+        found = find_files(folder, (".png",), "labels")
+    except FileNotFoundError:
+        found = {}
+    return [found.get(f"{name}{_IDS}") or found.get(f"{name}{_TRAIN_IDS}") for name in names]

@@ -1,44 +1,66 @@
 """Images and labels in any two folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from cpsl.data.labels import IGNORE_INDEX, LabelSpace, distinct_palette
-from cpsl.data.reading import find_files, find_labels, read_stored_label, to_classes
+from cpsl.data.files import describe_skipped, find_files
+from cpsl.data.labels import LabelSpace, distinct_palette
+from cpsl.data.names import IMAGE_SUFFIXES, Pattern, match_labels
+from cpsl.data.orientation import Convention
+from cpsl.data.propose import find_label_maps, is_suspicious_mask, propose_patterns
 from cpsl.data.sample import Files
+from cpsl.data.values import ClassMap, Ids, count_stored_values
+
+SAMPLED_LABELS = 16
+"""Labels of two classes that are read to recognize masks of 0 and 255."""
 
 
 class SegmentationFolder(Files):
-    """Images, and labels with the same relative paths.
+    """Images, and labels that are found by their names.
 
-    `images/berlin/a.jpg` belongs to `labels/berlin/a.png`. Labels hold one number per pixel: gray or
-    palette, 8 or 16 bits.
+    `images/berlin/a.jpg` belongs to `labels/berlin/a.png`; patterns describe other names. Labels hold one
+    number per pixel (gray or palette, 1 to 16 bits), or one color per pixel.
 
     Args:
-        images: Folder of PNG or JPEG images.
-        labels: Folder of PNG labels; None if there are none.
+        images: Folder of images; all formats of `IMAGE_SUFFIXES` are read.
+        labels: Folder of labels; None if there are none.
         classes: Names of the classes in the order of their indices, or a label space. Without labels they may
             be omitted: `label_space` then has the single class "unlabeled".
         palette: Colors (R, G, B) of the classes, 0...255; generated, or the label space's, if None.
-        ids: Stored value to class name or index, or to 255 to ignore it; None if class indices are stored.
+        ids: Stored number, or color "#rrggbb", to class name or index, or to 255 to ignore it; None if class
+            indices are stored. See `ClassMap`.
+        image_pattern: Names of the images in their folder, such as "*_image.png"; see `Pattern`.
+        label_pattern: Names of the labels in their folder, such as "*_annotation.png": the stars stand for
+            the same texts as in the image's name.
+        first_id: Without `ids`, the stored number of the first class; smaller ones are ignored.
+        tolerance: Largest difference from the numbers or colors of `ids`, for inexact labels such as JPEG.
+        ignore_unknown: Whether other numbers or colors are ignored; they are errors otherwise.
+        resize_labels: Whether labels of another size than their image are resized; errors otherwise.
+        label_orientation: Whether labels belong to the picture that EXIF turns ("turned") or to its stored
+            pixels ("stored"); "auto" recognizes it by the size, or refuses the image. See `fit_label`.
+        value_range: Stored values that mean black and white, for gray images of more than 8 bits.
 
     Attributes:
-        names: Key of each image: its relative path without suffix.
+        names: Key of each image: its relative path without suffix, whatever the pattern.
+        skipped: Files in both folders that are not read, with the reason.
 
     Raises:
         FileNotFoundError: A folder is missing or empty, or images or labels lack their counterparts.
-        ValueError: There are labels but no classes, or `ids` names an unknown class.
+        ValueError: There are labels but no classes, `ids` names an unknown class, the patterns do not fit
+            each other, label maps lie among the images, or labels of two classes seem to be 0 and 255.
 
     Example:
         >>> import tempfile
         >>> from PIL import Image
         >>> folder = Path(tempfile.mkdtemp())
-        >>> Image.new("RGB", (8, 4)).save(folder / "a.jpg")
-        >>> dataset = SegmentationFolder(folder)
-        >>> dataset[0].image.shape, dataset[0].label, dataset[0].name
-        (torch.Size([3, 4, 8]), None, 'a')
+        >>> Image.new("RGB", (8, 4)).save(folder / "a_photo.jpg")
+        >>> Image.new("RGB", (8, 4), "#ff0000").save(folder / "a_mask.png")
+        >>> names = {"image_pattern": "*_photo", "label_pattern": "*_mask"}
+        >>> dataset = SegmentationFolder(folder, folder, ["road", "car"], ids={"#ff0000": "car"}, **names)
+        >>> dataset[0].image.shape, dataset[0].label.unique(), dataset[0].name
+        (torch.Size([3, 4, 8]), tensor([1], dtype=torch.uint8), 'a_photo')
     """
 
     def __init__(
@@ -47,7 +69,16 @@ class SegmentationFolder(Files):
         labels: str | Path | None = None,
         classes: Sequence[str] | LabelSpace = (),
         palette: Sequence[tuple[int, int, int]] | None = None,
-        ids: Mapping[int, int] | Mapping[int, str] | None = None,
+        ids: Ids | None = None,
+        *,
+        image_pattern: str = "*",
+        label_pattern: str = "*",
+        first_id: int = 0,
+        tolerance: int = 0,
+        ignore_unknown: bool = False,
+        resize_labels: bool = False,
+        label_orientation: Convention = "auto",
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         if not classes:
             if labels is not None:
@@ -57,31 +88,132 @@ class SegmentationFolder(Files):
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
         if palette is not None:
             classes = LabelSpace(classes.names, tuple(palette))
-        indices = _index_of_ids(classes, ids)
-        found = find_files(Path(images), (".png", ".jpg", ".jpeg"), "images")
-        label_files: Sequence[Path | None] = [None] * len(found)
-        if labels is not None:
-            label_files = find_labels(found, Path(labels), "labels", image_folder=Path(images))
-        super().__init__(classes, found, label_files, indices)
-
-    def _read_label(self, path: Path) -> Tensor:
-        stored = read_stored_label(path)
-        try:
-            return to_classes(stored, self._table, path)
-        except ValueError as error:
-            raise ValueError(f"{error}; `ids` maps each stored number to its class, or to 255") from None
-
-
-def _index_of_ids(classes: LabelSpace, ids: Mapping[int, int] | Mapping[int, str] | None) -> dict[int, int]:
-    """Returns the class index or 255 of each stored value."""
-    indices = {index: index for index in [*range(len(classes)), IGNORE_INDEX]}
-    if ids is None:
-        return indices
-    index_of = indices | {name: index for index, name in enumerate(classes.names)}
-    wrong = sorted({str(value) for value in ids.values() if value not in index_of})
-    if wrong:
-        raise ValueError(
-            f"ids point to {', '.join(wrong)}, but the classes are "
-            f"{', '.join(f'{i} {name}' for i, name in enumerate(classes.names))} and 255 (ignored)"
+        self._class_map = ClassMap(
+            classes, ids, first_id=first_id, tolerance=tolerance, ignore_unknown=ignore_unknown
         )
-    return {stored: index_of[value] for stored, value in ids.items()}
+        skipped: dict[Path, str] = {}
+        patterns = Pattern(image_pattern), Pattern(label_pattern)
+        found, label_files = _find_pairs(
+            Path(images), None if labels is None else Path(labels), patterns, skipped
+        )
+        super().__init__(
+            classes,
+            found,
+            label_files,
+            label_orientation=label_orientation,
+            resize_labels=resize_labels,
+            value_range=value_range,
+            skipped=skipped,
+            how=(ids and dict(ids), first_id, tolerance, ignore_unknown),
+        )
+        if len(classes) == 2 and not (ids or first_id):
+            self._refuse_masks()
+
+    def _read_label(self, path: Path) -> tuple[Tensor, int]:
+        return self._class_map.read(path)
+
+    def _refuse_masks(self) -> None:
+        """Raises ValueError if some labels suggest that 255 is the second class, which would be ignored."""
+        paths = [path for path in self._labels if path is not None]
+        chosen = paths[:: len(paths) // SAMPLED_LABELS + 1]
+        numbers = count_stored_values(chosen).numbers
+        if is_suspicious_mask(numbers, len(self.label_space)):
+            first, second = self.label_space.names
+            raise ValueError(
+                f"{chosen[0]} and others, {len(chosen)} of {len(paths)} labels that were read, hold only "
+                f"{' and '.join(map(str, numbers))}, and 255 is ignored without ids: set "
+                f'ids = {{ 0 = "{first}", 255 = "{second}" }} if it is {second}, or '
+                f'ids = {{ 0 = "{first}", 1 = "{second}", 255 = 255 }} if it is to be ignored'
+            )
+
+
+def _find_pairs(
+    image_folder: Path, label_folder: Path | None, patterns: tuple[Pattern, Pattern], skipped: dict[Path, str]
+) -> tuple[dict[str, Path], Sequence[Path | None]]:
+    """Finds the images by key, and the label of each."""
+    image_pattern, label_pattern = patterns
+    labels: dict[str, Path] = {}
+    if label_folder is not None:
+        found = find_files(label_folder, IMAGE_SUFFIXES, "labels", pattern=label_pattern, skipped=skipped)
+        labels = _by_relative_path(label_folder, found)
+    images = find_files(image_folder, IMAGE_SUFFIXES, "images", pattern=image_pattern, skipped=skipped)
+    if label_folder is not None:
+        images, labels = _separate(image_folder, images, label_folder, labels, patterns)
+    if image_pattern.text == "*":
+        _refuse_label_maps(image_folder, images)
+    if label_folder is None:
+        return images, [None] * len(images)
+    by_path = _by_relative_path(image_folder, images)
+    matched, orphans = match_labels(by_path, labels, image_pattern, label_pattern)
+    without = [name for name, label in matched.items() if label is None]
+    if without or orphans:
+        proposal = _describe_proposal(list(by_path), list(labels), image_folder == label_folder)
+    if without:
+        key = image_pattern.key(without[0])
+        assert key is not None
+        expected = label_folder / label_pattern.fill(key)
+        ending = "" if expected.suffix else " with an ending of an image"
+        raise FileNotFoundError(
+            f"{len(without)} of {len(images)} images have no label of their name in {label_folder}, such as "
+            f"{', '.join(without[:3])}: the label of {without[0]} would be {expected}{ending}, but the "
+            f"labels are {', '.join(list(labels)[:3])}{describe_skipped(skipped)}{proposal}"
+        )
+    if orphans:
+        raise FileNotFoundError(
+            f"{len(orphans)} of {len(labels)} labels in {label_folder} have no image of their name in "
+            f"{image_folder}, such as {', '.join(orphans[:3])}{describe_skipped(skipped)}{proposal}"
+        )
+    label_of: dict[Path, Path] = {
+        by_path[name]: labels[label] for name, label in matched.items() if label is not None
+    }
+    return images, [label_of[path] for path in images.values()]
+
+
+def _by_relative_path(folder: Path, files: Mapping[str, Path]) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in files.values()}
+
+
+def _separate(
+    image_folder: Path,
+    images: dict[str, Path],
+    label_folder: Path,
+    labels: dict[str, Path],
+    patterns: tuple[Pattern, Pattern],
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Returns images and labels, each without the files of the other if one folder is in the other."""
+    first, second = image_folder.resolve(), label_folder.resolve()
+    if (first == second and patterns[0].text == "*" != patterns[1].text) or first in second.parents:
+        others = set(labels.values()) if first == second else _below(images.values(), image_folder, second)
+        images = {name: path for name, path in images.items() if path not in others}
+    elif (first == second and patterns[1].text == "*" != patterns[0].text) or second in first.parents:
+        others = set(images.values()) if first == second else _below(labels.values(), label_folder, first)
+        labels = {name: path for name, path in labels.items() if path not in others}
+    return images, labels
+
+
+def _below(paths: Iterable[Path], folder: Path, inner: Path) -> set[Path]:
+    """Returns those of the paths in a folder that are in a folder within."""
+    part = folder / inner.relative_to(folder.resolve())
+    return {path for path in paths if path.is_relative_to(part)}
+
+
+def _describe_proposal(images: Sequence[str], labels: Sequence[str], same_folder: bool) -> str:
+    proposal = propose_patterns(images, labels)
+    if proposal is None or same_folder:
+        return ""
+    return (
+        f". These settings match {proposal.matched} of {len(images)} images: "
+        f'image_pattern = "{proposal.image_pattern}", label_pattern = "{proposal.label_pattern}"'
+    )
+
+
+def _refuse_label_maps(folder: Path, images: Mapping[str, Path]) -> None:
+    """Raises ValueError if the names say that label maps lie among the images."""
+    by_path = _by_relative_path(folder, images)
+    if not (maps := find_label_maps(list(by_path))):
+        return
+    label, image = next(iter(maps.items()))
+    raise ValueError(
+        f"{len(maps)} of {len(by_path)} files in {folder} seem to be label maps of the others, such as "
+        f'{label} of {image}: name the folder of the images alone, or set image_pattern, such as "**/*.jpg"'
+    )

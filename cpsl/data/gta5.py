@@ -7,6 +7,7 @@ from itertools import compress
 from pathlib import Path
 
 from cpsl.data.labels import CITYSCAPES_19, CITYSCAPES_IDS, LabelSpace
+from cpsl.data.names import IMAGE_SUFFIXES
 from cpsl.data.reading import find_files, find_labels, png_size
 from cpsl.data.sample import Files
 
@@ -41,7 +42,8 @@ class GTA5(Files):
 
     def __init__(self, root: str | Path, label_space: LabelSpace = CITYSCAPES_19) -> None:
         folder = Path(root) / "labels"
-        images = find_files(Path(root) / "images", (".png", ".jpg", ".jpeg"), "GTA5 images")
+        skipped: dict[Path, str] = {}
+        images = find_files(Path(root) / "images", IMAGE_SUFFIXES, "GTA5 images", skipped=skipped)
         labels = find_labels(images, folder, "GTA5 labels")
         same = _have_same_size(list(images.values()), labels)
         self.mismatched = [name for name, kept in zip(images, same, strict=True) if not kept]
@@ -54,7 +56,9 @@ class GTA5(Files):
                 stacklevel=2,
             )
         images, labels = dict(compress(images.items(), same)), list(compress(labels, same))
-        super().__init__(label_space, images, labels, label_space.index_of_ids(CITYSCAPES_IDS))
+        super().__init__(
+            label_space, images, labels, label_space.index_of_ids(CITYSCAPES_IDS), skipped=skipped
+        )
 
 
 def _have_same_size(images: Sequence[Path], labels: Sequence[Path]) -> list[bool]:

@@ -4,9 +4,9 @@ Errors name the file: FileNotFoundError if it is missing, ValueError if it is da
 """
 
 import io
-import os
+import re
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,43 +16,248 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from cpsl.data.files import find_files as find_files
+from cpsl.data.files import find_labels as find_labels
+from cpsl.data.labels import IGNORE_INDEX
+from cpsl.data.unknown import UnknownValuesError
+
 Stored = npt.NDArray[np.integer]
 IdTable = npt.NDArray[np.int16]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NO_CLASS = -1  # in an `IdTable`: this stored value is unknown
 # Accepted formats, whatever the suffix. Pillow would run an external program for some others (EPS).
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-LONGEST_NAME = 200  # bytes; systems allow 255, and files written for an image have longer names
+OTHER_FORMATS = {
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(hei|hev|mif|msf)",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "a TIFF of an unusual kind": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "a NumPy array": rb"\x93NUMPY",
+    "PDF": rb"%PDF",
+    "Photoshop": rb"8BPS",
+}
+"""Names and first bytes of formats that are not read."""
+LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
+ORIENTATION = 0x0112  # tag of EXIF: 1 to 8, how stored pixels are turned to be displayed
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, value_range: tuple[float, float] | None = None) -> Tensor:
     """Reads an image file as RGB, (3, H, W) uint8.
 
     Gray and palette images are converted, transparency is dropped, the upper 8 of 16 bits are kept, the EXIF
     orientation is applied, and the first of several frames is read.
+
+    Args:
+        path: The file.
+        value_range: Stored values that become 0 and 255, for gray images of more than 8 bits. Without, 16
+            bits are scaled as a whole, and images of floating-point numbers or 32 bits are refused.
     """
+    return read_turned_image(path, value_range)[0]
+
+
+def read_turned_image(path: Path, value_range: tuple[float, float] | None = None) -> tuple[Tensor, int]:
+    """Reads an image like `read_image`, and the EXIF orientation that was applied: 1 to 8, 1 for none."""
     with _naming(path), Image.open(path, formats=PICTURES) as file:
+        codec = _codec(file)
+        orientation = _orientation_of_tiff(file)
         file.load()
+        orientation = orientation or _valid(file.getexif().get(ORIENTATION))
         ImageOps.exif_transpose(file, in_place=True)
         picture: Image.Image = file
-        if picture.mode.startswith("I"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode[0] in "IF":
+            picture = Image.fromarray(_to_8_bits(picture, file.format, codec, value_range))
+        elif value_range is not None and "16" in codec:
+            raise ValueError("value_range needs a gray image, but this one has colors of 16 bits")
         if picture.mode != "RGB":
             picture = picture.convert("RGB")
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1), orientation
+
+
+def _to_8_bits(
+    picture: Image.Image, file_format: str | None, codec: str, value_range: tuple[float, float] | None
+) -> npt.NDArray[np.uint8]:
+    """Scales the values of a gray picture of more than 8 bits to 0...255."""
+    values = np.asarray(picture)
+    if value_range is None:
+        if picture.mode == "F" or (picture.mode == "I" and file_format == "TIFF"):
+            kind = (
+                "floating-point numbers" if picture.mode == "F" else "whole numbers of 32 bits or with a sign"
+            )
+            raise ValueError(
+                f"it holds {kind}, {values.min():.6g} to {values.max():.6g}: set value_range to the two "
+                "values that mean black and white"
+            )
+        return (values >> (4 if "12" in codec else 8)).astype(np.uint8)
+    low, high = value_range
+    if not low < high:
+        raise ValueError(f"value_range must be two increasing numbers, got {low} and {high}")
+    if not np.isfinite(values).all():
+        raise ValueError("it holds numbers that are not finite")
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def read_header(path: Path) -> tuple[tuple[int, int], int]:
+    """Reads (H, W) of a displayed picture and its EXIF orientation, without decoding it."""
+    with _naming(path), Image.open(path, formats=PICTURES) as file:
+        orientation = _orientation_of_tiff(file)
+        width, height = file.size
+        if orientation:
+            width, height = file.tag_v2[256], file.tag_v2[257]  # type: ignore[attr-defined]
+        elif file.format != "PNG" or "exif" in file.info or _has_late_text(path):
+            orientation = _valid(file.getexif().get(ORIENTATION))
+        return (width, height) if orientation >= 5 else (height, width), orientation or 1
+
+
+def turn(stored: Stored, orientation: int) -> Stored:
+    """Turns stored pixels (H, W) as an EXIF orientation of 1 to 8 demands.
+
+    Example:
+        >>> turn(np.array([[1, 2]]), 6).tolist(), turn(np.array([[1, 2]]), 3).tolist()
+        ([[1], [2]], [[2, 1]])
+    """
+    turned = stored.T if orientation >= 5 else stored
+    if orientation in (2, 3, 6, 7):
+        turned = turned[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        turned = turned[::-1]
+    return turned
+
+
+def _orientation_of_tiff(file: Image.Image) -> int:
+    """Returns the orientation of a TIFF that is not loaded yet, since Pillow turns it; 0 for other files."""
+    return _valid(file.tag_v2.get(ORIENTATION)) if file.format == "TIFF" else 0  # type: ignore[attr-defined]
+
+
+def _valid(orientation: object) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _has_late_text(path: Path) -> bool:
+    """Returns whether a PNG has text or EXIF after its pixels, which Pillow reads only with them."""
+    with path.open("rb") as file:
+        file.seek(len(PNG_SIGNATURE))
+        late = False
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            late = late or kind == b"IDAT"
+            if late and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            file.seek(length + 4, 1)
+    return False
 
 
 def read_stored_label(path: Path) -> Stored:
-    """Reads the numbers (H, W) of a PNG without color channels: gray values, palette indices, or 0 and 1."""
+    """Reads the numbers (H, W) of a label without colors: gray values, palette indices, or 0 and 1."""
+    return read_stored(path)[0]
+
+
+def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tuple[Stored, int]:
+    """Reads what a label file stores for each pixel, before any turning, and its own EXIF orientation.
+
+    Args:
+        path: PNG (with verified checksums), BMP, GIF, TIFF, WebP or PPM.
+        colors: Whether to read the colors as numbers 0xRRGGBBAA, also of gray and palette files; opaque
+            pixels end in 0xFF.
+        lossy: Whether to read also JPEG and other lossy files, whose values are inexact.
+    """
     with _naming(path):
-        picture = load_verified(path)
-        if picture.mode not in ("L", "P", "1") and not picture.mode.startswith("I"):
+        data = path.read_bytes()
+        file = Image.open(io.BytesIO(data), formats=PICTURES)
+        lossless = _is_lossless(file, data)
+        if not (lossy or lossless):
             raise ValueError(
-                "a label must hold one number per pixel (gray or palette), "
-                f"but this image has the channels {picture.mode}"
+                f"{file.format} changes the stored values, so this format is not supported without a "
+                "`tolerance`"
             )
-        stored = np.array(picture)
-    return stored.astype(np.uint8) if picture.mode == "1" else stored
+        if file.format == "PNG":
+            file.verify()
+            file = Image.open(io.BytesIO(data), formats=["PNG"])
+        if getattr(file, "n_frames", 1) > 1:
+            raise ValueError(f"a label must be one picture, but this file has {file.n_frames}")  # type: ignore[attr-defined]
+        codec, orientation = _codec(file), _orientation_of_tiff(file)
+        file.load()
+        turned = orientation
+        orientation = orientation or _valid(file.getexif().get(ORIENTATION))
+        values = _colors(file) if colors else _numbers(file, codec)
+        if turned:  # by Pillow
+            values = turn(values, {6: 8, 8: 6}.get(turned, turned))
+    return values, orientation
+
+
+def label_kind(path: Path) -> tuple[str, bool]:
+    """Returns Pillow's mode of a label, such as "L", "P" or "RGB", and whether its format is lossless.
+
+    A GIF with a palette counts as "RGB", since its numbers are not reliable. Nothing is decoded.
+    """
+    with _naming(path), Image.open(path, formats=PICTURES) as file:
+        mode = "RGB" if (file.mode, file.format) == ("P", "GIF") else file.mode
+        return mode, _is_lossless(file, path.read_bytes() if file.format == "WEBP" else b"")
+
+
+def _numbers(picture: ImageFile.ImageFile, codec: str) -> Stored:
+    """Returns the stored numbers of a picture without color channels."""
+    mode = picture.mode
+    if mode == "F":
+        raise ValueError("a label must hold whole numbers, but this file holds floating-point numbers")
+    if mode not in ("L", "P", "1") and not mode.startswith("I"):
+        raise ValueError(
+            f"a label must hold one number per pixel (gray or palette), but this image has the channels "
+            f'{mode}; for colors, `ids` maps each color to its class, such as {{ "#ff0000" = 1 }}'
+        )
+    if (picture.mode, picture.format) == ("P", "GIF"):
+        raise ValueError(
+            "the numbers in a GIF change whenever it is saved: `ids` must map its colors, such as "
+            '{ "#ffffff" = 1 }'
+        )
+    if re.search(r";\d*I", codec) and mode in ("L", "1"):
+        raise ValueError("its number 0 means white, which changes the numbers: store it with 0 as black")
+    scale = re.search(r"ppm.* (\d+)$", codec)
+    if scale and int(scale[1]) not in (255, 65535):
+        raise ValueError(f"its numbers are scaled to {scale[1]}: store it as PNG")
+    values = np.array(picture)
+    if mode == "1":
+        return values.astype(np.uint8)
+    # Pillow spreads gray values of 2 and 4 bits over 0...255.
+    factor = {"L;2": 85, "L;4": 17}.get(codec[:3], 1) if mode == "L" else 1
+    return values // np.uint8(factor) if factor > 1 else values
+
+
+def _colors(picture: Image.Image) -> Stored:
+    """Returns the colors of a picture as numbers 0xRRGGBBAA."""
+    if picture.mode[0] in "IF":
+        raise ValueError(
+            f"`ids` maps colors, but this label has gray values of more than 8 bits ({picture.mode})"
+        )
+    channels = np.array(picture.convert("RGBA"))
+    return channels.view(">u4")[..., 0].astype(np.uint32)
+
+
+def _codec(file: Image.Image) -> str:
+    """Returns how the pixels of a file that is not loaded yet are stored, such as "L;4" or "ppm L 15"."""
+    tile = getattr(file, "tile", None)
+    if not tile:
+        return ""
+    name, arguments = tile[0][0], tile[0][3]
+    parts = arguments if isinstance(arguments, tuple) else (arguments,)
+    return " ".join(map(str, (name, *parts))) if name.startswith("ppm") else str(parts[0])
+
+
+def _is_lossless(file: Image.Image, data: bytes) -> bool:
+    if file.format == "WEBP":
+        return b"VP8 " not in _riff_chunks(data)
+    return file.format in LOSSLESS and file.info.get("compression") not in ("jpeg", "webp")
+
+
+def _riff_chunks(data: bytes) -> set[bytes]:
+    """Returns the names of the chunks of a WebP file."""
+    names, place = set[bytes](), 12
+    while place + 8 <= len(data):
+        names.add(data[place : place + 4])
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+    return names
 
 
 def load_verified(path: Path) -> Image.Image:
@@ -101,27 +306,29 @@ def id_table(ids: Mapping[int, int]) -> IdTable:
     return table
 
 
-def to_classes(stored: Stored, table: IdTable, path: Path) -> Tensor:
-    """Converts stored values of a file, all in the table, to class indices uint8, 255 where ignored."""
-    classes = table[stored]
+def to_classes(stored: Stored, table: IdTable, path: Path, *, ignore_unknown: bool = False) -> Tensor:
+    """Converts stored values of a file to class indices uint8, 255 where ignored.
+
+    Raises:
+        UnknownValuesError: Values are not in the table, and are not ignored.
+    """
+    inside = stored if stored.dtype.kind == "u" and stored.itemsize <= 2 else stored.clip(0, len(table) - 1)
+    classes = table[inside]
+    if inside is not stored:
+        classes[stored != inside] = NO_CLASS
+    if ignore_unknown:
+        classes[classes == NO_CLASS] = IGNORE_INDEX
     if classes.min(initial=0) == NO_CLASS:
         unknown, counts = np.unique(stored[classes == NO_CLASS], return_counts=True)
         listed = ", ".join(f"{i} ({n} pixels)" for i, n in zip(unknown[:8], counts[:8], strict=True))
         known = np.flatnonzero(table != NO_CLASS)
-        raise ValueError(
+        raise UnknownValuesError(
             f"{path} has {len(unknown)} unknown id(s): {listed}. The {len(known)} known ids are "
-            f"{', '.join(map(str, known[:40]))}{', ...' if len(known) > 40 else ''}"
+            f"{', '.join(map(str, known[:40]))}{', ...' if len(known) > 40 else ''}",
+            dict(zip(unknown.tolist(), counts.tolist(), strict=True)),
+            stored.size,
         )
     return torch.from_numpy(classes.astype(np.uint8))
-
-
-def require_same_size(image: Tensor, label: Tensor, image_path: Path, label_path: Path) -> None:
-    """Raises ValueError unless image and label have the same size."""
-    if image.shape[1:] != label.shape:
-        raise ValueError(
-            f"{image_path} is {image.shape[2]}x{image.shape[1]}, but its label {label_path} is "
-            f"{label.shape[1]}x{label.shape[0]}"
-        )
 
 
 def png_size(path: Path) -> tuple[int, int] | None:
@@ -134,83 +341,6 @@ def png_size(path: Path) -> tuple[int, int] | None:
     return height, width
 
 
-def find_files(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Finds the files below a folder, sorted by key: the relative path without suffix.
-
-    Linked folders are searched too, hidden files and folders are not. Keys must differ, and must be valid in
-    names of other files on all systems. `what` describes the files in errors.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder} of {what}")
-    found: dict[str, Path] = {}
-    for path in _files_below(folder):
-        if path.suffix.lower() not in suffixes:
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        _require_plain(name, path)
-        if name in found:
-            raise ValueError(
-                f"{found[name]} and {path} differ only in their suffix and would share one key; "
-                "move one of them away"
-            )
-        found[name] = path
-    if not found:
-        raise FileNotFoundError(f"there are no {what} ({', '.join(suffixes)}) in {folder}")
-    return dict(sorted(found.items()))
-
-
-def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yields the files below a folder; links count as their targets, broken links as files."""
-    here = folder.resolve()
-    if here in above:
-        raise ValueError(f"{folder} is a link to {here}, which contains it; remove the link")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = folder / entry.name
-            if entry.name.startswith("."):
-                continue
-            # Only links need another system call; for all files they would take minutes on a network drive.
-            if path.is_dir() if entry.is_symlink() else entry.is_dir():
-                yield from _files_below(path, (*above, here))
-            elif entry.is_symlink() or entry.is_file():
-                yield path
-
-
-def _require_plain(name: str, path: Path) -> None:
-    """Raises ValueError if a key cannot be part of other files' names."""
-    try:
-        longest = max(len(part.encode()) for part in name.split("/"))
-    except UnicodeEncodeError:
-        raise ValueError(f"{str(path)!r}: the name is not UTF-8; rename the file") from None
-    if "\\" in name or any(ord(character) < 32 for character in name):
-        raise ValueError(f"{str(path)!r}: the name has a backslash or a control character; rename the file")
-    if longest > LONGEST_NAME:
-        raise ValueError(f"{path}: the name has {longest} bytes, more than {LONGEST_NAME}; rename the file")
-
-
-def find_labels(
-    images: Collection[str], folder: Path, what: str, *, image_folder: Path | None = None
-) -> list[Path]:
-    """Finds the label file of each image: the PNG with the same key, see `find_files`.
-
-    Labels without an image, such as other tools' converted copies, are refused if `image_folder` is given.
-    """
-    labels = find_files(folder, (".png",), what)
-    without = [name for name in images if name not in labels]
-    if without:
-        raise FileNotFoundError(
-            f"{len(without)} of {len(images)} images have no label of their name in {folder}, "
-            f"such as {', '.join(without[:3])}"
-        )
-    orphans = [name for name in labels if name not in images]
-    if image_folder and orphans:
-        raise FileNotFoundError(
-            f"{len(orphans)} of {len(labels)} labels in {folder} have no image of their name in "
-            f"{image_folder}, such as {', '.join(orphans[:3])}"
-        )
-    return [labels[name] for name in images]
-
-
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Adds the file's name to errors of its decoding."""
@@ -221,7 +351,21 @@ def _naming(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder") from None
     except UnidentifiedImageError:
-        reason = "it is damaged, or its format is not supported" if path.stat().st_size else "it is empty"
+        reason = _other_format(path) if path.stat().st_size else "it is empty"
         raise ValueError(f"{path} cannot be read: {reason}") from None
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _other_format(path: Path) -> str:
+    """Describes a file that is no picture that can be read."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    for name, signature in OTHER_FORMATS.items():
+        if re.match(signature, start, re.DOTALL):
+            return f"it is {name}, and this format is not supported: convert it to PNG or JPEG"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the file itself: git lfs pull"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "it is a web page, such as of a failed download"
+    return "it is damaged, or its format is not supported"

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cpsl.data.labels import CITYSCAPES_16, SYNTHIA_IDS, LabelSpace
+from cpsl.data.names import IMAGE_SUFFIXES
 from cpsl.data.reading import find_files, find_labels, read_png16, to_classes
 from cpsl.data.sample import Files
 
@@ -36,9 +37,10 @@ class Synthia(Files):
     """
 
     def __init__(self, root: str | Path, label_space: LabelSpace = CITYSCAPES_16) -> None:
-        images = find_files(Path(root) / "RGB", (".png", ".jpg"), "SYNTHIA images")
+        skipped: dict[Path, str] = {}
+        images = find_files(Path(root) / "RGB", IMAGE_SUFFIXES, "SYNTHIA images", skipped=skipped)
         labels = find_labels(images, Path(root) / "GT" / "LABELS", "SYNTHIA labels")
-        super().__init__(label_space, images, labels, label_space.index_of_ids(SYNTHIA_IDS))
+        super().__init__(label_space, images, labels, label_space.index_of_ids(SYNTHIA_IDS), skipped=skipped)
 
-    def _read_label(self, path: Path) -> Tensor:
-        return to_classes(read_png16(path), self._table, path)
+    def _read_label(self, path: Path) -> tuple[Tensor, int]:
+        return to_classes(read_png16(path), self._table, path), 1

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cpsl.models.adapters.fitting import fit_weights
+from cpsl.models.adapters.weights import read_weights
 from cpsl.models.deeplab import DeepLabV2
 from cpsl.models.network import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, SegmentationNetwork, check_network
 from cpsl.models.resnet import load_backbone_weights
@@ -121,7 +123,7 @@ def check_rebuilds(network: SegmentationNetwork, build: Builder | None = None) -
             again = build_network(spec.name, network.num_classes, weights="random", **spec.arguments)
         else:
             again = call_builder(build, spec.name, network.num_classes, "random", spec.arguments)
-    old, new = network.state_dict(), again.state_dict()
+    old, new = state_dict_of(network), again.state_dict()
     wrong = [key for key in old if key not in new or new[key].shape != old[key].shape]
     wrong += [key for key in new if key not in old]
     # Attributes that were changed afterwards would be lost.
@@ -133,6 +135,16 @@ def check_rebuilds(network: SegmentationNetwork, build: Builder | None = None) -
             f"in {len(wrong)} entries, such as {wrong[0]}"
         )
     return again
+
+
+def state_dict_of(network: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict of a network with the names that it has without torch.compile of submodules.
+
+    Example:
+        >>> list(state_dict_of(nn.Sequential(torch.compile(nn.Linear(2, 3)))))
+        ['0.weight', '0.bias']
+    """
+    return {key.replace("_orig_mod.", ""): value for key, value in network.state_dict().items()}
 
 
 def _module(library: str) -> Any:
@@ -175,5 +187,5 @@ def _deeplabv2(
     if weights == "pretrained":
         load_backbone_weights(network.backbone, "imagenet", backbone)
     elif weights != "random":
-        load_backbone_weights(network.backbone, weights)
+        fit_weights(network, read_weights(weights), weights, "backbone", optional="backbone.output_norm")
     return network

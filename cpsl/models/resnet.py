@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torchvision
 from torch import Tensor, nn
 
-from cpsl.models.adapters.weights import fit_weights, read_weights
+from cpsl.models.adapters.fitting import fit_weights
+from cpsl.models.adapters.weights import read_weights
 
 
 @runtime_checkable

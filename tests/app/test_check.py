@@ -1,4 +1,4 @@
-import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,29 +8,17 @@ from PIL import Image
 from app.conftest import Run
 from app.test_adapt import write_folders
 from app.tiny import STAGES, cpsl
-from cpsl.app.check import SHOWN, _report, validate
+from cpsl.app.check import _check_data, _processes
+from cpsl.app.check_settings import validate
 from cpsl.app.command_line import parse
+from cpsl.app.run import changed_settings
+from cpsl.data.check import usable_cores
 from cpsl.training import Process
 
 PROCESS = Process(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("count", [1, SHOWN, SHOWN + 1, 3 * SHOWN])
-def test_only_the_first_problems_of_a_domain_are_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int
-) -> None:
-    problems = [f"source: {index}.png" for index in range(count)] + ["evaluation: a.png"]
-    logging.getLogger("cpsl").propagate = True
-    _report(problems, tmp_path / "problems.txt")
-    logged = [record.getMessage() for record in caplog.records]
-    assert logged[: min(count, SHOWN) + 1] == [*problems[: min(count, SHOWN)], problems[-1]]
-    assert (tmp_path / "problems.txt").exists() == (count > SHOWN)
-    if count > SHOWN:
-        assert str(count - SHOWN) in logged[-1]
-        assert (tmp_path / "problems.txt").read_text().splitlines() == problems
-
-
-def test_a_check_reports_the_cost_of_a_run_and_removes_its_files(finished: Run, tmp_path: Path) -> None:
+def test_a_check_reports_the_cost_of_a_run_and_keeps_pictures_alone(finished: Run, tmp_path: Path) -> None:
     words = ["--config", finished.config, "--output", tmp_path / "runs" / "run"]
     ended = cpsl("check", *words, "--evaluate-every", "2")
     assert ended.code == 0, ended.text
@@ -43,7 +31,12 @@ def test_a_check_reports_the_cost_of_a_run_and_removes_its_files(finished: Run, 
         assert 0.1 < float(memory) < 8
     # Four images after each of five stages, and one evaluation during each but two during self-labeling.
     assert int(rows["evaluation"][2]) == 4 * (5 + 1 + 1 + 2 + 1 + 1)
-    assert list(tmp_path.iterdir()) == []
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    folder = tmp_path / "runs" / "run" / "check"
+    assert sorted(kept) == [folder / f"{name}.png" for name in ("evaluation", "source", "target")]
+    assert all(str(path) in ended.text for path in kept)
+    # A run that follows starts as in a new folder, whatever its settings.
+    assert not changed_settings(parse([*map(str, words), "--seed", "9"]))
 
 
 def test_all_problems_of_data_and_weights_are_listed(tmp_path: Path) -> None:
@@ -60,6 +53,33 @@ def test_all_problems_of_data_and_weights_are_listed(tmp_path: Path) -> None:
     for text in ("2.png", "ü1.png", "99", "distill.student", "init_from.warmup", "4 problem"):
         assert text in ended.text
     assert "Traceback" not in ended.text
+    listed = (tmp_path / "run" / "check" / "problems.txt").read_text(encoding="utf-8").splitlines()
+    assert str(tmp_path / "run" / "check" / "problems.txt") in ended.text
+    assert len(listed) == 2
+    assert "ü1.png" in listed[0]
+    assert "2.png" in listed[1]
+
+
+def test_one_fault_of_many_labels_is_one_problem(tmp_path: Path) -> None:
+    words = [*write_folders(tmp_path), "--output", tmp_path / "run", "--workers", 0]
+    labels = sorted((tmp_path / "source" / "labels").rglob("*.png"))
+    for number, path in enumerate(labels):
+        Image.new("L", Image.open(path).size, 40 + number).save(path)
+    data = _check_data(parse([str(word) for word in words]), PROCESS)
+    (problem,) = data.problems
+    assert f"{len(labels)} of {len(labels)} labels" in problem
+    assert all(f" {40 + number} (" in problem for number in range(len(labels)))
+    assert sum(str(path) in problem for path in labels) == 2
+    assert len(data.complete) == len(labels)
+    assert all(str(path) in line for path, line in zip(labels, data.complete, strict=True))
+    assert sorted(path.name for path in (tmp_path / "run" / "check").iterdir()) == ["target.png"]
+
+
+def test_images_are_read_on_all_cores_unless_other_processes_are_ruled_out(finished: Run) -> None:
+    config = parse(["--config", str(finished.config), "--workers", "1"])
+    assert _processes(config, 25_000) == usable_cores()
+    assert _processes(config, 3) == 0
+    assert _processes(replace(config, workers=0), 25_000) == 0
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_help_of_a_run_lists_all_settings_on_request() -> None:
     short, long = cpsl("adapt", "--help").text, cpsl("adapt", "--help-all").text
     assert "--self-label.temperature" not in short
     assert "--self-label.temperature" in long
-    assert_fits_a_terminal(long, 530)
+    assert_fits_a_terminal(long, 620)
 
 
 def test_help_shows_the_values_of_the_recipe() -> None:

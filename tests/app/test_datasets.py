@@ -1,11 +1,14 @@
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cpsl.app.command_line import parse
-from cpsl.app.datasets import draw_streets, source_batches, target_batches
+from cpsl.app.datasets import draw_streets, open_dataset, source_batches, target_batches
+from cpsl.app.settings import UsageError, to_toml
 from cpsl.data import SourceBatch, TargetBatch
 from cpsl.training import Process
 
@@ -40,3 +43,71 @@ def test_deferred_operations_on_the_device_agree_with_those_of_the_workers(setti
             images = workers.strong, device.strong
         # Torchvision's operations agree with Pillow's within a gray level on average.
         assert (images[0].int() - images[1].int()).abs().float().mean() < 1
+
+
+def write_pictures(folder: Path) -> Path:
+    """Writes large images and colored labels in a layout that needs settings, and the settings."""
+    for i in range(2):
+        for part, color in (("images/{}_image.jpg", "#204060"), ("annotations/{}_annotation.png", "#ff0000")):
+            path = folder / part.format(i)
+            path.parent.mkdir(exist_ok=True, parents=True)
+            Image.new("RGB", (128, 64), color).save(path)
+    settings = folder / "settings.toml"
+    settings.write_text(f"""
+        classes = ["ground", "car"]
+        output = '{folder}/run'
+        workers = 0
+        views = {{ full_size = [32, 64], crop = [16, 32], width = 64, color_transfer = 0 }}
+        [source]
+        images = '{folder}/images'
+        labels = '{folder}/annotations'
+        image_pattern = "*_image.jpg"
+        label_pattern = "*_annotation.png"
+        tolerance = 9
+        cache = '{folder}/cache'
+        [source.ids]
+        "#000000" = "ground"
+        "#fc0303" = "car"
+        [target]
+        images = '{folder}/images'
+    """)
+    return settings
+
+
+def test_labels_are_described_by_settings_alone(tmp_path: Path) -> None:
+    config = parse(["--config", str(write_pictures(tmp_path))])
+    again = tmp_path / "again.toml"
+    again.write_text(to_toml(config), encoding="utf-8")
+    assert parse(["--config", str(again)]) == config
+    dataset = open_dataset(config, config.source)
+    assert dataset.names == ["0_image", "1_image"]
+    label = dataset[1].label
+    assert label is not None
+    assert label.unique().tolist() == [1]
+    batch = next(source_batches(config, "source_only", PROCESS, 2, 0))
+    assert batch.label.unique().tolist() == [1]
+    assert len(list((tmp_path / "cache").rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--source.image-pattern", "image.png"], r"source\.image_pattern.*star"),
+        (["--source.ids", "#ff", "0"], r"source\.ids.*#ff"),
+        (["--source.tolerance", "256"], r"source\.tolerance"),
+        (["--source.first-id", "-1"], r"source\.first_id"),
+    ],
+)
+def test_wrong_descriptions_of_labels_are_named(tmp_path: Path, options: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse(["--config", str(write_pictures(tmp_path)), *options])
+
+
+def test_settings_that_a_data_set_does_not_read_are_refused(tmp_path: Path) -> None:
+    config = parse(["--config", str(write_pictures(tmp_path))])
+    other = replace(config.source, dataset="gta5", root=tmp_path)
+    with pytest.raises(ValueError, match='ids is a setting of dataset = "folder", not of "gta5"'):
+        open_dataset(config, other)
+    inside = replace(config.source, cache=tmp_path / "images" / "cache")
+    with pytest.raises(ValueError, match=r"images/cache is inside"):
+        open_dataset(config, inside)

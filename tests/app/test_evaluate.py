@@ -16,7 +16,8 @@ from app.conftest import Run
 from app.tiny import cpsl
 from cpsl import LabelFreeScores, Segmenter
 from cpsl.app.command_line import parse
-from cpsl.app.config import Config, Domain
+from cpsl.app.config import Config
+from cpsl.app.domain import Domain
 from cpsl.app.evaluate import evaluate, evaluating, evenly_spaced
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, write_streets

@@ -1,8 +1,9 @@
 import json
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from app.tiny import cpsl
 from cpsl import Segmenter
 from cpsl.app import video
-from cpsl.app.predict import Arguments, predict_all
+from cpsl.app.predict import Arguments, Kind, predict_all
 from cpsl.data import LabelSpace
 from cpsl.data.reading import read_image
 from cpsl.models import DeepLabV2
@@ -118,6 +119,79 @@ def test_existing_results_are_kept(
     predict_all(Arguments(weights, photos, output, ("labels", "colors")), PROCESS)
     assert len(seen) == 4  # another kind of result
     assert not [path for path in output.rglob("*") if "partial" in path.name]
+
+
+@pytest.mark.parametrize("preserve", [False, True])
+def test_overwritten_inputs_are_predicted_again(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], preserve: bool
+) -> None:
+    output = tmp_path / "out"
+    arguments = Arguments(weights, photos, output, ("labels", "confidence"))
+    predict_all(arguments, PROCESS)
+    assert capsys.readouterr().out == "3 predicted\n"
+    old = read(output / "confidence" / "a.png")
+    save(photos / "a.png", picture(9))
+    if preserve:  # as a copy of an older file
+        os.utime(photos / "a.png", (1000, 1000))
+    (photos / "city" / "b.c.jpg").unlink()
+    predict_all(arguments, PROCESS)
+    said = "1 predicted (1 again, since the file changed), 1 kept from before; results of 1 file that is gone"
+    assert capsys.readouterr().out.startswith(said)
+    new = Segmenter.load(weights).predict(picture(9)).confidence
+    assert (read(output / "confidence" / "a.png").float() / 255 - new).abs().max() < 0.01
+    assert not torch.equal(read(output / "confidence" / "a.png"), old)
+    with (output / "inputs.jsonl").open("a") as file:
+        file.write('\n["city/b')  # of a killed process
+    predict_all(arguments, PROCESS)
+    assert capsys.readouterr().out.startswith("0 predicted, 2 kept")
+
+
+def test_an_input_overwritten_by_a_damaged_file_has_no_result(
+    weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    arguments = Arguments(weights, photos, tmp_path / "out", get_args(Kind))
+    predict_all(arguments, PROCESS)
+    (photos / "a.png").write_bytes(b"no picture")
+    for _ in range(2):
+        assert len(predict_all(arguments, PROCESS)) == 1
+        assert not list((tmp_path / "out").rglob("a.*"))
+
+
+@pytest.mark.parametrize("frame", ["000000.png", "123456.jpg", "1000000.png"])
+def test_frames_that_share_results_with_images_are_refused(
+    weights: Path, photos: Path, tmp_path: Path, frame: str
+) -> None:
+    (photos / "city.mp4").touch()
+    save(photos / "city" / frame, picture(0))
+    with pytest.raises(ValueError, match=r"city\.mp4") as refused:
+        predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS)
+    assert frame in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_differ_in_their_suffix_are_refused(weights: Path, photos: Path, tmp_path: Path) -> None:
+    save(photos / "a.jpg", picture(0))
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png|a\.png and .*a\.jpg"):
+        predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS)
+
+
+def test_a_replaced_video_is_predicted_again(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av", reason="videos need cpsl[video]")
+    path, output = tmp_path / "walk.mp4", tmp_path / "out"
+    arguments = Arguments(weights, path, output)
+    for numbers in (range(5), range(3)):
+        video.write_video(path, [picture(number) for number in numbers], Fraction(10))
+        predict_all(arguments, PROCESS)
+        labels = sorted((output / "labels" / "walk").iterdir())
+        assert len(labels) == len(list((output / "overlay" / "walk").iterdir())) == len(numbers)
+        for frame, label in zip(video.read_frames(path), labels, strict=True):
+            assert torch.equal(read(label), Segmenter.load(weights).predict(frame).labels)
+        assert len(list(video.read_frames(output / "overlay" / "walk.mp4"))) == len(numbers)
+    assert "1 predicted (1 again" in capsys.readouterr().out
+    predict_all(arguments, PROCESS)
+    assert capsys.readouterr().out == "0 predicted, 1 kept from before\n"
 
 
 def test_results_of_another_model_or_other_options_are_rejected(

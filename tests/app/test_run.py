@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,24 @@ def test_errors_of_data_and_files_have_no_traceback() -> None:
     error.add_note("while reading the source")
     with pytest.raises(SystemExit, match=r"a\.png is broken\nwhile reading the source"), friendly_errors():
         raise error
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_errors_of_the_system_name_the_file_and_not_their_number(number: int) -> None:
+    for arguments in ((number, os.strerror(number), "runs/a"), (number, os.strerror(number))):
+        with pytest.raises(SystemExit) as ended, friendly_errors():
+            raise OSError(*arguments)
+        assert "Errno" not in str(ended.value)
+        assert os.strerror(number) in str(ended.value)
+        assert ("runs/a" in str(ended.value)) == (len(arguments) == 3)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "free space"), (errno.EACCES, "choose another folder")]
+)
+def test_common_errors_of_the_system_say_what_to_do(number: int, advice: str) -> None:
+    with pytest.raises(SystemExit, match=advice), friendly_errors():
+        raise OSError(number, os.strerror(number), "runs/a")
 
 
 class Broken(Dataset[int]):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ConfigDict, Field, with_config
 
+from cpsl.app.command_line import parse as parse_run
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.settings import UsageError, override, read_toml, schema, to_toml
 
@@ -173,3 +174,40 @@ def test_descriptions_and_defaults_are_known() -> None:
     assert schema(Run)["warm_up.iterations"]["description"] == "Number of steps."
     assert schema(Run)["warm_up"]["description"] == "The first stage."
     assert schema(Run)["debug"]["default"] is False
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1", "cp1252"])
+def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "settings.toml"
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    path.write_bytes(f'{mark}output = "run"\nclasses = ["straße"]\n'.encode(encoding, "ignore"))
+    with pytest.raises(UsageError, match="UTF-8") as refused:
+        read_toml(path)
+    assert str(path) in str(refused.value)
+    if encoding.startswith("utf-16"):
+        assert "UTF-16" in str(refused.value)
+    else:
+        assert "line 2" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--seed abc", ["seed", "whole number", "'abc'"]),
+        ("--seed=1.5", ["seed", "'1.5'"]),
+        ("--views.crop 16 x", ["views.crop", "'x'"]),
+        ("--views.full-size a b", ["views.full_size", "'a'", "'b'"]),
+        ("--self-label.temperature warm", ["self_label.temperature", "a number", "'warm'"]),
+        ("--warmup.optimizer.learning_rate 1e-", ["warmup.optimizer.learning_rate", "'1e-'"]),
+    ],
+)
+def test_an_option_that_is_no_number_is_named(options: str, names: list[str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_run(["--output", "run", *options.split()])
+    assert all(name in str(refused.value) for name in names)
+    assert "literal" not in str(refused.value)
+
+
+def test_numbers_of_all_forms_are_accepted() -> None:
+    words = "--seed -3 --views.evaluation-size None --views.crop 16 32 --self-label.temperature 1e-2"
+    assert parse_run(["--output", "run", *words.split()]).self_label.temperature == 0.01

@@ -296,12 +296,12 @@ def test_check_finds_all_problems_and_counts_the_rest(tmp_path: Path) -> None:
 
     result = check_dataset(dataset, progress, threads=2)
     assert seen == list(range(6))
-    assert (result.images, result.labeled) == (6, 2)
-    assert result.sizes == {(4, 6): 2}
+    assert (result.images, result.labeled) == (6, 6)
+    assert result.sizes == {(4, 6): 5}
     expected = torch.zeros(19, dtype=torch.int64)
     expected[[0, 18]] = 2 * 8
     assert torch.equal(result.counts, expected)
-    assert len(result.problems) == 4
+    assert [finding.kind for finding in result.findings] == ["image", "label", "values", "size"]
     for problem, words in zip(
         result.problems,
         ("images/00001.png cannot be read", "labels/00002.png cannot be read", "77 (24 pixels)", "1x1"),

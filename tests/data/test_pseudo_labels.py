@@ -1,5 +1,6 @@
 """Stores of soft and hard pseudo labels."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +127,32 @@ def test_a_store_lists_missing_names(tmp_path: Path, kind: type[Store]) -> None:
     assert files == ["a.v2.png", "a_1.png", "b.png"]
 
 
+PARTS = st.sampled_from(["a", "b", ".", "c.d", ".e"])
+
+
+@given(
+    files=st.dictionaries(st.lists(PARTS, min_size=1, max_size=3).map("/".join), st.booleans(), max_size=5),
+    names=st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(lambda n: n.strip("./"))),
+)
+def test_missing_names_are_those_that_the_store_does_not_contain(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bool], names: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    store = HardLabelStore(folder)
+    for name, broken in files.items():
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and not path.is_symlink():
+            path.symlink_to("nowhere") if broken else path.touch()
+    assert store.missing(names) == [name for name in names if name not in store]
+
+
 @stores
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/../../b", "/a", "//a", "a\\b", "a\0b", "a/.."])
 def test_names_outside_of_the_folder_are_refused(tmp_path: Path, kind: type[Store], name: str) -> None:
     store = kind(tmp_path / "store")
-    for use in (lambda: _write(store, name), lambda: store.read(name), lambda: name in store):
+    missing = partial(store.missing, [name])
+    for use in (lambda: _write(store, name), lambda: store.read(name), lambda: name in store, missing):
         with pytest.raises(ValueError, match="not a path below a folder"):
             use()
     assert list(tmp_path.iterdir()) == []

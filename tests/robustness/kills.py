@@ -20,7 +20,8 @@ from project import incomplete_files, read_json, write_project
 
 WAYS = ("SIGKILL", "SIGTERM", "SIGKILL while writing", "SIGKILL before moving a file")
 STOPPED = (-signal.SIGKILL, -signal.SIGTERM, 75)  # exit codes
-TIMINGS = ("seconds", "seconds_per_iteration", "peak_memory")
+TIMINGS = ("seconds", "seconds_per_iteration", "peak_memory", "evaluation_data")
+"""Metrics that depend on the machine, or on when the files of the project were written."""
 
 
 class Kill(NamedTuple):
@@ -89,7 +90,9 @@ def results(project: Path) -> dict[str, Any]:
     """Returns the fingerprint of each result of the run of a project."""
     kinds = (".pt", ".json", ".jsonl", ".png")
     paths = [path for path in project.glob("run/**/*") if path.suffix in kinds]
-    found = {str(p.relative_to(project)): fingerprint(p) for p in paths if p.stem != "checkpoint"}
+    found = {
+        str(p.relative_to(project)): fingerprint(p) for p in paths if p.stem not in ("checkpoint", "data")
+    }
     report = (project / "run" / "report.html").exists()
     return {**found, "report.html": report, "incomplete": incomplete_files(project)}
 

@@ -12,14 +12,12 @@ from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
 from cpsl.models.adapters.adapted import AdaptedNetwork, plain_copy
+from cpsl.models.adapters.fitting import find_entries, log_filled, without_wrappers
 from cpsl.models.adapters.weights import read_weights
 from cpsl.models.decoders import DAFormerDecoder, LightDecoder
 from cpsl.models.network import NetworkSpec, SegmentationOutput
 
 DECODERS = {"light": LightDecoder, "daformer": DAFormerDecoder}
-
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "encoder_q.", "model.")
-"""Key prefixes that wrappers and whole networks add to an encoder's weights."""
 
 RESERVED = {"features_only", "out_indices", "feature_cls", "num_classes", "in_chans", "pretrained_model_args"}
 """Options that contradict the use as an encoder; options about weights are rejected as well."""
@@ -313,15 +311,13 @@ def _unreachable(name: str, config: Any, error: Exception) -> str:
 def _load(model: nn.Module, state: dict[str, Tensor], weights: str | Path) -> dict[str, Tensor]:
     """Loads matching entries into a network of timm, and returns all entries with the names of timm."""
     own = model.state_dict()
-    while not own.keys() & state.keys():
-        inside = (
-            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            for prefix in PREFIXES
-        )
-        stripped = next(filter(None, inside), None)
-        if stripped is None:
-            break
-        state = stripped
+    entries, _ = find_entries(state, dict.fromkeys(own), weights)
+    if 2 * len(own.keys() & entries.keys()) > len(own):
+        state = entries
+    else:  # names that timm may be able to convert, perhaps in wrappers
+        state = without_wrappers(state)
+        if inside := {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}:
+            state = without_wrappers(inside)
     # In most families of timm, this function converts other names and position embeddings.
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
@@ -347,6 +343,7 @@ def _check_complete(model: nn.Module, state: dict[str, Tensor], weights: str | P
             f"{weights} does not fit {type(model).__name__}: {len(missing)} of {len(own)} entries are "
             f"missing or of another shape, such as {expected}; the file has {len(state)}, such as {found}"
         )
+    log_filled(weights, type(model).__name__, own, own, "")
 
 
 def _spec(name: str, arguments: dict[str, Any]) -> NetworkSpec | None:

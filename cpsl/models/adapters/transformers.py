@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpsl.models.adapters.adapted import AdaptedNetwork
+from cpsl.models.adapters.fitting import log_filled, without_wrappers
 from cpsl.models.adapters.module import MASK_CLASSIFICATION, ModuleBody, evaluation, from_module, trial_images
 from cpsl.models.adapters.weights import check_hub, read_weights
 from cpsl.models.network import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, SegmentationOutput
@@ -185,7 +186,7 @@ def _load_pretrained(name: str, config: Any, entries: dict[str, Tensor] | None =
 
     backbone_config = getattr(config, "backbone_config", None)
     if entries is not None:
-        entries = _without_wrappers(entries)
+        entries = without_wrappers(entries)
         only_backbone = backbone_config is not None and not any(
             key.startswith("backbone.") for key in entries
         )
@@ -217,24 +218,14 @@ def _load_pretrained(name: str, config: Any, entries: dict[str, Tensor] | None =
             f"have another shape, such as {', '.join(sorted(absent)[:3])}{found}; set the options as in "
             "its configuration"
         )
+    encoder = [key for key in loaded.state_dict() if key.startswith(prefix)]
+    log_filled(name, config.model_type, encoder, encoder, "")
     module: Any = loaded
     if only_backbone:
         module = AutoModelForSemanticSegmentation.from_config(config)
         module.backbone = loaded
     result: nn.Module = module.float().train()
     return result
-
-
-def _without_wrappers(entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Removes the prefixes of wrappers, such as DistributedDataParallel, from all keys.
-
-    >>> list(_without_wrappers({"module._orig_mod.weight": torch.zeros(1)}))
-    ['weight']
-    """
-    pattern = re.compile(r"^(module\.|_orig_mod\.|model\.|encoder_q\.)+")
-    if not all(pattern.match(key) for key in entries):
-        return entries
-    return {pattern.sub("", key): value for key, value in entries.items()}
 
 
 def _load(name: str, load: Callable[..., Any]) -> Any:

@@ -1,31 +1,45 @@
 """Pretrained weights from files and from the Hugging Face hub."""
 
+import logging
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpsl._internal.files import load_safely
+from cpsl._internal.file_kinds import is_safetensors
+from cpsl._internal.files import SCALARS_AND_ARRAYS, load_safely
+from cpsl.models.adapters.fitting import fit_weights
+
+_logger = logging.getLogger("cpsl")
 
 NESTED = (
     "state_dict_ema",
+    "ema_state_dict",
     "model_ema",
+    "params_ema",
+    "ema",
+    "teacher",
     "state_dict",
     "model_state_dict",
     "model_state",
     "model",
     "network",
-    "teacher",
+    "net",
+    "module",
+    "params",
+    "weights",
+    "student",
 )
-"""Entries of training checkpoints that contain the weights."""
+"""Entries of training checkpoints that contain the weights, in the order of preference."""
 
-_scalar = np.float64(0).__reduce__()[0]  # its module differs between versions of NumPy
-SCALARS = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
-PLAIN: list[Any] = [Namespace, np.dtype, *SCALARS, _scalar]
+_PATHS = [
+    f"{module}.{kind}" for module in ("pathlib", "pathlib._local") for kind in ("PosixPath", "WindowsPath")
+]
+
+PLAIN: list[Any] = [Namespace, *((PurePath, name) for name in _PATHS), *SCALARS_AND_ARRAYS]
 """Types beside the weights in training checkpoints: settings, and numbers of NumPy such as best_acc."""
 
 
@@ -35,6 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, has no tensors, or tensors with NaN.
+        ModuleNotFoundError: The file is one of safetensors, which is not installed.
     """
     tensors = _read(Path(path))
     if broken := [key for key, value in tensors.items() if value.isnan().any()]:
@@ -43,25 +58,53 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors" and path.is_file():
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except Exception as error:  # safetensors raises errors of its own type
-            raise ValueError(f"{path} cannot be read: {error}") from error
+    if path.is_file() and is_safetensors(path):
+        return _read_safetensors(path)
     with torch.serialization.safe_globals(PLAIN):
         content = load_safely(path)
     while isinstance(content, Mapping):
-        nested = next((key for key in NESTED if isinstance(content.get(key), Mapping)), None)
-        if nested is None:
+        nested = [key for key in NESTED if isinstance(content.get(key), Mapping) and _tensors(content[key])]
+        if not nested:
             break
-        content = content[nested]
-    entries = content.items() if isinstance(content, Mapping) else ()
-    if tensors := {str(key): value for key, value in entries if isinstance(value, Tensor)}:
+        if len(nested) > 1:
+            _logger.info(f"{path}: reads its entry {nested[0]}, not {' or '.join(nested[1:])}")
+        content = content[nested[0]]
+    inner = content.values() if isinstance(content, Mapping) else ()
+    if any(isinstance(value, Mapping) and "model_state" in value for value in inner):
+        raise ValueError(
+            f"{path} is a checkpoint of the authors' code, a whole network: use it in place of a stage, for "
+            f"example --init-from.warmup {path}"
+        )
+    if tensors := _tensors(content):
         return tensors
-    found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content).__name__
-    raise ValueError(f"{path} contains no state dict, but {found}")
+    found = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+    raise ValueError(f"{path} contains no state dict, but {found or 'nothing'}")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{path} requires safetensors: pip install safetensors") from error
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # safetensors raises errors of its own type
+        raise ValueError(f"{path} cannot be read: it is damaged or incomplete ({error})") from error
+
+
+def _tensors(content: object) -> dict[str, Tensor]:
+    """Returns the tensors of a state dict; those of several networks with the names of their networks.
+
+    >>> list(_tensors({"encoder": {"fc.bias": torch.ones(1)}, "optim": {"lr": torch.ones(1)}, "epoch": 3}))
+    ['encoder.fc.bias']
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor):
+            found[str(name)] = value
+        elif isinstance(value, Mapping) and not str(name).startswith(("optim", "message_hub")):
+            found |= {f"{name}.{key}": tensor for key, tensor in _tensors(value).items()}
+    return found
 
 
 def load_weights(module: nn.Module, path: str | Path, encoder: str = "") -> None:
@@ -80,65 +123,6 @@ def load_weights(module: nn.Module, path: str | Path, encoder: str = "") -> None
         ValueError: The encoder's entries are absent or have other shapes.
     """
     fit_weights(module, read_weights(path), path, encoder)
-
-
-def fit_weights(
-    module: nn.Module, weights: Mapping[str, Tensor], path: str | Path, encoder: str = "", optional: str = "?"
-) -> None:
-    """Loads weights that were read from a file; see `load_weights`.
-
-    Args:
-        module: The network.
-        weights: Entries of the file.
-        path: The file, which is named in errors.
-        encoder: Name of the submodule that the weights must have; "" for the whole module.
-        optional: Prefix of entries that may be absent.
-
-    Raises:
-        ValueError: The encoder's entries are absent or have other shapes.
-    """
-    target = module.state_dict()
-    root = f"{encoder}." if encoder else ""
-    counted = [key for key in target if not key.endswith("num_batches_tracked")]  # older files lack the rest
-    required = {key for key in counted if key.startswith(root) and not key.startswith(optional)}
-
-    def fitting(entries: Mapping[str, Tensor]) -> set[str]:
-        return {key for key in required if key in entries and entries[key].shape == target[key].shape}
-
-    def renamed(prefix: str, new: str) -> dict[str, Tensor]:
-        entries = weights.items()
-        return {new + key[len(prefix) :]: value for key, value in entries if key.startswith(prefix)}
-
-    candidates = [renamed(prefix, new) for prefix in _prefixes(weights) for new in dict.fromkeys(["", root])]
-    best = max(candidates, key=lambda entries: len(fitting(entries)))
-    if missing := sorted(required - fitting(best)):
-        expected = ", ".join(f"{key} {tuple(target[key].shape)}" for key in missing[:3])
-        found = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(weights.items())[:3])
-        raise ValueError(
-            f"{path} does not fit {type(module).__name__}{root and f' with its {encoder}'}: "
-            f"{len(missing)} of {len(required)} entries are absent or have another shape, such as "
-            f"{expected}; the file has {len(weights)} entries, such as {found}"
-        )
-    complete = all(key in best for key in counted)
-    loaded = {
-        key: value
-        for key, value in best.items()
-        if key in target and target[key].shape == value.shape and (complete or key.startswith(root))
-    }
-    module.load_state_dict(loaded, strict=False)
-
-
-def _prefixes(keys: Iterable[str]) -> list[str]:
-    """Returns the dotted prefixes of keys, with up to three names each.
-
-    >>> _prefixes(["module.stem.weight", "module.bias"])
-    ['', 'module.', 'module.stem.']
-    """
-    prefixes = {""}
-    for key in keys:
-        names = key.split(".")[:-1]
-        prefixes |= {".".join(names[:depth]) + "." for depth in range(1, min(len(names), 3) + 1)}
-    return sorted(prefixes)
 
 
 def check_hub(repository: str, filename: str) -> None:

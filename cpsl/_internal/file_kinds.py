@@ -1,0 +1,82 @@
+"""What a file is that was expected to hold tensors, such as a web page in place of a download."""
+
+import re
+import zipfile
+from pathlib import Path
+
+_LONGEST = 512  # bytes that are read
+_BINARY = (
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"BZh", "a bzip2 archive: unpack it first"),
+    (b"\xfd7zXZ", "an xz archive: unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
+    (b"Rar!", "a rar archive: unpack it first"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes: convert it to a state dict of torch"),
+    (b"\x93NUMPY", "an array of NumPy, not a state dict"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"%PDF", "a PDF"),
+)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Returns whether a file begins like one of safetensors: the length of its header, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return (
+        len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+    )
+
+
+def describe_file(path: Path) -> str:
+    """Returns what a file is that cannot be read as tensors, and what to do; "" if it is not recognized.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "weights.pth")
+        >>> _ = path.write_text("<!DOCTYPE html><title>Sign in</title>")
+        >>> describe_file(path)[:61]
+        'it is an HTML page, not the file: download the file that the '
+    """
+    if path.is_dir():
+        return "it is a folder"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_LONGEST)
+    if not start:
+        return "it is empty: download or copy it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: git lfs pull downloads the file"
+    if start.startswith(b"PK"):
+        return _describe_zip(path, size)
+    for signature, what in _BINARY:
+        if start.startswith(signature):
+            return f"it is {what}"
+    text = _text(start)
+    if re.match(r"\s*<(!doctype html|html|head|body|\?xml|!--)", text, re.IGNORECASE):
+        return "it is an HTML page, not the file: download the file that the page links to, not the page"
+    return f"it is a text that begins with {text[:40]!r}, not a file of tensors" if text else ""
+
+
+def _describe_zip(path: Path, size: int) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return f"it is incomplete or damaged ({size:,} bytes): download or copy it again"
+    if any(name.endswith("/data.pkl") for name in names):
+        return ""
+    listed = ", ".join(names[:3]) or "nothing"
+    return f"it is a zip archive that contains {listed}, not a file of torch: unpack it first"
+
+
+def _text(start: bytes) -> str:
+    """Returns the first bytes of a file as text, "" if they are none."""
+    utf_16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = start[: len(start) // 2 * 2].decode("utf-16") if utf_16 else start.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 4:  # a character at the end may be cut
+            return ""
+        text = start[: error.start].decode("utf-8-sig", "ignore")
+    return text if all(character.isprintable() or character in "\t\r\n\f" for character in text) else ""

@@ -1,0 +1,128 @@
+"""Check of settings and weights, without reading images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
+from cpsl.app.datasets import domains, label_space, micro_batch_size, open_dataset, target_dataset
+from cpsl.app.networks import build_model, custom_builder, load_model
+from cpsl.app.stages import trained_stages
+from cpsl.training import Process, logger
+
+FOLDER = "check"
+"""Folder of pictures and of the list of problems, in that of the run, which does not read it."""
+
+
+def validate(config: Config, process: Process) -> list[str]:
+    """Returns the problems that can be detected without reading images."""
+    try:
+        label_space(config)
+    except ValueError as error:
+        return [f"classes, palette: {error}"]
+    problems = []
+    for name, domain in domains(config).items():
+        try:
+            open_dataset(config, domain)
+        except (OSError, ValueError) as error:
+            problems.append(f"{name}: {error}")
+        if name in ("target", "evaluation") and (domain.weight or domain.from_target):
+            problems.append(f"{name}: weight and from_target are settings of sources")
+        for option in ("images", "labels"):
+            folder = getattr(domain, option)
+            if folder and (config.output / FOLDER).resolve().is_relative_to(folder.resolve()):
+                problems.append(
+                    f"output {config.output} is inside {name}.{option} {folder}, where results would be "
+                    "read as data: choose another --output"
+                )
+    for name, weights, words in initial_weights(config):
+        if str(weights) not in words and not Path(weights).is_file():
+            known = f", and it is not one of {', '.join(words)}" if words else ""
+            problems.append(f"{name}: there is no file {weights}{known}")
+    starts = [str(weights) for _, weights, words in initial_weights(config) if words]
+    if config.model.weights and starts and "pretrained" not in starts:
+        problems.append(
+            f"model.weights: {config.model.weights} is not read, since stages start from random weights or "
+            'other files: set start = "pretrained"'
+        )
+    try:
+        custom_builder(config.model.network)
+    except ValueError as error:
+        problems.append(f"model.network: {error}")
+    for stage in STAGES:
+        if stage not in METHODS[config.method] and getattr(config.init_from, stage):
+            problems.append(f'init_from.{stage} is not read: method = "{config.method}" has no such stage')
+    if config.method != "paper" and config.authors != Authors():
+        problems.append('authors deviates from the paper: set method = "paper"')
+    aligned = config.model.network.startswith("deeplabv2:")
+    for switch in () if aligned else ("repeat_backbone_steps", "rectify_features"):
+        if getattr(config.authors, switch):
+            problems.append(f'authors.{switch} needs model.network = "deeplabv2:NAME", the authors\' network')
+    for stage in dict.fromkeys("distill" if s in PREVIOUS else s for s in trained_stages(config)):
+        settings = getattr(config, stage)
+        try:
+            micro_batch_size(config, settings.batch_size, process)
+        except ValueError as error:
+            problems.append(f"{stage}.{error}")
+        if config.authors.repeat_backbone_steps and settings.optimizer.name != "sgd":
+            problems.append(f'authors.repeat_backbone_steps needs {stage}.optimizer.name = "sgd"')
+    if config.select_checkpoint == "best" and not (config.evaluate_every and config.evaluation.given):
+        problems.append(
+            'select_checkpoint = "best" needs evaluate_every above 0 and labeled images in evaluation'
+        )
+    return problems
+
+
+def advice(config: Config) -> list[str]:
+    """Returns warnings about settings that are valid but probably not intended."""
+    height, width = target_dataset(config).image(0).shape[1:]
+    full_height, full_width = config.views.full_size
+    if full_height <= 1.5 * height or full_width <= 1.5 * width:
+        return []
+    crop = [max(extent // 32 * 16, 16) for extent in (height, width)]
+    factor = full_height * full_width / (height * width)
+    return [
+        f"Target images of {height}x{width} are enlarged to views.full_size {full_height}x{full_width}, "
+        f"which needs {factor:.0f} times the time and memory. For their own size:\n"
+        f"  --views.full-size {height} {width} --views.crop {crop[0]} {crop[1]} "
+        f"--views.width {round(1.07 * width)}"
+    ]
+
+
+def initial_weights(config: Config) -> Iterator[tuple[str, str | Path, tuple[str, ...]]]:
+    """Yields settings that name weights: name, value, and the keywords allowed in place of a file."""
+    trained = trained_stages(config)
+    if "source_only" in trained:
+        yield "source_only.start", config.source_only.start, ("pretrained", "random")
+    if "warmup" in trained:
+        yield "warmup.start", config.warmup.start, ("pretrained", "random", "source_only")
+    if "distill_1" in trained or "distill_2" in trained:
+        yield "distill.student", config.distill.student, ("previous", "pretrained", "random")
+    if "online" in trained:
+        yield "online.start", config.online.start, ("pretrained", "random", "source_only")
+    for stage in config.stages:
+        if path := getattr(config.init_from, stage):
+            yield f"init_from.{stage}", path, ()
+    if config.model.weights:
+        yield "model.weights", config.model.weights, ()
+
+
+def check_weights(config: Config) -> list[str]:
+    """Loads the initial weights of all stages; returns the problems."""
+    problems = []
+    for name, weights, _ in initial_weights(config):
+        if weights == "random":
+            logger.info(f"{name}: random weights")
+        if weights != "pretrained" and not Path(weights).is_file():
+            continue  # a keyword, or already reported
+        if name == "model.weights":
+            continue  # loaded as "pretrained"
+        try:
+            if name.startswith("init_from"):
+                load_model(config, Path(weights))
+            else:
+                build_model(config, str(weights))
+            logger.info(f"{name}: {weights} loads")
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            hint = " (model.weights)" if weights == "pretrained" else ""
+            problems.append(f"{name}: {error}{hint}")
+    return problems

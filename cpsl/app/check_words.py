@@ -1,0 +1,247 @@
+"""What `cpsl check` says about data: a summary, one entry for each kind of problem, warnings."""
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+
+from cpsl.app.domain import Domain
+from cpsl.data import LabelSpace
+from cpsl.data.check import DatasetCheck, Finding
+
+WIDTH = 80
+"""Columns of the text; names of files and lines to be copied are not broken."""
+
+SHOWN_VALUES = 40
+"""Unknown values of labels that are listed; files that are no label maps have hundreds."""
+
+SHOWN_KINDS = 10
+"""Kinds of problems of one domain that are shown."""
+
+MOSTLY = 0.5
+"""Share of ignored pixels from which on a warning is given."""
+
+Kinds = dict[tuple[str, str], list[Finding]]
+
+
+def summary(name: str, result: DatasetCheck, classes: LabelSpace) -> str:
+    """Returns the number of images, their sizes and labels, and the shares of ignored pixels and classes.
+
+    Example:
+        >>> import torch
+        >>> counts = torch.tensor([3, 1])
+        >>> result = DatasetCheck(2, 2, {(480, 640): 2}, counts, [], [], ignored=1, examples=[0, 1])
+        >>> print(summary("source", result, LabelSpace(("road", "car"), ((0, 0, 0), (9, 9, 9)))))
+        source: 2 images (2 of 640x480), 2 with labels
+          road                  75.000 %
+          car                   25.000 %
+          (ignored)             20.000 % of all pixels
+    """
+    sizes = sorted(result.sizes.items(), key=lambda item: (-item[1], item[0]))
+    listed = [f"{count} of {width}x{height}" for (height, width), count in sizes[:4]]
+    if others := len(sizes[4:]):
+        listed.append(f"{sum(count for _, count in sizes[4:])} of {others} other sizes")
+    problems = f", {len(result.findings)} problem(s)" if result.findings else ""
+    sizes_or_none = ", ".join(listed) or "none can be read"
+    lines = [
+        _fill(f"{name}: {result.images} images ({sizes_or_none}), {result.labeled} with labels{problems}")
+    ]
+    pixels = int(result.counts.sum())
+    if pixels + result.ignored:
+        for label, count in zip(classes.names, result.counts.tolist(), strict=True):
+            lines.append(f"  {label:20} {100 * count / max(pixels, 1):7.3f} %")
+        lines.append(f"  {'(ignored)':20} {100 * _ignored_share(result):7.3f} % of all pixels")
+    return "\n".join(lines)
+
+
+def kinds_of(findings: list[Finding]) -> Kinds:
+    """Groups problems by kind, the most frequent first: reasons that differ in numbers alone are one kind."""
+    kinds: Kinds = {}
+    for finding in findings:
+        reason = "" if finding.kind in ("values", "size") else re.sub(r"b'[^']*'|\d+", "#", finding.reason)
+        kinds.setdefault((finding.kind, reason), []).append(finding)
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+def describe_kinds(name: str, domain: Domain, result: DatasetCheck, classes: LabelSpace) -> list[str]:
+    """Returns one text for each kind of problem: number, values, two example files, and the fix."""
+    kinds = list(kinds_of(result.findings).items())
+    texts = [
+        _describe_kind(name, domain, kind, findings, result, classes)
+        for (kind, _), findings in kinds[:SHOWN_KINDS]
+    ]
+    if rest := kinds[SHOWN_KINDS:]:
+        number = sum(len(findings) for _, findings in rest)
+        texts.append(f"{name}: {number} problems of {len(rest)} other kinds")
+    return texts
+
+
+def _describe_kind(
+    name: str, domain: Domain, kind: str, findings: list[Finding], result: DatasetCheck, classes: LabelSpace
+) -> str:
+    reason, images, labels = findings[0].reason, f"of {result.images} images", f"of {result.labeled} labels"
+    values = _union(findings)
+    problem, fix = {
+        "image": (f"{images} cannot be used: {reason}", "replace or remove these files"),
+        "label": (f"{labels} cannot be used: {reason}", "correct these files"),
+        "values": (f"{labels} have unknown values, {len(values)} in all (shares of label pixels):", ""),
+        "size": (f"{labels} differ from their image: {reason}", "store labels in the size of their image"),
+        "unlabeled": (f"{images} have no label", "add the labels, or move these images away"),
+        "other": (f"{images} cannot be used: {reason}", "correct these files"),
+    }[kind]
+    lines = [_fill(f"{name}: {len(findings)} {problem}")]
+    if kind == "values":
+        lines.append(_fill(_list_values(values, result), "  "))
+    lines += [f"  {finding.file}" for finding in findings[:2]]
+    fixes = [f"  Fix: {fix}"] if fix else _fix_values(name, domain, list(values), classes)
+    return "\n".join(lines + fixes)
+
+
+def _union(findings: list[Finding]) -> dict[int | str, int]:
+    """Returns the pixels of each unknown value over all labels, numbers in ascending order."""
+    total = Counter[int | str]()
+    for finding in findings:
+        total.update(finding.values)
+    return dict(sorted(total.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _list_values(values: Mapping[int | str, int], result: DatasetCheck) -> str:
+    faulty = sum(finding.pixels for finding in result.findings)
+    pixels = max(int(result.counts.sum()) + result.ignored + faulty, 1)
+    shown = values
+    if len(values) > SHOWN_VALUES:
+        most = sorted(values, key=lambda value: -values[value])[:SHOWN_VALUES]
+        shown = {value: values[value] for value in values if value in set(most)}
+    # Not to be broken between a value and its share.
+    text = ", ".join(f"{value}\0({_percent(count / pixels)})" for value, count in shown.items())
+    return text + (f" and {len(values) - len(shown)} others" if len(shown) < len(values) else "")
+
+
+def _fix_values(name: str, domain: Domain, values: list[int | str], classes: LabelSpace) -> list[str]:
+    """Returns the line of settings in which a person enters the classes of unknown values."""
+    if domain.dataset != "folder":
+        return ["  Fix: correct these labels, or the path `root`"]
+    if len(values) > SHOWN_VALUES:
+        return ["  Fix: these are probably no label maps; correct the path `labels`"]
+    entries: dict[int | str, int | str] = {index: index for index in [*range(len(classes)), 255]}
+    if domain.ids:
+        entries = dict(domain.ids.items())
+    entries |= dict.fromkeys(values, 255)
+    line = ", ".join(f"{_toml(value)} = {_toml(index)}" for value, index in entries.items())
+    text = (
+        f"Fix: in the table {table(name)}, replace 255 (ignored) by a class index where a value has a class:"
+    )
+    return [_fill(f"{text}\nids = {{ {line} }}", "  ")]
+
+
+def table(name: str) -> str:
+    """Returns the table of a domain in a file of settings.
+
+    Example:
+        >>> table("source"), table("source 2")
+        ('[source]', '[[source]] number 2')
+    """
+    head, _, number = name.partition(" ")
+    return f"[[{head}]] number {number}" if number else f"[{head}]"
+
+
+def find_warnings(
+    results: Mapping[str, DatasetCheck], domains: Mapping[str, Domain], classes: LabelSpace
+) -> list[str]:
+    """Returns what is allowed but seldom meant: classes without pixels, masks of 0 and 255, ignored pixels.
+
+    Args:
+        results: Results of the domains by name: "source" or "source 1", ..., "target", "evaluation".
+        domains: Their settings.
+        classes: Label space of the run.
+    """
+    labeled = {
+        name: result for name, result in results.items() if int(result.counts.sum()) and name != "target"
+    }
+    texts, sources = list[str](), dict[str, DatasetCheck]()
+    for name, result in labeled.items():
+        if of_masks := _warn_of_masks(name, result, domains[name], classes):
+            texts.append(of_masks)
+            continue  # what follows from it is not repeated
+        if name.startswith("source"):
+            sources[name] = result
+        present = [c for c, n in zip(classes.names, result.counts.tolist(), strict=True) if n]
+        if len(present) == 1:
+            texts.append(
+                f"{name}: all labeled pixels have the class {present[0]}. There is nothing to distinguish: "
+                "check `classes` and `ids`"
+            )
+        if (ignored := _ignored_share(result)) > MOSTLY:
+            texts.append(f"{name}: {_percent(ignored)} of the label pixels are ignored: check `ids`")
+    if sources:
+        texts.append(_warn_of_missing_classes(sources, labeled.get("evaluation"), classes))
+    return [_fill(f"Warning: {text}") for text in texts if text]
+
+
+def _warn_of_masks(name: str, result: DatasetCheck, domain: Domain, classes: LabelSpace) -> str:
+    """Warns of masks of two classes whose objects are stored as 255, which is ignored."""
+    unmapped = domain.dataset == "folder" and not (domain.ids or domain.first_id)
+    if not (unmapped and len(classes) == 2 and result.counts[1] == 0 and result.ignored):
+        return ""
+    first, second = classes.names
+    ignored = _ignored_share(result)
+    return (
+        f"{name}: every pixel is {first} ({_percent(1 - ignored)}) or 255, which is ignored "
+        f"({_percent(ignored)}); {second} never occurs. If 255 means {second}, write in the table "
+        f"{table(name)}:\nids = {{ 0 = 0, 255 = 1 }}"
+    )
+
+
+def _warn_of_missing_classes(
+    sources: Mapping[str, DatasetCheck], evaluation: DatasetCheck | None, classes: LabelSpace
+) -> str:
+    """Warns of classes that no source shows, with their shares in the evaluation."""
+    shown = torch.stack([result.counts for result in sources.values()]).sum(dim=0)
+    missing = (shown == 0).nonzero().flatten().tolist()
+    if not missing:
+        return ""
+    listed, evaluated = list[str](), 0.0
+    for index in missing:
+        share = 0.0 if evaluation is None else float(evaluation.counts[index] / evaluation.counts.sum())
+        evaluated += share
+        listed.append(classes.names[index] + (f" ({_percent(share)} of the evaluation)" if share else ""))
+    text = (
+        f"No source shows {', '.join(listed)}. A network cannot learn a class that it never sees: correct "
+        "`ids`, or remove it from `classes`."
+    )
+    return text + (" The IoU of a class of the evaluation would be 0." if evaluated else "")
+
+
+def _ignored_share(result: DatasetCheck) -> float:
+    return result.ignored / max(int(result.counts.sum()) + result.ignored, 1)
+
+
+def _percent(share: float) -> str:
+    """Formats a share; small ones keep a digit other than zero.
+
+    Example:
+        >>> _percent(0.5), _percent(0.00012)
+        ('50.0 %', '0.01 %')
+    """
+    digits = 1 if share >= 0.1 else 2
+    return f"{100 * share:.{digits}f} %" if share >= 5e-5 or not share else f"{100 * share:.1g} %"
+
+
+def _toml(value: int | str) -> str:
+    return str(value) if isinstance(value, int) else f'"{value}"'
+
+
+def _fill(text: str, indent: str = "") -> str:
+    """Breaks the first line of a text, but no words; others are to be copied and are indented only."""
+    first, *others = text.replace(" %", "\0%").split("\n")
+    lines = textwrap.wrap(
+        first,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join([*lines, *(f"    {line}" for line in others)]).replace("\0", " ")

@@ -1,0 +1,26 @@
+"""Types of settings with the range of their values."""
+
+import json
+from typing import Annotated, Any
+
+import tyro
+from pydantic import AfterValidator, Field
+
+Amount = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Pixels = Annotated[int, Field(ge=16)]  # the smallest input of the networks
+Size = tuple[Pixels, Pixels]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Json = Annotated[dict[str, Any], tyro.conf.arg(constructor=json.loads, metavar="JSON")]
+
+
+def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError("the first value must not exceed the second")
+    return limits
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_range)]

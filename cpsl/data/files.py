@@ -1,0 +1,134 @@
+"""Search for image and label files in folders."""
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from cpsl.data.names import UNREAD_SUFFIXES, Pattern
+
+LONGEST_NAME = 200  # bytes; systems allow 255, and files written for an image have longer names
+
+
+def find_files(
+    folder: Path,
+    suffixes: tuple[str, ...],
+    what: str,
+    *,
+    pattern: Pattern | None = None,
+    skipped: dict[Path, str] | None = None,
+) -> dict[str, Path]:
+    """Finds the files below a folder, sorted by key: the relative path without suffix.
+
+    Linked folders are searched too, hidden files and folders are not. Keys must differ, and must be valid in
+    names of other files on all systems; composed and decomposed Unicode letters (NFC, NFD) are the same.
+
+    Args:
+        folder: Where to search.
+        suffixes: Endings of the files, in lower case.
+        what: Describes the files in errors.
+        pattern: Only files whose relative path matches; all if None.
+        skipped: Takes the other files that are not hidden, with the reason.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} of {what}")
+    skipped = {} if skipped is None else skipped
+    others, found = dict[Path, str](), dict[str, Path]()
+    for path in _files_below(folder):
+        relative = path.relative_to(folder)
+        if path.suffix.lower() not in suffixes:
+            others[path] = _reason(path.suffix.lower())
+            continue
+        if pattern is not None and pattern.key(relative.as_posix()) is None:
+            others[path] = f'does not match the pattern "{pattern.text}"'
+            continue
+        name = relative.with_suffix("").as_posix()
+        _require_plain(name, path)
+        name = unicodedata.normalize("NFC", name)
+        if name in found:
+            raise ValueError(_describe_twins(found[name], path))
+        found[name] = path
+    if not found:
+        listed = ", ".join(suffixes) if pattern is None else f"{', '.join(suffixes)}; {pattern.text}"
+        raise FileNotFoundError(f"there are no {what} ({listed}) in {folder}{describe_skipped(others)}")
+    skipped |= others
+    return dict(sorted(found.items()))
+
+
+def _reason(suffix: str) -> str:
+    if suffix in UNREAD_SUFFIXES:
+        return f"the format {suffix} is not supported: convert it to PNG"
+    return "its ending is none of an image"
+
+
+def describe_skipped(skipped: Mapping[Path, str]) -> str:
+    """Returns the number of skipped files for each reason with their endings, to be appended to a sentence.
+
+    Example:
+        >>> describe_skipped({Path("a.txt"): "its ending is none of an image"})
+        '; it has 1 *.txt (its ending is none of an image)'
+    """
+    endings = defaultdict[str, Counter[str]](Counter)
+    for path, reason in skipped.items():
+        endings[reason][path.suffix] += 1
+    listed = [
+        f"{counts.total()} {', '.join(f'*{ending}' for ending, _ in counts.most_common(4))} ({reason})"
+        for reason, counts in endings.items()
+    ]
+    return f"; it has {', '.join(listed)}" if listed else ""
+
+
+def _describe_twins(first: Path, second: Path) -> str:
+    """Describes two files that would share one key."""
+    if first.with_suffix("").as_posix() != second.with_suffix("").as_posix():
+        forms = " and ".join(ascii(path.name) for path in (first, second))
+        return (
+            f"{first} and {second} look the same, but are written in two forms of Unicode, composed and "
+            f"decomposed: {forms}. Rename or remove one of them"
+        )
+    return (
+        f"{first} and {second} differ only in their suffix and would share one key; move one of them away, "
+        f'or name the files that are meant by a pattern such as "*{second.suffix}"'
+    )
+
+
+def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yields the files below a folder; links count as their targets, broken links as files."""
+    here = folder.resolve()
+    if here in above:
+        raise ValueError(f"{folder} is a link to {here}, which contains it; remove the link")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            # Only links need another system call; for all files they would take minutes on a network drive.
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():
+                yield from _files_below(path, (*above, here))
+            elif entry.is_symlink() or entry.is_file():
+                yield path
+
+
+def _require_plain(name: str, path: Path) -> None:
+    """Raises ValueError if a key cannot be part of other files' names."""
+    try:
+        longest = max(len(part.encode()) for part in name.split("/"))
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(path)!r}: the name is not UTF-8; rename the file") from None
+    if "\\" in name or any(ord(character) < 32 for character in name):
+        raise ValueError(f"{str(path)!r}: the name has a backslash or a control character; rename the file")
+    if longest > LONGEST_NAME:
+        raise ValueError(f"{path}: the name has {longest} bytes, more than {LONGEST_NAME}; rename the file")
+
+
+def find_labels(images: Collection[str], folder: Path, what: str) -> list[Path]:
+    """Finds the label file of each image: the PNG with the same key, see `find_files`."""
+    labels = find_files(folder, (".png",), what)
+    without = [name for name in images if name not in labels]
+    if without:
+        raise FileNotFoundError(
+            f"{len(without)} of {len(images)} images have no label of their name in {folder}, "
+            f"such as {', '.join(without[:3])}: the label of {without[0]} would be {folder / without[0]}.png"
+        )
+    return [labels[name] for name in images]

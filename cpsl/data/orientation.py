@@ -1,0 +1,140 @@
+"""Labels of pictures that EXIF turns, and labels of another size than their image."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NoReturn, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpsl.data.reading import turn
+
+Convention = Literal["auto", "turned", "stored"]
+"""Whether labels belong to the turned picture or to its stored pixels; see `fit_label`."""
+
+
+def fit_label(
+    label: Tensor,
+    own_orientation: int,
+    size: tuple[int, int],
+    orientation: int,
+    paths: tuple[Path, Path],
+    *,
+    convention: Convention = "auto",
+    resize: bool = False,
+) -> Tensor:
+    """Returns a label on the pixels of its image as displayed.
+
+    Labels drawn over the displayed picture belong to the turned image; the label's own orientation, if it has
+    any, is applied. Labels that were made from the stored pixels are turned like the image. "auto" takes the
+    one that has the size of the image, and refuses to guess if both have and differ, as after 180 degrees.
+
+    Args:
+        label: (h, w) as stored.
+        own_orientation: EXIF orientation of the label, 1 for none.
+        size: (H, W) of the image as displayed.
+        orientation: EXIF orientation of the image, 1 for none.
+        paths: Files of image and label, for errors.
+        convention: "turned", "stored" or "auto".
+        resize: Whether a label of another size is resized, to the nearest neighbor, or refused.
+
+    Raises:
+        ValueError: The sizes differ, or the convention cannot be recognized.
+
+    Example:
+        >>> label, paths = torch.tensor([[1, 2]]), (Path("a.jpg"), Path("a.png"))
+        >>> fit_label(label, 1, (2, 1), 6, paths).tolist()  # of the size of the stored pixels
+        [[1], [2]]
+    """
+    candidates: dict[str, Tensor] = {}
+    if convention != "stored":
+        candidates["turned"] = _turned(label, own_orientation)
+    if convention != "turned":
+        candidates["stored"] = _turned(label, orientation)
+    fitting = {name: found for name, found in candidates.items() if found.shape == size}
+    if not fitting and not resize:
+        _raise_sizes(label, size, orientation, paths, convention)
+    first, *others = (fitting or candidates).values()
+    if any(not torch.equal(first, other) for other in others):
+        raise ValueError(
+            f"{paths[0]} is turned by EXIF (orientation {orientation}, its label {own_orientation}), and "
+            f"nothing tells whether its label {paths[1]} is: set label_orientation to "
+            '"turned" if labels belong to the displayed picture, or to "stored" if they belong to the stored '
+            "pixels"
+        )
+    return first if first.shape == size else resize_label(first, size)
+
+
+def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes a label (h, w) to the size (H, W), to the nearest neighbor of each pixel's center.
+
+    Example:
+        >>> resize_label(torch.tensor([[1, 2]]), (2, 4)).tolist()
+        [[1, 1, 2, 2], [1, 1, 2, 2]]
+    """
+    rows, columns = (
+        torch.tensor((2 * np.arange(wanted) + 1) * stored // (2 * wanted))
+        for wanted, stored in zip(size, label.shape, strict=True)
+    )
+    return label[rows][:, columns]
+
+
+def _turned(label: Tensor, orientation: int) -> Tensor:
+    return label if orientation == 1 else torch.from_numpy(turn(label.numpy(), orientation).copy())
+
+
+def _raise_sizes(
+    label: Tensor, size: tuple[int, int], orientation: int, paths: tuple[Path, Path], convention: Convention
+) -> NoReturn:
+    image, path = paths
+    turned = f" after its EXIF orientation {orientation}" if orientation != 1 else ""
+    hint = "resize_labels = true accepts labels of another size"
+    if convention != "auto" and _turned(label, orientation).shape == size:
+        hint = 'label_orientation = "stored" is for labels of the stored pixels'
+    raise ValueError(
+        f"{image} is {size[1]}x{size[0]}{turned}, but its label {path} is "
+        f"{label.shape[1]}x{label.shape[0]}; {hint}"
+    )
+
+
+@runtime_checkable
+class HasOrientation(Protocol):
+    """Protocol of a data set of files: `orientation` returns the EXIF orientation of an image."""
+
+    names: list[str]
+
+    def orientation(self, index: int) -> int:
+        """Returns 1 to 8, 1 for none."""
+        ...
+
+
+def turned_images(
+    dataset: HasOrientation, progress: Callable[[Iterable[int]], Iterable[int]] = iter, threads: int = 4
+) -> dict[str, int]:
+    """Returns the names of the images that EXIF turns, each with its orientation 2 to 8.
+
+    Only headers are read; damaged files are left out.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from cpsl.data import SegmentationFolder
+        >>> folder, exif = Path(tempfile.mkdtemp()), Image.Exif()
+        >>> exif[0x0112] = 3
+        >>> Image.new("RGB", (8, 4)).save(folder / "a.jpg", exif=exif)
+        >>> turned_images(SegmentationFolder(folder))
+        {'a': 3}
+    """
+
+    def read(index: int) -> int:
+        try:
+            return dataset.orientation(index)
+        except (OSError, ValueError):
+            return 1
+
+    indices = range(len(dataset.names))
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(read, indices)
+        return {dataset.names[i]: o for i, o in zip(progress(indices), found, strict=True) if o != 1}

@@ -1,0 +1,399 @@
+"""Proposals of the settings that describe labels as they are on the disk."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from cpsl.data.files import find_files
+from cpsl.data.labels import IGNORE_INDEX, LabelSpace
+from cpsl.data.names import IMAGE_SUFFIXES, Pattern, split_suffix
+from cpsl.data.values import StoredValues, count_stored_values, format_color, parse_color
+
+V = TypeVar("V", int, str)
+
+LABEL_WORDS = frozenset(
+    (
+        *("label", "labels", "labelid", "labelids", "labeltrainids", "lbl", "mask", "masks", "manual"),
+        *("annotation", "annotations", "annot", "anno", "gt", "gts", "gtfine", "gtcoarse", "groundtruth"),
+        *("truth", "seg", "segm", "segmentation", "segmentations", "semantic", "semantics"),
+    )
+)
+"""Words in the names of label maps or their folders, in lower case."""
+
+LABEL_HINT = re.compile("lab|lbl|mask|ann|gt|groundtruth|truth|seg|semantic|manual", re.IGNORECASE)
+SAMPLES = 20
+"""Images whose names are compared with those of labels."""
+
+MANY_VALUES = 255
+"""Number of stored numbers up to which `ids` are proposed."""
+
+MANY_COLORS = 64
+"""Number of colors from which on rare ones count as inexact copies, such as of smoothed edges."""
+
+SHOWN_SHARE = 0.002
+"""Share of the pixels from which on an inexact color counts as one of the label map's own."""
+
+NOISE = 24
+"""Difference in each channel within which inexact colors belong together."""
+
+
+class PatternProposal(NamedTuple):
+    """Patterns that match images and labels.
+
+    Attributes:
+        image_pattern: Value of the setting of this name.
+        label_pattern: Value of the setting of this name.
+        matched: Number of images for which there is a label.
+    """
+
+    image_pattern: str
+    label_pattern: str
+    matched: int
+
+
+def propose_patterns(images: Sequence[str], labels: Sequence[str]) -> PatternProposal | None:
+    """Returns the patterns that give most images a label, None if there are none for half of them.
+
+    Args:
+        images: Relative paths with slashes and endings.
+        labels: The same of the labels.
+
+    Example:
+        >>> propose_patterns(["a/1_image.png", "b/2_image.png"], ["1_labels.png", "2_labels.png"])
+        PatternProposal(image_pattern='**/*_image.png', label_pattern='*_labels.png', matched=2)
+    """
+    votes = Counter[tuple[str, str]]()
+    candidates = _likely_pairs(sorted(images), sorted(labels))
+    for image, label in candidates:
+        pair = _generalize(split_suffix(image)[0], split_suffix(label)[0])
+        if pair is not None:
+            votes[pair] += 1
+            votes[_without_folders(pair[0]), _without_folders(pair[1])] += 1
+    best: PatternProposal | None = None
+    endings = _common_ending(images), _common_ending(labels)
+    for pair, _ in votes.most_common(12):
+        first, second = (
+            text + ending if text != "*" else text for text, ending in zip(pair, endings, strict=True)
+        )
+        matched = _count_matches(images, labels, Pattern(first), Pattern(second))
+        better = best is None or (matched, -len(first + second)) > (
+            best.matched,
+            -len(best.image_pattern + best.label_pattern),
+        )
+        if 2 * matched >= len(images) and better:
+            best = PatternProposal(first, second, matched)
+    return best
+
+
+def _likely_pairs(images: Sequence[str], labels: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Yields some images, each with a label whose name shares the most, and the rarest, words."""
+    words = {label: set(_words(label)) for label in labels[:2000]}
+    frequency = Counter(word for found in words.values() for word in found)
+    labels_of = defaultdict[str, list[str]](list)
+    for label, found in words.items():
+        for word in found:
+            labels_of[word].append(label)
+    step = max(min(len(images), 2000) // SAMPLES, 1)
+    for image in images[:2000:step]:
+        scores = Counter[str]()
+        for word in set(_words(image)):
+            for label in labels_of.get(word, []):
+                scores[label] += 1_000_000 // frequency[word]
+        if scores:
+            yield image, max(scores, key=lambda label: (scores[label], -len(label), label))
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in _tokens(split_suffix(name)[0]) if word.isalnum()]
+
+
+def _tokens(name: str) -> list[str]:
+    return re.findall(r"\d+|[^\W\d_]+|[\W_]", name)
+
+
+def _generalize(image: str, label: str) -> tuple[str, str] | None:
+    """Returns two names with stars in place of what they share, None if they share nothing."""
+    first, second = _tokens(image), _tokens(label)
+    patterns, ends = ["", ""], (0, 0)
+    for a, b, size in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
+        shared = first[a : a + size]
+        start, end = 0, size
+        # Separators beside a difference are part of the pattern, not of the star.
+        while start < end and not shared[start].isalnum() and (a + start > 0 or b + start > 0):
+            start += 1
+        while end > start and not shared[end - 1].isalnum():
+            end -= 1
+        if start == end:
+            continue
+        for side, (tokens, place) in enumerate(((first, a), (second, b))):
+            patterns[side] += "".join(tokens[ends[side] : place + start]) + "*"
+        ends = a + end, b + end
+    patterns = [
+        text + "".join(tokens[e:]) for text, tokens, e in zip(patterns, (first, second), ends, strict=True)
+    ]
+    return (patterns[0], patterns[1]) if "*" in patterns[0] and "**" not in " ".join(patterns) else None
+
+
+def _without_folders(pattern: str) -> str:
+    """Replaces the folders before the first star by any folders."""
+    folders, slash, _ = pattern[: pattern.index("*")].rpartition("/")
+    return f"**/{pattern[len(folders) + 1 :]}" if slash else pattern
+
+
+def _common_ending(names: Iterable[str]) -> str:
+    """Returns the ending that all names have, in lower case, or nothing."""
+    endings = {split_suffix(name)[1].lower() for name in names}
+    return endings.pop() if len(endings) == 1 else ""
+
+
+def _count_matches(images: Iterable[str], labels: Iterable[str], first: Pattern, second: Pattern) -> int:
+    """Counts the images with exactly one label; 0 if two images or labels are the same for the patterns."""
+    keys = [
+        [key for name in names if (key := p.key(name))] for names, p in ((images, first), (labels, second))
+    ]
+    if any(len(set(of)) < len(of) for of in keys):
+        return 0
+    return len(set(keys[0]) & set(keys[1]))
+
+
+def find_label_maps(names: Sequence[str]) -> dict[str, str]:
+    """Returns the files that seem to be label maps of others among them, each with its image.
+
+    They have a word of `LABEL_WORDS` in their relative path, and are otherwise named like another file.
+
+    Example:
+        >>> find_label_maps(["images/1.jpg", "images/2.jpg", "labels/1.png", "labels/2.png"])
+        {'labels/1.png': 'images/1.jpg', 'labels/2.png': 'images/2.jpg'}
+    """
+    possible = [name for name in names if LABEL_HINT.search(name)]  # fast, for long lists
+    maps = {name for name in possible if not LABEL_WORDS.isdisjoint(word.lower() for word in _words(name))}
+    images = [name for name in names if name not in maps] if maps else []
+    if not images or (proposal := propose_patterns(sorted(maps), images)) is None:
+        return {}
+    first, second = Pattern(proposal.image_pattern), Pattern(proposal.label_pattern)
+    image_of = {key: name for name in images if (key := second.key(name))}
+    return {name: image_of[key] for name in possible if name in maps and (key := first.key(name)) in image_of}
+
+
+class Proposal(NamedTuple):
+    """Settings that are missing for a folder of labels.
+
+    Attributes:
+        lines: Lines of TOML for the table of the domain; a class that only a person knows is "?", which is
+            refused until it is replaced.
+        notes: What was found: sentences for a person.
+    """
+
+    lines: list[str]
+    notes: list[str]
+
+
+def propose_settings(
+    images: Path,
+    labels: Path,
+    classes: LabelSpace,
+    *,
+    image_pattern: str = "*",
+    label_pattern: str = "*",
+    ids_given: bool = False,
+    max_labels: int = 100,
+) -> Proposal:
+    """Returns the settings with which the labels of a folder could be read.
+
+    Args:
+        images: Folder of the images.
+        labels: Folder of the labels.
+        classes: Label space of the run.
+        image_pattern: The setting as it is.
+        label_pattern: The setting as it is.
+        ids_given: Whether `ids` or `first_id` are set; then only patterns are proposed.
+        max_labels: Label files that are read, evenly spaced.
+
+    Raises:
+        FileNotFoundError: A folder is missing or has no images.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name, color in (("images/1_image.png", "green"), ("labels/1_label.png", "#ff0000")):
+        ...     (root / name).parent.mkdir()
+        ...     Image.new("RGB", (8, 4), color).save(root / name)
+        >>> car = LabelSpace(("car",), ((9, 9, 9),))
+        >>> for line in propose_settings(root / "images", root / "labels", car).lines:
+        ...     print(line)
+        image_pattern = "*_image.png"
+        label_pattern = "*_label.png"
+        ids = { "#ff0000" = "?" }
+    """
+    found = [
+        [path.relative_to(folder).as_posix() for path in find_files(folder, IMAGE_SUFFIXES, what).values()]
+        for folder, what in ((images, "images"), (labels, "labels"))
+    ]
+    lines, notes, pattern = list[str](), list[str](), Pattern(label_pattern)
+    if _count_matches(found[0], found[1], Pattern(image_pattern), pattern) < len(found[0]):
+        patterns = propose_patterns(*found)
+        if patterns is not None:
+            pattern = Pattern(patterns.label_pattern)
+            lines += [
+                f'{name} = "{text}"' for name, text in list(patterns._asdict().items())[:2] if text != "*"
+            ]
+            notes.append(f"{patterns.matched} of {len(found[0])} images have a label with these patterns")
+    if not ids_given:
+        chosen = [labels / name for name in found[1] if pattern.key(name) is not None]
+        step = max(len(chosen) // max_labels, 1)
+        stored = count_stored_values(chosen[::step][:max_labels])
+        of_values = propose_values(stored, classes)
+        lines, notes = lines + of_values.lines, notes + of_values.notes
+        notes += (
+            [f"{len(stored.unreadable)} labels are not read: {stored.unreadable[0]}"]
+            if stored.unreadable
+            else []
+        )
+    return Proposal(lines, notes)
+
+
+def propose_values(stored: StoredValues, classes: LabelSpace) -> Proposal:
+    """Returns the settings that describe stored values, nothing if they are class indices.
+
+    Two values, 0 and 255 or black and white, of two classes are the first and the second. Values from 1 to
+    the number of classes are offsets. Colors of the palette are their classes. All others have the class "?".
+
+    Example:
+        >>> stored = StoredValues(1, {"L": 1}, {0: 75, 255: 25}, {}, [])
+        >>> print(*propose_values(stored, LabelSpace(("ground", "car"), ((0, 0, 0), (9, 9, 9)))).lines)
+        ids = { 0 = "ground", 255 = "car" }
+    """
+    if stored.colors and set(stored.modes) - {"L", "1", "P"}:
+        return _propose_colors(stored, classes)
+    lossy = stored.lossy > 0
+    values, copies = _own_values(stored.numbers, _distance, lossy)
+    if lossy:  # the most frequent copy of black or white may be another number
+        values = {_snapped(value, (0, 255), _distance): count for value, count in values.items()}
+    notes = [f"the labels hold {_with_shares(values)}"] if values else []
+    others = set(values) - {IGNORE_INDEX}
+    if is_suspicious_mask(values, len(classes)):
+        notes.append("255 is ignored unless ids give it a class")
+        ids = dict(zip((0, IGNORE_INDEX), map(_quoted, classes.names), strict=True))
+    elif others <= set(range(len(classes))) and not lossy:
+        return Proposal([], notes)
+    elif others <= set(range(len(classes) + 1)) and not lossy:
+        return Proposal(["first_id = 1"], [*notes, "first_id = 1 means that 0 is ignored"])
+    elif len(values) > MANY_VALUES:
+        return Proposal(
+            [], [f"the labels hold {len(values)} numbers, too many for classes: {_with_shares(values)}"]
+        )
+    else:
+        ids = {value: "255" if value == IGNORE_INDEX else _quoted("?") for value in values}
+    if not lossy:
+        return Proposal([_ids_line(ids)], notes)
+    noise = min([NOISE, *(abs(a - b) - 1 for a, b in combinations(values, 2))])
+    return _inexact(ids, notes, noise, copies / max(sum(stored.numbers.values()), 1))
+
+
+def is_suspicious_mask(numbers: Iterable[int], classes: int) -> bool:
+    """Returns whether stored numbers are those of a mask in black and white: 0 and 255, or 255 alone.
+
+    Without `ids`, 255 is ignored, so that all classes but the first would be missing.
+
+    Args:
+        numbers: All numbers that the labels hold.
+        classes: Number of classes.
+
+    Example:
+        >>> is_suspicious_mask([0, 255], classes=2), is_suspicious_mask([0, 1, 255], classes=2)
+        (True, False)
+    """
+    found = set(numbers)
+    return classes == 2 and IGNORE_INDEX in found and found <= {0, IGNORE_INDEX}
+
+
+def _propose_colors(stored: StoredValues, classes: LabelSpace) -> Proposal:
+    colors = dict(stored.colors)
+    for number, count in stored.numbers.items():  # of gray files among them
+        if number < 256 and "P" not in stored.modes:
+            color = _color((number, number, number))
+            colors[color] = colors.get(color, 0) + count
+    known = {_color(color): name for color, name in zip(classes.palette, classes.names, strict=True)}
+    inexact = stored.lossy > 0 or len(colors) > MANY_COLORS
+    own, copies = _own_values(colors, _difference, inexact)
+    if inexact:
+        own = {_snapped(color, (*known, "#000000", "#ffffff"), _difference): n for color, n in own.items()}
+    if set(own) <= {"#000000", "#ffffff"} and len(classes) == 2:
+        known = dict(zip(("#000000", "#ffffff"), classes.names, strict=True))
+    elif levels := _class_levels(own, len(classes)):
+        known = {color: "ignore" if i == IGNORE_INDEX else classes.names[i] for color, i in levels.items()}
+    own = dict(sorted(own.items(), key=lambda item: -item[1]))
+    ids = {_quoted(color): _quoted(known.get(color, "?")) for color in own}
+    notes = [f"the labels hold {_with_shares(own)}"]
+    if not inexact:
+        return Proposal([_ids_line(ids)], notes)
+    noise = min([NOISE, *(_difference(a, b) - 1 for a, b in combinations(own, 2))])
+    return _inexact(ids, notes, noise, copies / max(sum(colors.values()), 1))
+
+
+def _class_levels(colors: Iterable[str], classes: int) -> dict[str, int]:
+    """Returns the class index, or 255, of each color if all are grays of class indices; nothing otherwise."""
+    levels = {color: parse_color(color) >> 8 & 255 for color in colors}
+    gray = all(color == _color((level, level, level)) for color, level in levels.items())
+    return levels if gray and set(levels.values()) <= {*range(classes), IGNORE_INDEX} else {}
+
+
+def _inexact(ids: Mapping[V, str], notes: list[str], noise: int, copies: float) -> Proposal:
+    """Returns the settings for labels in which a share of the pixels has inexact copies of the values."""
+    lines = [_ids_line(ids), f"tolerance = {noise}", "ignore_unknown = true  # beyond the tolerance"]
+    return Proposal(lines, [*notes, f"{100 * copies:.3g} % of the pixels have other, inexact values"])
+
+
+def _ids_line(ids: Mapping[V, str]) -> str:
+    return f"ids = {{ {', '.join(f'{value} = {name}' for value, name in ids.items())} }}"
+
+
+def _own_values(
+    counts: Mapping[V, int], difference: Callable[[V, V], int], inexact: bool
+) -> tuple[dict[V, int], int]:
+    """Returns the values without inexact copies of more frequent ones, and the pixels of these copies."""
+    if not inexact:
+        return dict(counts), 0
+    own, copies, pixels = dict[V, int](), 0, sum(counts.values())
+    for value, count in sorted(counts.items(), key=lambda item: -item[1]):
+        frequent = count >= SHOWN_SHARE * pixels and len(own) < IGNORE_INDEX
+        if frequent and all(difference(value, other) > NOISE for other in own):
+            own[value] = count
+        else:
+            copies += count
+    return own, copies
+
+
+def _color(channels: tuple[int, int, int]) -> str:
+    return format_color(int.from_bytes(bytes([*channels, 255]), "big"))
+
+
+def _snapped(value: V, known: Iterable[V], difference: Callable[[V, V], int]) -> V:
+    """Returns the known value that is nearly the same, or the value itself."""
+    return next((other for other in known if difference(value, other) <= NOISE // 3), value)
+
+
+def _distance(first: int, second: int) -> int:
+    return abs(first - second)
+
+
+def _difference(first: str, second: str) -> int:
+    """Returns the largest difference of two colors in a channel."""
+    a, b = (parse_color(color).to_bytes(4, "big") for color in (first, second))
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def _with_shares(counts: Mapping[V, int]) -> str:
+    total = max(sum(counts.values()), 1)
+    listed = [f"{value} ({100 * count / total:.3g} %)" for value, count in list(counts.items())[:40]]
+    return ", ".join(listed) + (f" and {len(counts) - 40} more" if len(counts) > 40 else "")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,79 @@
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpsl.app.check_hints import describe_files, propose
+from cpsl.app.domain import Domain
+from cpsl.app.settings import override
+from cpsl.data import GTA5, LabelSpace, SegmentationFolder, Subset, write_streets
+
+CLASSES = LabelSpace(("soil", "plant"), ((0, 0, 0), (9, 9, 9)))
+
+
+def write(folder: Path, image: str, label: str, values: np.ndarray, count: int = 3) -> Domain:
+    """Writes images and labels with names such as `image.format(7)`; returns settings without patterns."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", values.shape[1::-1]).save(folder / "images" / image.format(index))
+        Image.fromarray(values).save(folder / "labels" / label.format(index))
+    return Domain(images=folder / "images", labels=folder / "labels")
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("{}.png", "{}.png"), ("{}_image.png", "{}_mask.png"), ("rgb{}.jpg", "seg-{}_gt.png")],
+)
+@pytest.mark.parametrize("stored", [(3, 9), (0, 255), ((0, 0, 0), (250, 120, 0)), (0, 1)])
+def test_the_proposed_lines_make_labels_readable(
+    tmp_path: Path, image: str, label: str, stored: tuple[int | tuple[int, int, int], ...]
+) -> None:
+    expected = np.zeros((6, 8), np.uint8)
+    expected[2:4] = 1
+    domain = write(tmp_path, image, label, np.array(stored, np.uint8)[expected])
+    text = propose("source", domain, CLASSES)
+    lines = tomllib.loads("\n".join(line for line in text.splitlines() if line.startswith("    ")))
+    for key, value in lines.get("ids", {}).items():
+        if value == "?":  # known to a person: the value of the plants is the second one
+            second = stored[1] if isinstance(stored[1], int) else "#{:02x}{:02x}{:02x}".format(*stored[1])
+            lines["ids"][key] = "plant" if key == str(second) else "soil"
+    read = override(domain, lines, "proposal")
+    dataset = SegmentationFolder(
+        read.images, read.labels, CLASSES, ids=read.ids or None,
+        image_pattern=read.image_pattern, label_pattern=read.label_pattern,
+    )  # fmt: skip
+    assert len(dataset) == 3
+    assert all((sample.label.numpy() == expected).all() for sample in dataset)
+    nothing_is_missing = image == label and stored == (0, 1)
+    assert (text == "") == nothing_is_missing
+
+
+def test_nothing_is_proposed_without_labels_or_folders(tmp_path: Path) -> None:
+    assert propose("target", Domain(images=tmp_path), CLASSES) == ""
+    assert propose("source", Domain(images=tmp_path / "no", labels=tmp_path / "nothing"), CLASSES) == ""
+    assert propose("source", Domain(dataset="gta5", root=tmp_path), CLASSES) == ""
+
+
+@pytest.mark.parametrize("labeled", [False, True])
+def test_skipped_files_and_turned_images_are_counted(tmp_path: Path, labeled: bool) -> None:
+    write(tmp_path, "{}.png", "{}.png", np.zeros((4, 8), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 8)).save(tmp_path / "images" / "1.png", exif=exif)
+    (tmp_path / "images" / "notes.txt").touch()
+    dataset = SegmentationFolder(
+        tmp_path / "images", tmp_path / "labels" if labeled else None, ["a"] if labeled else ()
+    )
+    for whole in (dataset, Subset(dataset, [0, 1, 2])):
+        skipped, turned = describe_files("target", whole)
+        assert "1 *.txt" in skipped
+        assert "1 of 3" in turned
+        assert ("label_orientation" in turned) == labeled
+
+
+def test_nothing_is_said_of_usual_data(tmp_path: Path) -> None:
+    write_streets(tmp_path, layout="gta5", style="game", count=2, size=(64, 128))
+    assert describe_files("source", GTA5(tmp_path)) == []

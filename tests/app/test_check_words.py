@@ -1,0 +1,195 @@
+"""What the check says of data: nothing is lost in the groups, lines can be copied, warnings have a reason."""
+
+import re
+import tomllib
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpsl.app.check_words import (
+    SHOWN_KINDS,
+    SHOWN_VALUES,
+    WIDTH,
+    describe_kinds,
+    find_warnings,
+    kinds_of,
+    summary,
+)
+from cpsl.app.domain import Domain
+from cpsl.data import DatasetCheck, Finding, LabelSpace, distinct_palette
+
+SPACE = LabelSpace(("ground", "car", "sky"), distinct_palette(3))
+FOLDER = Domain()
+
+VALUES = st.dictionaries(st.integers(3, 254), st.integers(1, 24), min_size=1, max_size=5)
+REASONS = {
+    "image": ["it is empty", "image file is truncated ({} bytes not processed)"],
+    "label": ["this image has the channels RGB", "broken PNG file (chunk b'{}')"],
+    "size": ["the image is {}x4, but its label is 3x{}"],
+    "unlabeled": ["no label, though other images have one"],
+    "other": ["a fault"],
+}
+
+
+@st.composite
+def findings(draw: st.DrawFn) -> list[Finding]:
+    """Problems of images 0, 1, ...; the reasons of one kind differ in their numbers."""
+    found = list[Finding]()
+    for index in range(draw(st.integers(0, 12))):
+        file = f"{draw(st.sampled_from(['a b', 'c']))}/{index}.png"
+        if draw(st.booleans()):
+            values = draw(VALUES)
+            found.append(Finding("values", file, f"{file} has unknown values", "", {**values}, 24))
+            continue
+        kind = draw(st.sampled_from(sorted(REASONS)))
+        reason = draw(st.sampled_from(REASONS[kind])).format(index, index)
+        found.append(Finding(kind, file, f"{file}: {reason}", reason))  # type: ignore[arg-type]
+    return found
+
+
+def checked(
+    counts: list[int], ignored: int = 0, found: list[Finding] | None = None, images: int = 20
+) -> DatasetCheck:
+    found = found or []
+    problems = [finding.message for finding in found]
+    return DatasetCheck(images, images, {(4, 6): images}, torch.tensor(counts), problems, found, ignored, [])
+
+
+@given(found=findings())
+def test_groups_hold_every_problem_once(found: list[Finding]) -> None:
+    kinds = kinds_of(found)
+    grouped = [finding for of_kind in kinds.values() for finding in of_kind]
+    assert Counter(finding.file for finding in grouped) == Counter(finding.file for finding in found)
+    assert len(kinds) <= len(REASONS) + 3  # numbers in a reason do not make another kind
+    texts = describe_kinds("source", FOLDER, checked([9, 9, 9], found=found), SPACE)
+    assert len(texts) == len(kinds)
+    numbers = [int(re.match(r"source: (\d+) of 20 ", text)[1]) for text in texts]  # type: ignore[index]
+    assert numbers == [len(of_kind) for of_kind in kinds.values()]
+    for text, of_kind in zip(texts, kinds.values(), strict=True):
+        assert all(f"\n  {finding.file}" in text for finding in of_kind[:2])
+        assert "Fix: " in text
+
+
+@given(found=findings())
+def test_lines_fit_into_a_terminal_except_those_to_copy(found: list[Finding]) -> None:
+    for text in describe_kinds("source 2", FOLDER, checked([9, 9, 9], found=found), SPACE):
+        for line in text.splitlines():
+            assert len(line) <= WIDTH or line.startswith("    ids = ")
+
+
+@given(found=findings(), ids=st.dictionaries(st.integers(0, 2), st.sampled_from([0, 1, 2, 255])))
+def test_the_fix_of_unknown_values_is_a_line_of_settings(found: list[Finding], ids: dict[int, int]) -> None:
+    texts = describe_kinds("source", Domain(ids=ids), checked([9, 9, 9], found=found), SPACE)
+    unknown, pixels = Counter[Any](), 27
+    for finding in found:
+        unknown.update(finding.values)
+        pixels += finding.pixels
+    lines = [line for text in texts for line in text.splitlines() if "ids = " in line]
+    assert len(lines) == bool(unknown)
+    for line in lines:
+        entries = {int(value): index for value, index in tomllib.loads(line)["ids"].items()}
+        assert entries == {**(ids or {0: 0, 1: 1, 2: 2, 255: 255}), **dict.fromkeys(unknown, 255)}
+    text = " ".join(" ".join(texts).split())
+    for value, count in unknown.items():
+        share = 100 * count / pixels
+        (shown,) = re.findall(rf"\b{value} \(([\d.]+) %\)", text)
+        assert float(shown) == pytest.approx(share, abs=0.051 if share >= 10 else 0.0051)
+
+
+def test_colors_are_quoted_in_the_fix() -> None:
+    found = [Finding("values", "a.png", "a.png", "", {"#ff0000": 3, 7: 1}, 24)]
+    (text,) = describe_kinds("source", FOLDER, checked([1, 1, 1], found=found), SPACE)
+    assert tomllib.loads(text.splitlines()[-1])["ids"]["#ff0000"] == 255
+
+
+def test_many_values_are_no_label_map() -> None:
+    values = {value: 1 + value for value in range(3, 253)}
+    found = [Finding("values", "a.png", "a.png", "", {**values}, 10**6)]
+    (text,) = describe_kinds("source", FOLDER, checked([1, 1, 1], found=found), SPACE)
+    assert text.count("%)") == SHOWN_VALUES
+    assert f"and {250 - SHOWN_VALUES} others" in " ".join(text.split())
+    assert "252 (" in text
+    assert "no label maps" in text
+    assert "ids = " not in text
+
+
+def test_other_layouts_have_no_ids_to_set() -> None:
+    found = [Finding("values", "a.png", "a.png", "", {7: 1}, 24)]
+    (text,) = describe_kinds("target", Domain(dataset="gta5"), checked([1, 1, 1], found=found), SPACE)
+    assert "ids = " not in text
+
+
+def test_very_many_kinds_are_counted() -> None:
+    found = [Finding("other", f"{i}.png", "", "fault " + "x" * i) for i in range(SHOWN_KINDS + 3)]
+    texts = describe_kinds("source", FOLDER, checked([1, 1, 1], found=found), SPACE)
+    assert len(texts) == SHOWN_KINDS + 1
+    assert texts[-1] == "source: 3 problems of 3 other kinds"
+
+
+def test_the_summary_names_sizes_labels_and_shares() -> None:
+    result = checked([30, 10, 0], ignored=40)._replace(
+        sizes={(4, 6): 15, (6, 4): 1, (1, 1): 1, (2, 2): 1, (3, 3): 1, (5, 5): 1}
+    )
+    lines = summary("source", result, SPACE).splitlines()
+    head = " ".join(lines[:-4])
+    assert "20 images (15 of 6x4" in head
+    assert "2 of 2 other sizes" in head
+    assert "20 with labels" in head
+    assert [line.split() for line in lines[-4:]] == [
+        ["ground", "75.000", "%"],
+        ["car", "25.000", "%"],
+        ["sky", "0.000", "%"],
+        ["(ignored)", "50.000", "%", "of", "all", "pixels"],
+    ]
+
+
+COUNTS = st.lists(st.sampled_from([0, 0, 5, 900]), min_size=3, max_size=3)
+
+
+@given(sources=st.lists(COUNTS, min_size=1, max_size=3), evaluation=COUNTS, ignored=st.integers(0, 3000))
+def test_warnings_name_exactly_the_classes_that_no_source_shows(
+    sources: list[list[int]], evaluation: list[int], ignored: int
+) -> None:
+    results = {f"source {i}": checked(counts, ignored) for i, counts in enumerate(sources, start=1)}
+    results["evaluation"] = checked(evaluation)
+    texts = find_warnings(results, dict.fromkeys(results, FOLDER), SPACE)
+    shown = torch.tensor(sources).sum(dim=0).tolist()
+    missing = {name for name, count in zip(SPACE.names, shown, strict=True) if not count}
+    about = [" ".join(text.split()) for text in texts if "No source shows" in text]
+    assert bool(about) == (0 < len(missing) < 3)
+    for text in about:
+        listed = {name for name in SPACE.names if re.search(rf"\b{name}\b", text.split(". ")[0])}
+        assert listed == missing
+        lost = [n for n, c in zip(SPACE.names, evaluation, strict=True) if c and n in missing]
+        assert all(re.search(rf"{name} \([\d.]+ % of the evaluation\)", text) for name in lost)
+        assert ("IoU" in text) == bool(lost)
+    for name, result in results.items():
+        own = [text for text in texts if text.startswith(f"Warning: {name}: ")]
+        single = sum(count > 0 for count in result.counts.tolist()) == 1
+        mostly = 0 < int(result.counts.sum()) < result.ignored
+        assert len(own) == single + mostly
+
+
+@pytest.mark.parametrize("name", ["source", "evaluation"])
+def test_masks_of_0_and_255_are_recognized(name: str) -> None:
+    space = LabelSpace(("background", "disc"), distinct_palette(2))
+    results = {name: checked([80, 0], ignored=20)}
+    (text,) = find_warnings(results, {name: FOLDER}, space)
+    words = " ".join(text.split())
+    assert "80.0 %" in words
+    assert "20.0 %" in words
+    assert "disc never occurs" in words
+    assert tomllib.loads(text.splitlines()[-1])["ids"] == {"0": 0, "255": 1}
+    # Whoever gives ids has decided what 255 means.
+    (text,) = find_warnings(results, {name: Domain(ids={0: 0, 255: 255})}, space)[:1]
+    assert "background" in text
+    assert "ids = " not in text
+
+
+def test_complete_labels_give_no_warning() -> None:
+    results = {"source": checked([1, 1, 1], ignored=2), "target": checked([0, 0, 0])}
+    assert find_warnings(results, dict.fromkeys(results, FOLDER), SPACE) == []
