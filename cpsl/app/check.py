@@ -112,7 +112,7 @@ def _check_data(config: Config, process: Process) -> _Data:
         if result.examples:
             picture = config.output / FOLDER / f"{name.replace(' ', '_')}.png"
             write_contact_sheet(picture, dataset, result)
-            logger.info(f"  as understood: {picture}")
+            logger.info(f"  as read: {picture}")
         problems += describe_kinds(name, domain, result, classes)
         wrong = any(finding.kind in ("label", "values") for finding in result.findings)
         if wrong and (proposal := propose(name, domain, classes)):

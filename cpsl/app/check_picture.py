@@ -1,4 +1,4 @@
-"""Picture of a few images and labels as they are understood, before hours of training."""
+"""Picture of a few images and labels as they are read, before hours of training."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def contact_sheet(dataset: SegmentationDataset, result: DatasetCheck) -> Tensor:
         if label is not None:
             classes = _fit(label, Image.Resampling.NEAREST)
             covered = _stripe(overlay(shown, classes, palette, alpha=0.6), classes == IGNORE_INDEX)
-            tiles.append(titled(_center(covered), "as understood"))
+            tiles.append(titled(_center(covered), "label as read"))
     labeled = len(tiles) > len(result.examples)
     sheet = panel(tiles, columns=min((1 + labeled) * COLUMNS, len(tiles)))
     if not labeled:

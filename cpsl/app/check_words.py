@@ -125,14 +125,16 @@ def _fix_values(name: str, domain: Domain, values: list[int | str], classes: Lab
         return ["  Fix: correct these labels, or the path `root`"]
     if len(values) > SHOWN_VALUES:
         return ["  Fix: these are probably no label maps; correct the path `labels`"]
-    entries: dict[int | str, int | str] = {index: index for index in [*range(len(classes)), 255]}
+    first = domain.first_id
+    entries: dict[int | str, int | str] = dict.fromkeys(range(first), 255)
+    entries.update({first + index: index for index in range(len(classes))})
+    entries[255] = 255
     if domain.ids:
         entries = dict(domain.ids.items())
     entries |= dict.fromkeys(values, 255)
     line = ", ".join(f"{_toml(value)} = {_toml(index)}" for value, index in entries.items())
-    text = (
-        f"Fix: in the table {table(name)}, replace 255 (ignored) by a class index where a value has a class:"
-    )
+    place = f"in the table {table(name)}" + (" in place of first_id" if first else "")
+    text = f"Fix: {place}, replace 255 (ignored) by a class index where a value has a class:"
     return [_fill(f"{text}\nids = {{ {line} }}", "  ")]
 
 

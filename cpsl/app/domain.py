@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, with_config
 
-from cpsl.app.ranges import Amount, Byte, Positive
+from cpsl.app.ranges import Amount, Byte, Positive, ValueRange
 from cpsl.data.names import Pattern
 from cpsl.data.values import parse_color
 
@@ -62,7 +62,7 @@ class Domain:
     """Resize labels of another size than their image, which are errors otherwise."""
     label_orientation: Literal["auto", "turned", "stored"] = "auto"
     """Labels follow pictures as turned by EXIF, or their stored pixels; auto recognizes it by the size."""
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange | None = None
     """Stored values that mean black and white, for gray images of more than 8 bits or of decimal numbers."""
     cache: Path | None = None
     """Folder for copies of large images at training size, which are then decoded once; none if omitted."""

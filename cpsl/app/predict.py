@@ -22,10 +22,11 @@ from cpsl._internal.files import write_atomically
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.networks import builder_option
-from cpsl.app.ranges import Positive, Size
+from cpsl.app.ranges import Positive, Size, ValueRange
 from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import frame_rate, read_frames, write_video
 from cpsl.data import HardLabelStore
+from cpsl.data.names import IMAGE_SUFFIXES
 from cpsl.data.predictions import ColorStore
 from cpsl.data.pseudo_labels import path_of, save_png
 from cpsl.data.reading import find_files, read_image
@@ -34,7 +35,6 @@ from cpsl.training import Precision, Process, autocast, progress, start_process
 from cpsl.training.checkpoints import write_text
 from cpsl.visualize import overlay
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 Kind = Literal["labels", "colors", "overlay", "confidence"]
 _FRAME = re.compile(r"\d{6,}")  # the number of a frame
 
@@ -57,6 +57,8 @@ class Arguments:
     """Average over these multiples of the size."""
     size: Size | None = None
     """Height and width of the network's input in pixels; those in the model's file if omitted."""
+    value_range: ValueRange | None = None
+    """Stored values of black and white of gray images of more than 8 bits, as in the settings of the run."""
     network: str | None = None
     """MODULE:FUNCTION that builds the network, if the file contains a custom network."""
     device: str = "auto"
@@ -81,7 +83,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
     build = builder_option(arguments.network)
     found = {arguments.input.stem: arguments.input}
     if arguments.input.is_dir():
-        found = find_files(arguments.input, IMAGES + VIDEOS, "images or videos")
+        found = find_files(arguments.input, IMAGE_SUFFIXES + VIDEOS, "images or videos")
     elif not arguments.input.exists():
         raise FileNotFoundError(f"there is no image, video or folder {arguments.input}")
     if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
@@ -104,7 +106,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         if not is_video and name in output:
             counts["kept"] += 1
             continue
-        pictures = _pictures(name, path)
+        pictures = _pictures(name, path, arguments.value_range)
         try:
             for key, image in progress(pictures, path.name, process) if is_video else pictures:
                 frames += 1
@@ -240,14 +242,14 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def _pictures(name: str, path: Path) -> Iterator[tuple[str, Tensor]]:
+def _pictures(name: str, path: Path, value_range: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
     """Yields the image of a file, or the frames of a video, each with its key."""
     try:
         if _is_video(path):
             for index, frame in enumerate(read_frames(path)):
                 yield _frame(name, index), frame
         else:
-            yield name, read_image(path)
+            yield name, read_image(path, value_range)
     except (OSError, ValueError, RuntimeError) as error:
         raise UnreadableError(str(error)) from error
 
@@ -269,6 +271,7 @@ def _describe(arguments: Arguments, segmenter: Segmenter) -> None:
         "size": segmenter.full_size,
         "scales": arguments.scales,
         "flip": arguments.flip,
+        "value_range": arguments.value_range,
         "precision": arguments.precision,
     }
     text = json.dumps(description, indent=1)

@@ -1,6 +1,7 @@
 """Types of settings with the range of their values."""
 
 import json
+from math import inf
 from typing import Annotated, Any
 
 import tyro
@@ -23,4 +24,11 @@ def _check_range(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
+def _check_value_range(limits: tuple[float, float]) -> tuple[float, float]:
+    if not -inf < limits[0] < limits[1] < inf:
+        raise ValueError("the first value must be less than the second")
+    return limits
+
+
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_range)]
+ValueRange = Annotated[tuple[float, float], AfterValidator(_check_value_range)]

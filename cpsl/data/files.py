@@ -59,15 +59,15 @@ def find_files(
 def _reason(suffix: str) -> str:
     if suffix in UNREAD_SUFFIXES:
         return f"the format {suffix} is not supported: convert it to PNG"
-    return "its ending is none of an image"
+    return "its extension is not that of an image"
 
 
 def describe_skipped(skipped: Mapping[Path, str]) -> str:
     """Returns the number of skipped files for each reason with their endings, to be appended to a sentence.
 
     Example:
-        >>> describe_skipped({Path("a.txt"): "its ending is none of an image"})
-        '; it has 1 *.txt (its ending is none of an image)'
+        >>> describe_skipped({Path("a.txt"): "its extension is not that of an image"})
+        '; it has 1 *.txt (its extension is not that of an image)'
     """
     endings = defaultdict[str, Counter[str]](Counter)
     for path, reason in skipped.items():

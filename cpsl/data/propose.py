@@ -245,15 +245,11 @@ def propose_settings(
             notes.append(f"{patterns.matched} of {len(found[0])} images have a label with these patterns")
     if not ids_given:
         chosen = [labels / name for name in found[1] if pattern.key(name) is not None]
-        step = max(len(chosen) // max_labels, 1)
-        stored = count_stored_values(chosen[::step][:max_labels])
+        stored = count_stored_values(chosen[:: max(-(-len(chosen) // max_labels), 1)])
         of_values = propose_values(stored, classes)
         lines, notes = lines + of_values.lines, notes + of_values.notes
-        notes += (
-            [f"{len(stored.unreadable)} labels are not read: {stored.unreadable[0]}"]
-            if stored.unreadable
-            else []
-        )
+        if stored.unreadable:
+            notes.append(f"{len(stored.unreadable)} labels are not read: {stored.unreadable[0]}")
     return Proposal(lines, notes)
 
 

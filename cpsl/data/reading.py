@@ -40,6 +40,10 @@ OTHER_FORMATS = {
 """Names and first bytes of formats that are not read."""
 LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
 ORIENTATION = 0x0112  # tag of EXIF: 1 to 8, how stored pixels are turned to be displayed
+EXIF_OF_PNG = {"exif", "Raw profile type exif", "Raw profile type APP1", "XML:com.adobe.xmp", "xmp"}
+"""Texts of a PNG that may hold an orientation; without them its pixels need not be decoded to know it."""
+# Tags of TIFF.
+PHOTOMETRIC, BITS, SAMPLE_FORMAT, PLANES = 262, 258, 339, 284
 
 
 def read_image(path: Path, value_range: tuple[float, float] | None = None) -> Tensor:
@@ -58,7 +62,11 @@ def read_image(path: Path, value_range: tuple[float, float] | None = None) -> Te
 
 def read_turned_image(path: Path, value_range: tuple[float, float] | None = None) -> tuple[Tensor, int]:
     """Reads an image like `read_image`, and the EXIF orientation that was applied: 1 to 8, 1 for none."""
-    with _naming(path), Image.open(path, formats=PICTURES) as file:
+    with _naming(path):
+        data = path.read_bytes()
+        # From memory: Pillow turns a TIFF that it maps from the disk before it knows the pixels.
+        file = Image.open(io.BytesIO(data), formats=PICTURES)
+        _refuse_misread(file, data)
         codec = _codec(file)
         orientation = _orientation_of_tiff(file)
         file.load()
@@ -78,7 +86,7 @@ def _to_8_bits(
     picture: Image.Image, file_format: str | None, codec: str, value_range: tuple[float, float] | None
 ) -> npt.NDArray[np.uint8]:
     """Scales the values of a gray picture of more than 8 bits to 0...255."""
-    values = np.asarray(picture)
+    values = _unsigned(picture)
     if value_range is None:
         if picture.mode == "F" or (picture.mode == "I" and file_format == "TIFF"):
             kind = (
@@ -105,7 +113,7 @@ def read_header(path: Path) -> tuple[tuple[int, int], int]:
         width, height = file.size
         if orientation:
             width, height = file.tag_v2[256], file.tag_v2[257]  # type: ignore[attr-defined]
-        elif file.format != "PNG" or "exif" in file.info or _has_late_text(path):
+        elif file.format != "PNG" or not EXIF_OF_PNG.isdisjoint(file.info) or _has_late_text(path):
             orientation = _valid(file.getexif().get(ORIENTATION))
         return (width, height) if orientation >= 5 else (height, width), orientation or 1
 
@@ -127,7 +135,7 @@ def turn(stored: Stored, orientation: int) -> Stored:
 
 def _orientation_of_tiff(file: Image.Image) -> int:
     """Returns the orientation of a TIFF that is not loaded yet, since Pillow turns it; 0 for other files."""
-    return _valid(file.tag_v2.get(ORIENTATION)) if file.format == "TIFF" else 0  # type: ignore[attr-defined]
+    return _valid(file.getexif().get(ORIENTATION)) if file.format == "TIFF" else 0
 
 
 def _valid(orientation: object) -> int:
@@ -165,6 +173,7 @@ def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tup
     with _naming(path):
         data = path.read_bytes()
         file = Image.open(io.BytesIO(data), formats=PICTURES)
+        _refuse_misread(file, data)
         lossless = _is_lossless(file, data)
         if not (lossy or lossless):
             raise ValueError(
@@ -180,7 +189,7 @@ def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tup
         file.load()
         turned = orientation
         orientation = orientation or _valid(file.getexif().get(ORIENTATION))
-        values = _colors(file) if colors else _numbers(file, codec)
+        values = _colors(file, codec) if colors else _numbers(file, codec)
         if turned:  # by Pillow
             values = turn(values, {6: 8, 8: 6}.get(turned, turned))
     return values, orientation
@@ -216,7 +225,7 @@ def _numbers(picture: ImageFile.ImageFile, codec: str) -> Stored:
     scale = re.search(r"ppm.* (\d+)$", codec)
     if scale and int(scale[1]) not in (255, 65535):
         raise ValueError(f"its numbers are scaled to {scale[1]}: store it as PNG")
-    values = np.array(picture)
+    values = _unsigned(picture)
     if mode == "1":
         return values.astype(np.uint8)
     # Pillow spreads gray values of 2 and 4 bits over 0...255.
@@ -224,14 +233,45 @@ def _numbers(picture: ImageFile.ImageFile, codec: str) -> Stored:
     return values // np.uint8(factor) if factor > 1 else values
 
 
-def _colors(picture: Image.Image) -> Stored:
+def _colors(picture: Image.Image, codec: str) -> Stored:
     """Returns the colors of a picture as numbers 0xRRGGBBAA."""
+    if ";16" in codec and picture.mode[0] not in "IF":
+        raise ValueError("`ids` maps colors of 8 bits per channel, but this label has 16 bits: store 8 bits")
     if picture.mode[0] in "IF":
         raise ValueError(
             f"`ids` maps colors, but this label has gray values of more than 8 bits ({picture.mode})"
         )
     channels = np.array(picture.convert("RGBA"))
     return channels.view(">u4")[..., 0].astype(np.uint32)
+
+
+def _refuse_misread(file: Image.Image, data: bytes) -> None:
+    """Raises ValueError for kinds of files whose numbers Pillow changes without an error."""
+    if file.format == "BMP" and file.mode == "1" and int.from_bytes(data[28:30], "little") != 1:
+        raise ValueError("it is a BMP of 8 bits with a palette of black and white: store it as PNG")
+    if file.format != "TIFF":
+        return
+    tags = file.tag_v2  # type: ignore[attr-defined]
+    if tags.get(PHOTOMETRIC) == 0 and file.mode[0] in "IF":
+        raise ValueError("its number 0 means white: store it with 0 as black")
+    if file.mode == "L" and 2 in _tuple(tags.get(SAMPLE_FORMAT, 1)):
+        raise ValueError("it holds whole numbers of 8 bits with a sign: store them without")
+    if tags.get(PLANES) == 2 and max(_tuple(tags.get(BITS, 1))) > 8:
+        raise ValueError("its colors of more than 8 bits are stored in separate planes: store them together")
+
+
+def _tuple(value: object) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _unsigned(picture: Image.Image) -> Stored:
+    """Returns the numbers of a picture; Pillow reads 32 bits without a sign as if they had one."""
+    values = np.array(picture)
+    if picture.mode == "I" and picture.format == "TIFF":
+        tags = picture.tag_v2  # type: ignore[attr-defined]
+        if _tuple(tags.get(BITS, 1)) == (32,) and _tuple(tags.get(SAMPLE_FORMAT, 1)) == (1,):
+            values = values.view(np.uint32)
+    return values
 
 
 def _codec(file: Image.Image) -> str:
@@ -246,7 +286,7 @@ def _codec(file: Image.Image) -> str:
 
 def _is_lossless(file: Image.Image, data: bytes) -> bool:
     if file.format == "WEBP":
-        return b"VP8 " not in _riff_chunks(data)
+        return {b"VP8 ", b"ANMF"}.isdisjoint(_riff_chunks(data))
     return file.format in LOSSLESS and file.info.get("compression") not in ("jpeg", "webp")
 
 

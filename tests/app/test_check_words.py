@@ -3,8 +3,10 @@
 import re
 import tomllib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +22,7 @@ from cpsl.app.check_words import (
     summary,
 )
 from cpsl.app.domain import Domain
-from cpsl.data import DatasetCheck, Finding, LabelSpace, distinct_palette
+from cpsl.data import ClassMap, DatasetCheck, Finding, LabelSpace, distinct_palette
 
 SPACE = LabelSpace(("ground", "car", "sky"), distinct_palette(3))
 FOLDER = Domain()
@@ -104,6 +106,17 @@ def test_colors_are_quoted_in_the_fix() -> None:
     found = [Finding("values", "a.png", "a.png", "", {"#ff0000": 3, 7: 1}, 24)]
     (text,) = describe_kinds("source", FOLDER, checked([1, 1, 1], found=found), SPACE)
     assert tomllib.loads(text.splitlines()[-1])["ids"]["#ff0000"] == 255
+
+
+@given(first=st.integers(0, 5))
+def test_the_fix_keeps_the_classes_of_an_offset(first: int) -> None:
+    found = [Finding("values", "a.png", "a.png", "", {99: 3}, 24)]
+    (text,) = describe_kinds("source", Domain(first_id=first), checked([1, 1, 1], found=found), SPACE)
+    entries = {int(value): index for value, index in tomllib.loads(text.splitlines()[-1])["ids"].items()}
+    before, after = ClassMap(SPACE, None, first_id=first), ClassMap(SPACE, entries)
+    known = np.array([[*range(first + 3), 255]], np.uint8)
+    assert torch.equal(before.convert(known, Path("a")), after.convert(known, Path("a")))
+    assert ("in place of first_id" in " ".join(text.split())) == (first > 0)
 
 
 def test_many_values_are_no_label_map() -> None:

@@ -11,7 +11,7 @@ from cpsl.app.command_line import RECIPES, parse, read_layers, recipe_names
 from cpsl.app.config import METHODS, STAGES, Config
 from cpsl.app.domain import Domain
 from cpsl.app.report_page import TITLES
-from cpsl.app.settings import UsageError, schema, to_toml
+from cpsl.app.settings import UsageError, override, schema, to_toml
 from cpsl.app.stages import TRAINERS
 
 OVERLAYS = {"authors", "cpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
@@ -127,6 +127,12 @@ def test_each_deviation_of_the_authors_is_explained() -> None:
 def test_a_reversed_range_is_named() -> None:
     with pytest.raises(UsageError, match=r"views\.scale"):
         parse(["--views.scale", "2", "1"])
+
+
+@pytest.mark.parametrize("limits", [(5.0, 1.0), (1.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_range_of_values_increases(limits: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match=r"source\.value_range"):
+        override(Config(), {"source": {"value_range": list(limits)}}, "settings")
 
 
 def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:

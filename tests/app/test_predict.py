@@ -194,6 +194,22 @@ def test_a_replaced_video_is_predicted_again(
     assert capsys.readouterr().out == "0 predicted, 1 kept from before\n"
 
 
+def test_gray_images_are_read_in_their_range(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "eight").mkdir()
+    (tmp_path / "twelve").mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (32, 64))
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "eight" / "a.png")
+    Image.fromarray((values * 4095 / 255).round().astype(np.uint16)).save(tmp_path / "twelve" / "a.png")
+    found = []
+    for name, value_range in (("eight", None), ("twelve", (0, 4095))):
+        output = tmp_path / f"of_{name}"
+        kinds = ("confidence",)
+        arguments = Arguments(weights, tmp_path / name, output, kinds, value_range=value_range)
+        assert predict_all(arguments, PROCESS) == []
+        found.append(read(output / "confidence" / "a.png"))
+    assert torch.equal(*found)
+
+
 def test_results_of_another_model_or_other_options_are_rejected(
     weights: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -298,3 +298,12 @@ def test_a_checkpoint_of_the_authors_is_refused_as_weights(tmp_path: Path) -> No
     torch.save({"ResNet101": {"model_state": {"conv1.weight": torch.ones(1)}}, "iter": 3}, tmp_path / "w.pkl")
     with pytest.raises(ValueError, match=r"w\.pkl.*init-from"):
         read_weights(tmp_path / "w.pkl")
+
+
+def test_a_flipped_byte_of_a_tensor_is_noticed(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.arange(4096.0)}, tmp_path / "w.pth")
+    data = bytearray((tmp_path / "w.pth").read_bytes())
+    data[data.find(torch.arange(4096.0).numpy().tobytes()) + 8000] ^= 1
+    (tmp_path / "w.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"w\.pth is damaged"):
+        read_weights(tmp_path / "w.pth")

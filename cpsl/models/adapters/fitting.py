@@ -11,10 +11,10 @@ _logger = logging.getLogger("cpsl")
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of keys that torch.compile, parallel and sharded modules add, anywhere in a key."""
 
-AVERAGED = ("teacher", "ema", "ema_model", "model_ema", "averaged_model", "encoder_q", "base_encoder")
+PREFERRED = ("teacher", "ema", "ema_model", "model_ema", "averaged_model", "encoder_q", "base_encoder")
 """Parts of keys of the network to use, if a file has several; the others are copies of it or students."""
 
-OTHERS = ("student", "encoder_k", "momentum_encoder", "target_encoder", "target_network", "imnet_model")
+SECONDARY = ("student", "encoder_k", "momentum_encoder", "target_encoder", "target_network", "imnet_model")
 """Parts of keys of networks that are used only if a file has no other."""
 
 
@@ -105,9 +105,9 @@ def without_wrappers(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     entries = dict(entries)
     while entries:
         first = {key.partition(".")[0] for key in entries}
-        known: tuple[str, ...] = AVERAGED if first & {*OTHERS} else ()
+        known: tuple[str, ...] = PREFERRED if first & {*SECONDARY} else ()
         if len(first) == 1:
-            known = (*WRAPPERS, "model", *AVERAGED, *OTHERS)
+            known = (*WRAPPERS, "model", *PREFERRED, *SECONDARY)
         chosen = next((name for name in known if name in first), None)
         if chosen is None:
             break
@@ -118,9 +118,9 @@ def without_wrappers(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _rank(prefix: str) -> int:
     parts = prefix.split(".")
-    if any(part in OTHERS for part in parts):
+    if any(part in SECONDARY for part in parts):
         return 2
-    return 0 if any(part in AVERAGED for part in parts) else 1
+    return 0 if any(part in PREFERRED for part in parts) else 1
 
 
 def fit_weights(
@@ -129,7 +129,7 @@ def fit_weights(
     """Loads entries of a file into a module or its encoder, and logs how many tensors they fill.
 
     Layers outside of the encoder are loaded if the file contains all of them, except those of another shape,
-    such as a classifier of other classes. So is the normalization of colors (`mean`, `std`).
+    such as a classifier of other classes. The color normalization (`mean`, `std`) is loaded if it is present.
 
     Args:
         module: The network.

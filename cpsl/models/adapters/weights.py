@@ -1,6 +1,7 @@
 """Pretrained weights from files and from the Hugging Face hub."""
 
 import logging
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -53,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     tensors = _read(Path(path))
     if broken := [key for key, value in tensors.items() if value.isnan().any()]:
-        raise ValueError(f"{path} has non-finite numbers, such as in {broken[0]}")
+        raise ValueError(f"{path} has NaN, such as in {broken[0]}")
     return tensors
 
 
@@ -62,6 +63,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     with torch.serialization.safe_globals(PLAIN):
         content = load_safely(path)
+    if zipfile.is_zipfile(path):  # torch does not compare the checksums of the tensors
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{path} is damaged: the checksum of {damaged} differs")
     while isinstance(content, Mapping):
         nested = [key for key in NESTED if isinstance(content.get(key), Mapping) and _tensors(content[key])]
         if not nested:
