@@ -58,11 +58,22 @@ def describe_file(path: Path) -> str:
     return f"it is a text that begins with {text[:40]!r}, not a file of tensors" if text else ""
 
 
+def find_damage(path: Path) -> str:
+    """Returns the first part of a zip archive that is damaged, "" if none is or the file is no archive."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() or ""
+    except Exception:  # zipfile raises errors of many types on broken bytes
+        return "the directory"
+
+
 def _describe_zip(path: Path, size: int) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+    except Exception:  # zipfile raises errors of many types on broken bytes
         return f"it is incomplete or damaged ({size:,} bytes): download or copy it again"
     if any(name.endswith("/data.pkl") for name in names):
         return ""

@@ -1,7 +1,6 @@
 """Pretrained weights from files and from the Hugging Face hub."""
 
 import logging
-import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpsl._internal.file_kinds import is_safetensors
+from cpsl._internal.file_kinds import find_damage, is_safetensors
 from cpsl._internal.files import SCALARS_AND_ARRAYS, load_safely
 from cpsl.models.adapters.fitting import fit_weights
 
@@ -49,12 +48,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, has no tensors, or tensors with NaN.
+        ValueError: The file is damaged, has no tensors, or non-finite numbers.
         ModuleNotFoundError: The file is one of safetensors, which is not installed.
     """
     tensors = _read(Path(path))
-    if broken := [key for key, value in tensors.items() if value.isnan().any()]:
-        raise ValueError(f"{path} has NaN, such as in {broken[0]}")
+    if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise ValueError(f"{path} has non-finite numbers, such as in {broken[0]}")
     return tensors
 
 
@@ -63,10 +62,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     with torch.serialization.safe_globals(PLAIN):
         content = load_safely(path)
-    if zipfile.is_zipfile(path):  # torch does not compare the checksums of the tensors
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"{path} is damaged: the checksum of {damaged} differs")
+    if damaged := find_damage(path):  # torch does not compare the checksums of the tensors
+        raise ValueError(f"{path} is damaged: {damaged} does not match its checksum")
     while isinstance(content, Mapping):
         nested = [key for key in NESTED if isinstance(content.get(key), Mapping) and _tensors(content[key])]
         if not nested:
