@@ -25,10 +25,10 @@ NAME = "data.json"
 """Name of the record in the folder of a run."""
 
 CHECKED_BYTES = 2**27
-"""Bytes of each list of files, about, of which checksums are stored: all files of a small data set."""
+"""Checksums are stored of about this many bytes of each list: of all files of a small data set."""
 
 FEW = 8
-"""Files of each list of which checksums are stored, whatever their size."""
+"""Checksums are stored of at least this many files of each list."""
 
 EVALUATION = ("evaluation images", "evaluation labels")
 """The lists of files on which stages are evaluated."""

@@ -79,7 +79,7 @@ def match_labels(
 ) -> tuple[dict[str, str | None], list[str]]:
     """Finds the label of each image: the one in which the stars stand for the same texts.
 
-    Files that do not match their pattern are left out.
+    Files that do not match their pattern are skipped.
 
     Returns:
         The label of each image, None if there is none, and the labels without an image.

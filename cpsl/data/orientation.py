@@ -115,7 +115,7 @@ def turned_images(
 ) -> dict[str, int]:
     """Returns the names of the images that EXIF turns, each with its orientation 2 to 8.
 
-    Only headers are read; damaged files are left out.
+    Only headers are read; damaged files are skipped.
 
     Example:
         >>> import tempfile

@@ -6,7 +6,7 @@ Errors name the file: FileNotFoundError if it is missing, ValueError if it is da
 import io
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,15 +16,11 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from cpsl.data.class_tables import Stored
 from cpsl.data.files import find_files as find_files
 from cpsl.data.files import find_labels as find_labels
-from cpsl.data.labels import IGNORE_INDEX
-from cpsl.data.unknown import UnknownValuesError
 
-Stored = npt.NDArray[np.integer]
-IdTable = npt.NDArray[np.int16]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-NO_CLASS = -1  # in an `IdTable`: this stored value is unknown
 # Accepted formats, whatever the suffix. Pillow would run an external program for some others (EPS).
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 OTHER_FORMATS = {
@@ -334,41 +330,6 @@ def read_png16(path: Path) -> npt.NDArray[np.uint16]:
         lower.tile = [(codec, box, offset, layout.replace("16B", "16L"))]  # type: ignore[list-item]
         high, low = (np.asarray(picture.getchannel("R")).astype(np.uint16) for picture in (upper, lower))
     return high << np.uint16(8) | low
-
-
-def id_table(ids: Mapping[int, int]) -> IdTable:
-    """Returns the class index or 255 of each stored value 0...65535, for `to_classes`."""
-    table = np.full(65536, NO_CLASS, np.int16)
-    for stored, index in ids.items():
-        if not 0 <= stored < len(table):
-            raise ValueError(f"a label file holds numbers in 0...65535, not the id {stored}")
-        table[stored] = index
-    return table
-
-
-def to_classes(stored: Stored, table: IdTable, path: Path, *, ignore_unknown: bool = False) -> Tensor:
-    """Converts stored values of a file to class indices uint8, 255 where ignored.
-
-    Raises:
-        UnknownValuesError: Values are not in the table, and are not ignored.
-    """
-    inside = stored if stored.dtype.kind == "u" and stored.itemsize <= 2 else stored.clip(0, len(table) - 1)
-    classes = table[inside]
-    if inside is not stored:
-        classes[stored != inside] = NO_CLASS
-    if ignore_unknown:
-        classes[classes == NO_CLASS] = IGNORE_INDEX
-    if classes.min(initial=0) == NO_CLASS:
-        unknown, counts = np.unique(stored[classes == NO_CLASS], return_counts=True)
-        listed = ", ".join(f"{i} ({n} pixels)" for i, n in zip(unknown[:8], counts[:8], strict=True))
-        known = np.flatnonzero(table != NO_CLASS)
-        raise UnknownValuesError(
-            f"{path} has {len(unknown)} unknown id(s): {listed}. The {len(known)} known ids are "
-            f"{', '.join(map(str, known[:40]))}{', ...' if len(known) > 40 else ''}",
-            dict(zip(unknown.tolist(), counts.tolist(), strict=True)),
-            stored.size,
-        )
-    return torch.from_numpy(classes.astype(np.uint8))
 
 
 def png_size(path: Path) -> tuple[int, int] | None:

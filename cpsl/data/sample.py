@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from cpsl.data.class_tables import id_table, to_classes
 from cpsl.data.labels import LabelSpace
 from cpsl.data.orientation import Convention, fit_label
-from cpsl.data.reading import id_table, read_header, read_image, read_stored, read_turned_image, to_classes
+from cpsl.data.reading import read_header, read_image, read_stored, read_turned_image
 
 
 class Sample(NamedTuple):

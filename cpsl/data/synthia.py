@@ -4,9 +4,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cpsl.data.class_tables import to_classes
 from cpsl.data.labels import CITYSCAPES_16, SYNTHIA_IDS, LabelSpace
 from cpsl.data.names import IMAGE_SUFFIXES
-from cpsl.data.reading import find_files, find_labels, read_png16, to_classes
+from cpsl.data.reading import find_files, find_labels, read_png16
 from cpsl.data.sample import Files
 
 

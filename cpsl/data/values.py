@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cpsl.data.class_tables import NO_CLASS, Stored, id_table, to_classes
 from cpsl.data.labels import IGNORE_INDEX, LabelSpace
-from cpsl.data.reading import NO_CLASS, Stored, id_table, label_kind, read_stored, to_classes
+from cpsl.data.reading import label_kind, read_stored
 from cpsl.data.unknown import UnknownValuesError
 
 Ids = (

@@ -14,16 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cpsl.data.reading import (
-    PNG_SIGNATURE,
-    find_files,
-    id_table,
-    png_size,
-    read_image,
-    read_png16,
-    read_stored_label,
-    to_classes,
-)
+from cpsl.data.class_tables import id_table, to_classes
+from cpsl.data.reading import PNG_SIGNATURE, find_files, png_size, read_image, read_png16, read_stored_label
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
