@@ -12,6 +12,7 @@ from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.collapse import find_collapses
 from cpsl.geometry import View, warp
+from cpsl.limits import ShareLimits
 from cpsl.losses import (
     cross_entropy,
     discriminator_loss,
@@ -47,6 +48,7 @@ __all__ = [
     "PseudoLabelRectifier",
     "RunningClassMeans",
     "Segmenter",
+    "ShareLimits",
     "View",
     "__version__",
     "authors",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.data import SourceBatch, TargetBatch
+from cpsl.limits import ShareLimits
 from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import DeepLabV2, Discriminator, ExponentialMovingAverage
 from cpsl.testing import training_batches
@@ -49,6 +50,8 @@ def build(name: str, wrap: Wrap = lambda module: module, **options: Any) -> Meth
     if name == "online":
         # The teacher is confident about a part of the pixels; the prototypes are not those of the source.
         options = {"confidence_threshold": 0.4, "masked_patch": 8, "initial_steps": 0, **options}
+        # A class has reached its limit.
+        options["limits"] = ShareLimits(torch.tensor([0.8, 0.1, 0.1]), start_updates=0)
         return OnlineSelfLabeling(wrap(student), teacher, wrap(clustering), **options)
     return SelfLabeling(wrap(student), teacher, wrap(clustering), **options)
 

@@ -21,6 +21,7 @@ MEAN_TEACHER: Settings = {
     "online.mixing": "none",
     "online.clustering": False,
     "online.balanced": False,
+    "online.limited": False,
     "online.masked_weight": 0.0,
 }
 DACS: Settings = {**MEAN_TEACHER, "online.mixing": "class"}
@@ -38,6 +39,7 @@ BASELINES: dict[str, tuple[str, Settings]] = {
     "dacs": ("DACS-style: mean teacher, ClassMix", {**EVEN, **DACS}),
     "dacs_masked": ("DACS-style with masked images", {**EVEN, **DACS, **MASKED}),
     "daformer": ("DAFormer-style: DACS, rare-class sampling; no feature distance", DAFORMER),
+    "dacs_our_source": ("DACS-style, starting from our source-only network", DACS),
     "paper": ("the paper's four stages", PAPER),
 }
 
@@ -50,6 +52,7 @@ VARIATIONS: dict[str, tuple[Any, ...]] = {
     "online.mixing": ("none", "cut", "class"),
     "online.clustering": (False, True),
     "online.balanced": (False, True),
+    "online.limited": (False, True),
 }
 """Values of one setting each; the recipe with one of them changed is a row: a part is removed or added."""
 

@@ -196,6 +196,8 @@ class Online:
     """Rectify the pseudo labels with clusters of the target; without, a plain mean teacher."""
     balanced: bool = True
     """Balance the classes of the pseudo labels, for the best mean IoU instead of accuracy."""
+    limited: bool = True
+    """Keep a class of the pseudo labels from growing beyond its share of the source or of the start."""
     temperature: Positive = 0.1
     """Temperature of the softmax over similarities."""
     bank_size: Count = 16_384

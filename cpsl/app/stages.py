@@ -10,12 +10,14 @@ import torch.nn.functional as F
 
 from cpsl.app.config import PREVIOUS, Authors, Config, Online
 from cpsl.app.datasets import label_space, source_batches, target_batches
+from cpsl.app.evaluate import source_distribution
 from cpsl.app.networks import build_clustering, build_model, build_optimizer, compile_networks, save_model
 from cpsl.app.pseudo_labels import label_target, read_start
 from cpsl.app.selection import CheckpointSelection
 from cpsl.authors import AuthorsSelfLabeling, probability_distillation
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.data import HardLabelStore, SoftLabelStore, StrongAugmentation, TargetBatch
+from cpsl.limits import ShareLimits
 from cpsl.losses import distillation
 from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import Discriminator, ExponentialMovingAverage, SegmentationNetwork, freeze_batch_norm
@@ -151,12 +153,16 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
             align_corners=student.align_corners,
         ).to(process.device)
     thresholds = DiceThresholds(student.num_classes).to(process.device) if settings.balanced else None
+    limits = None
+    if settings.limited and (source := source_distribution(config)) is not None:
+        limits = ShareLimits(source).to(process.device)
     compile_networks(config, student, teacher.module)
     method = OnlineSelfLabeling(
         process.parallel(student),
         teacher,
         clustering,
         thresholds,
+        limits,
         mixing=settings.mixing,
         confidence_threshold=settings.confidence_threshold,
         masked_weight=settings.masked_weight,
@@ -170,6 +176,8 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
         state["initial"], of_rank["clustering"] = method.initial, clustering
     if thresholds is not None:
         state["thresholds"] = thresholds
+    if limits is not None:
+        state["limits"] = limits
     cost = train(stage, method, teacher.module, [optimizer], config, process, state, of_rank)
     if process.is_main and clustering is not None:
         save(config.output / stage / "clustering.pt", clustering.state_dict())

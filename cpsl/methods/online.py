@@ -10,6 +10,7 @@ from cpsl._internal.distributed import no_sync, unwrap
 from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import warp
+from cpsl.limits import ShareLimits
 from cpsl.losses import cross_entropy
 from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, to_float
 from cpsl.mixing import Mixed, classmix, cutmix, mask_patches
@@ -36,6 +37,7 @@ class OnlineSelfLabeling(Method):
         teacher: Moving average of the student.
         clustering: Prototypes, bank, class distribution; may be wrapped. None trains a plain mean teacher.
         thresholds: Balances the classes of the pseudo labels; None labels with the most probable class.
+        limits: Keeps the classes from growing without bounds; None lets them.
         mixing: What is pasted from the source: half of the classes ("class"), a rectangle of half of the
             area ("cut") where the scenes of the domains do not align, or nothing ("none").
         initial_steps: Steps in which the prototypes and the class distribution are those of the source.
@@ -66,6 +68,7 @@ class OnlineSelfLabeling(Method):
         teacher: ExponentialMovingAverage[Any],
         clustering: nn.Module | None = None,
         thresholds: DiceThresholds | None = None,
+        limits: ShareLimits | None = None,
         *,
         mixing: Literal["class", "cut", "none"] = "class",
         initial_steps: int = 100,
@@ -87,6 +90,7 @@ class OnlineSelfLabeling(Method):
         self.teacher = teacher
         self.clustering = clustering
         self.thresholds = thresholds
+        self.limits = limits
         self.mixing = mixing
         self.confidence_threshold = confidence_threshold
         self.self_label_weight = self_label_weight
@@ -98,7 +102,7 @@ class OnlineSelfLabeling(Method):
         if clustering is not None:
             self.initial = InitialPrototypes(unwrap(clustering), initial_steps, self.align_corners)
         self._clustered: list[ClusteringOutput] = []
-        self._labeled: list[Tensor] = []
+        self._labeled: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def losses(
         self, source: SourceBatch, target: TargetBatch, *, last_micro_batch: bool = True
@@ -121,10 +125,15 @@ class OnlineSelfLabeling(Method):
             teacher = soft = logits.float().softmax(dim=1)
             if self.clustering is not None:
                 soft = consensus(teacher, unwrap(self.clustering).assign(features))
+            rectified = soft
             confident = (soft.amax(dim=1) > self.confidence_threshold).float().mean()
-            self._labeled.append(soft)
             if self.thresholds is not None:
                 soft = self.thresholds(soft)
+            if self.limits is not None:
+                soft = self.limits(soft)
+            # A pixel without a finite prediction has no mass.
+            weak_labels = soft.argmax(dim=1).masked_fill(~(soft.sum(dim=1) > 0.5), 255)
+            self._labeled.append((teacher, rectified, weak_labels))
 
             # 4. The labels follow the strong view, and a part of a source image is pasted.
             strong = to_float(target.strong)
@@ -133,7 +142,6 @@ class OnlineSelfLabeling(Method):
                 soft, target.weak_view, target.strong_view, size,
                 align_corners=self.align_corners, output_align_corners=False,
             )  # fmt: skip
-            # A pixel without a finite prediction has no mass.
             labels = in_strong.argmax(dim=1).masked_fill(~valid | ~(in_strong.sum(dim=1) > 0.5), 255)
             mixed = self._mix(target.strong, labels, source)
             weights = torch.where(mixed.pasted, 1.0, confident)
@@ -160,15 +168,14 @@ class OnlineSelfLabeling(Method):
         # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
         if self.clustering is None:
             return
-        labels = soft.argmax(dim=1).masked_fill(~(soft.sum(dim=1) > 0.5), 255)
         with no_sync(self.clustering, when=not last_micro_batch):
-            clusters: ClusteringOutput = self.clustering(features, labels, soft_labels=teacher)
+            clusters: ClusteringOutput = self.clustering(features, weak_labels, soft_labels=teacher)
         self._clustered.append(clusters)
         self.metrics |= {"loss_self_label": clusters.loss.detach(), "marginal_error": clusters.marginal_error}
         yield self.self_label_weight * clusters.loss
 
     def update(self, applied: Tensor | None = None) -> None:
-        """Updates teacher, prototypes, memory bank, class distribution and thresholds.
+        """Updates teacher, prototypes, memory bank, class distribution, thresholds and limits.
 
         See `Method.update`.
 
@@ -180,8 +187,11 @@ class OnlineSelfLabeling(Method):
         self.teacher.update(self.student, self.momentum, applied)
         if self.clustering is not None:
             unwrap(self.clustering).update(self._clustered, self.momentum, applied)
+        teacher, rectified, labels = (torch.cat(parts) for parts in zip(*self._labeled, strict=True))
         if self.thresholds is not None:
-            self.thresholds.update(torch.cat(self._labeled), applied)
+            self.thresholds.update(rectified, applied)
+        if self.limits is not None:
+            self.limits.update(teacher, labels, applied=applied)
         if self.initial is not None:
             self.initial.steps += 1
         self._clustered, self._labeled = [], []

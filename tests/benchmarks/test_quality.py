@@ -105,11 +105,12 @@ def test_rows_take_each_part_of_the_recipe_away_or_add_it(shift: Path) -> None:
 def test_equal_rows_are_one_with_both_titles(shift: Path) -> None:
     shift.write_text(
         shift.read_text()
-        + "\nviews.rare_class_temperature = 0.01\nonline.masked_weight = 0.0\nonline.balanced = false"
+        + "\nviews.rare_class_temperature = 0.01\nonline.masked_weight = 0.0\nonline.clustering = false"
+        + "\nonline.balanced = false"
     )
     found = {row.name: row for row in every_row(shift)}
-    assert found["daformer"].title.endswith("; our recipe, `clustering = false`")
-    assert "ours_clustering_false" not in found
+    assert found["daformer"].title.endswith("; our recipe, `limited = false`")
+    assert "ours_limited_false" not in found
 
 
 def test_the_oracle_trains_on_the_labels_of_the_target(shift: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import cpsl.models.ema
-from cpsl import ClassBalancedPrototypeClustering, DiceThresholds, PseudoLabelRectifier
+from cpsl import ClassBalancedPrototypeClustering, DiceThresholds, PseudoLabelRectifier, ShareLimits
 from cpsl.authors import AuthorsClustering, AuthorsSelfLabeling, probability_distillation
 from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import DeepLabV2, Discriminator, ExponentialMovingAverage
@@ -73,8 +73,11 @@ def online(mixing: Literal["class", "cut"] = "class") -> Method:
     student = network()
     teacher = ExponentialMovingAverage(student)
     thresholds = DiceThresholds(CLASSES)
+    limits = ShareLimits(torch.ones(CLASSES), start_updates=1)
     # The first step has initial prototypes, the second has not.
-    return OnlineSelfLabeling(student, teacher, clustering, thresholds, mixing=mixing, initial_steps=1)
+    return OnlineSelfLabeling(
+        student, teacher, clustering, thresholds, limits, mixing=mixing, initial_steps=1
+    )
 
 
 METHODS = [
