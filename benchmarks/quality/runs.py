@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,10 @@ def execute(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, str]]:
     # A waiting thread must not spin, since it would take the core from another run.
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     processes: list[subprocess.Popen[bytes]] = []
-    futures: dict[Path, Future[str]] = {}
+    failed: set[Path] = set()
 
     def problem_of(run: Run) -> str:
-        # A source comes first in the queue, hence it has been started when another run waits for it.
-        if run.source is not None and run.source.folder in futures and futures[run.source.folder].result():
+        if run.source is not None and run.source.folder in failed:
             return "its source-only network is missing"
         if run.finished:
             return ""
@@ -169,18 +168,23 @@ def execute(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, str]]:
             process = subprocess.Popen(run.command, env=environment, stdout=log, stderr=log)
             processes.append(process)
             if code := process.wait():
+                failed.add(run.folder)
                 return f"exit code {code}: {run.folder}.txt"
         run.remove_unneeded()
         return ""
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    waiting, running = list(runs), dict[Future[str], Run]()
     with ThreadPoolExecutor(jobs) as pool:
-        for run in runs:
-            futures[run.folder] = pool.submit(problem_of, run)
-        run_of = {futures[run.folder]: run for run in runs}
         try:
-            for future in as_completed(run_of):
-                yield run_of[future], future.result()
+            while waiting or running:
+                unfinished = {run.folder for run in [*waiting, *running.values()]}
+                ready = [run for run in waiting if run.source is None or run.source.folder not in unfinished]
+                for run in ready[: jobs - len(running)]:
+                    waiting.remove(run)
+                    running[pool.submit(problem_of, run)] = run
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
