@@ -1,6 +1,9 @@
-"""Draws the picture of the README from a finished demo: python docs/result.py [RUN] [STREETS]."""
+"""Draws the picture of the README from a run of the quality benchmark.
 
-import sys
+    python benchmarks/quality --shifts streets --rows ours --seeds 0
+    python docs/result.py
+"""
+
 from pathlib import Path
 
 import torch
@@ -12,13 +15,15 @@ from cpsl.visualize import colorize, panel
 TITLES = ("Target image", "Ground truth", "Source only", "Adapted")
 HEADER = 40
 
-run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
-streets = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/streets/real")
-dataset = Cityscapes(streets, "val")
+IMAGES = (45, 3, 24)
+"""Three of the seven images in which rare classes gain most pixels."""
+
+dataset = Cityscapes("runs/quality/data/streets/real", "val")
+run = Path("runs/quality/streets/ours/seed_0")
 before, after = (HardLabelStore(run / stage / "predictions") for stage in ("source_only", "online"))
 
 pictures: list[torch.Tensor] = []
-for index in (3, 7, 12):
+for index in IMAGES:
     sample = dataset[index]
     assert sample.label is not None
     labels = (sample.label, before.read(sample.name), after.read(sample.name))

@@ -14,6 +14,8 @@ from cpsl import (
     DiceThresholds,
     RunningClassMeans,
     Segmenter,
+    ShareLimits,
+    class_counts,
     consensus,
     cross_entropy,
     data,
@@ -51,6 +53,11 @@ def main() -> None:
         19, dim, temperature=0.1, sampling="stratified", prototype_update="labels", align_corners=align
     ).to(device)
     thresholds = DiceThresholds(num_classes=19).to(device)
+    counts = torch.zeros(19)  # of the source's labels, about 100 of them
+    for index in range(0, len(labeled), max(len(labeled) // 100, 1)):
+        if (label := labeled[index].label) is not None:
+            counts += class_counts(label, 19)
+    limits = ShareLimits(counts).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(student, 6e-5))
 
     for step, source, target in zip(range(args.steps), sources, targets, strict=False):
@@ -67,14 +74,15 @@ def main() -> None:
             clustering.initialize(*means.compute())
 
         with torch.no_grad():
-            # 3. The teacher labels the weak view, the clusters rectify its probabilities, and the thresholds
-            # balance the classes.
+            # 3. The teacher labels the weak view, the clusters rectify its probabilities, the thresholds
+            # balance the classes, and the limits keep them from growing without bounds.
             logits, features = segment(teacher, target.weak / 255)
             probabilities = logits.softmax(dim=1)
             rectified = consensus(probabilities, clustering.assign(features))
             confident = (rectified.amax(dim=1) > 0.968).float().mean()
-            soft = thresholds(rectified)
+            soft = limits(thresholds(rectified))
             thresholds.update(rectified)
+            limits.update(probabilities, soft.argmax(dim=1))
 
             # 4. The labels follow the strong view, and half of the classes of a source image are pasted.
             views = target.weak_view, target.strong_view
