@@ -22,8 +22,8 @@ check: .venv/installed  ## check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-browser: .venv/installed  ## tests of the report in Chromium, which must be installed
-	$(BIN)/pytest tests/app/report_in_browser.py
+browser: .venv/installed  ## tests of the report and the site in Chromium, which must be installed
+	$(BIN)/pytest tests/app/report_in_browser.py tests/site_in_browser.py
 
 docs: .venv/installed  ## build the documentation in site/; dead links are errors
 	$(BIN)/mkdocs build --strict

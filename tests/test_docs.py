@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from markdown.extensions.toc import slugify
 from PIL import Image
 
 import cpsl
@@ -24,7 +26,7 @@ from cpsl.app.config import Config
 from cpsl.app.export import export
 from cpsl.app.settings import UsageError, schema
 from cpsl.data import CITYSCAPES_19
-from cpsl.models import DeepLabV2
+from cpsl.models import DeepLabV2, load_backbone_weights
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
@@ -77,10 +79,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     segmenter = Segmenter(DeepLabV2(19, "resnet_tiny", 8).eval(), CITYSCAPES_19, (32, 64))
     segmenter.save(folder / "model.pt")
     segmenter.save(run / "model.pt")
-    cpsl.authors.save_release_checkpoint(folder / "gta2citylabv2_stage1.pkl", DeepLabV2(19, "resnet101"))
+    network = DeepLabV2(19, "resnet101")
+    cpsl.authors.save_release_checkpoint(folder / "gta2citylabv2_stage1.pkl", network)
+    converted = {simclr_name(name): value for name, value in network.backbone.state_dict().items()}
+    torch.save({"resnet": converted, "head": {}}, folder / "r101_1x_sk0.pth")
     export(segmenter, folder / "model.onnx")
     Image.new("RGB", (80, 48)).save(folder / "street.jpg")
     return folder
+
+
+def simclr_name(name: str) -> str:
+    """Returns the name that SimCLRv2-Pytorch gives to an entry of torchvision's ResNet."""
+    stem, _, rest = name.partition(".")
+    if stem in ("conv1", "bn1"):
+        return f"net.0.{'0' if stem == 'conv1' else '1.0'}.{rest}"
+    block, layer, rest = rest.split(".", 2)
+    if layer == "downsample":
+        part, _, rest = rest.partition(".")
+        place = "projection.shortcut" if part == "0" else "projection.bn.0"
+    else:
+        index = 2 * int(layer[-1]) - 2
+        place = f"net.{index}" if layer.startswith("conv") else f"net.{index + 1}.0"
+    return f"net.{stem.removeprefix('layer')}.blocks.{block}.{place}.{rest}"
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")}), ids=by_path)
@@ -93,6 +113,18 @@ def test_code_runs(page: Path, folder: Path, monkeypatch, capsys) -> None:
             exec(compile(block.text, page.name, "exec"), names)
     printed = capsys.readouterr().out
     assert all(block.text in printed for block in blocks("text") if block.page == page)
+
+
+def test_renamed_weights_of_simclr_are_those_of_the_student(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    code = next(b.text for b in blocks("python") if b.page.name == "reproduce.md" and "RENAME" in b.text)
+    exec(compile(code, "reproduce.md", "exec"), {})
+    before = torch.load("r101_1x_sk0.pth", weights_only=True)["resnet"]
+    backbone = DeepLabV2(19, "resnet101").backbone
+    load_backbone_weights(backbone, "weights/r101_1x_sk0.pth")
+    assert len(before) == len(backbone.state_dict()) > 600
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, before[simclr_name(name)]), name
 
 
 @pytest.mark.parametrize("block", blocks("pycon"), ids=by_name)
@@ -206,11 +238,41 @@ def test_files_and_settings_named_in_the_text_exist(page: Path) -> None:
     assert not [n for n in named if n.partition(".")[0] in tables and n not in settings]
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md")], ids=by_path)
-def test_links_outside_the_site_resolve(page: Path) -> None:
-    # `mkdocs build --strict` checks those of the site.
-    for link in re.findall(r"\]\(([^)\s#]+)", page.read_text()):
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of the headings of a page, and of the objects of the reference."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
+    titles = [
+        re.sub(r"[`*]|\[(.*?)\]\(.*?\)", r"\1", title) for title in re.findall(r"^#+ (.+)$", text, re.M)
+    ]
+    return {slugify(title, "-") for title in titles} | {*re.findall(r"^::: (\S+)", text, re.M)}
+
+
+def missing_links(page: Path) -> list[str]:
+    """Returns the links of a page to files or headings that do not exist."""
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        target, _, anchor = link.partition("#")
+        path = page.parent / target if target else page
+        found = link.startswith("https://") or path.exists()
+        if found and anchor and path.suffix == ".md":
+            # The members of a module or class of the reference have anchors as well.
+            found = any(anchor == a or ("." in a and anchor.startswith(f"{a}.")) for a in anchors(path))
+        if not found:
+            missing.append(link)
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_links_resolve(page: Path) -> None:
+    assert not missing_links(page)
+
+
+@pytest.mark.parametrize("link", ["http://a.org", "nowhere.md", "a.md#two", "#two", "a.md#cpsl.models"])
+def test_missing_links_are_detected(link: str, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# One\n::: cpsl.data")
+    page = tmp_path / "b.md"
+    page.write_text(f"# Three, `four`\n[x]({link}) [y](#three-four) [z](a.md#one) [u](a.md#cpsl.data.GTA5)")
+    assert missing_links(page) == [link]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +297,10 @@ PACKAGES = [
 REFERENCE = {
     name
     for page in (ROOT / "docs" / "api").glob("*.md")
-    for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    for found in re.findall(r"^::: (\S+)|`(cpsl\.[\w.]+\.[A-Z_]+)`", page.read_text(), re.M)
+    for name in found
 }
+"""Modules and objects that the reference describes, and constants that its text names."""
 
 
 def public_names() -> Iterator[Any]:
@@ -255,7 +319,8 @@ def test_every_public_name_is_in_the_reference(package: ModuleType, name: str, v
     else:  # a constant does not know its module
         found = next(m for m in modules_of(package) if name in described_constants(m))
         module, description = found.__name__, described_constants(found)[name]
-    assert {package.__name__, module} & REFERENCE
+    homes = (package.__name__, module)
+    assert {*homes, *(f"{home}.{name}" for home in homes)} & REFERENCE
     assert description
 
 

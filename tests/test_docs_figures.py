@@ -1,0 +1,160 @@
+"""Figures of the pages agree with recipes, formulas and each other."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+import pytest
+
+from cpsl.app.command_line import read_layers
+from cpsl.app.config import Config
+from cpsl.testing import LOSS_CHECKS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RECIPES = {path.stem for path in (ROOT / "cpsl" / "app" / "recipes").glob("*.toml")}
+
+
+class Table(NamedTuple):
+    """A table of a page, with cells as plain text."""
+
+    page: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def column(self, title: str) -> list[str]:
+        return [row[self.header.index(title)] for row in self.rows]
+
+
+def tables(page: Path) -> Iterator[Table]:
+    """Yields the tables of a page."""
+    for block in re.findall(r"^\|.+\n\|[-|: ]+\n(?:\|.*\n?)+", page.read_text(), re.M):
+        header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines())
+        yield Table(page.name, header, rows)
+
+
+def table(page: str, title: str) -> Table:
+    """Returns the first table of a page with a column of this title."""
+    return next(found for found in tables(DOCS / page) if title in found.header)
+
+
+def integers(text: str) -> list[int]:
+    return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", text)]
+
+
+RECIPE_ROWS = table("recipes.md", "Iterations").rows
+
+
+@pytest.mark.parametrize("row", RECIPE_ROWS, ids=[row[0].partition(":")[0] for row in RECIPE_ROWS])
+def test_recipes_train_what_the_table_says(row: list[str]) -> None:
+    name = re.match(r"`(\w+)`", row[0])
+    settings = read_layers([name[1]] if name else [])
+    first, distill = settings.source_only, settings.distill
+    paper = [settings.warmup, settings.self_label, distill, distill]
+    stages = paper if settings.method == "paper" else [settings.online]
+    iterations = {stage.iterations for stage in stages}
+    batches = {stage.batch_size for stage in stages}
+    assert len(iterations) == len(batches) == 1
+    assert row[1] == f"`{settings.model.network}`"
+    adaptation = f"{len(stages)} × " * (len(stages) > 1) + f"{iterations.pop():,}, batch {batches.pop()}"
+    assert row[2] in (
+        f"{first.iterations:,}, batch {first.batch_size} + {adaptation}",
+        f"{first.iterations:,} + {adaptation}" if first.batch_size == stages[0].batch_size else "",
+    )
+
+
+def test_all_recipes_are_listed() -> None:
+    assert set(re.findall(r"`(\w+)`", (DOCS / "recipes.md").read_text())) >= RECIPES
+
+
+def test_recipes_of_one_gpu_are_those_of_the_table() -> None:
+    for name, memory, precision, parts, images in table("reproduce.md", "Micro-batches").rows:
+        settings = read_layers([name.strip("`")])
+        assert name.strip("`") == f"one_gpu_{memory.replace(' GB', 'gb')}"
+        assert settings.precision == precision
+        assert settings.gradient_accumulation_steps == int(parts)
+        assert settings.self_label.batch_size == int(parts) * int(images)
+
+
+def test_iterations_of_the_paper_are_those_of_the_recipe() -> None:
+    settings = read_layers(["gta5_to_cityscapes"])
+    stages = (settings.source_only, settings.warmup, settings.self_label, settings.distill)
+    found = [integers(cell)[-1] for cell in table("reproduce.md", "Iterations").column("Iterations")]
+    assert found == [stage.iterations for stage in stages]
+
+
+def test_the_recipe_of_the_authors_sets_all_deviations() -> None:
+    plain, authors = Config(), read_layers(["authors"])
+    cells = table("fidelity.md", "Setting").column("Setting")
+    for cell in cells:
+        for name, value in re.findall(r"`([\w.]+)(?: = ([^`]+))?`", cell):
+            path = name.split(".") if "." in name or hasattr(plain, name) else ("authors", name)
+            old, new = plain, authors
+            for part in path:
+                old, new = getattr(old, part), getattr(new, part)
+            assert old != new, name
+            assert not value or type(new)(value.strip('"')) == new, name
+    switches = {field.name for field in fields(plain.authors)}
+    assert switches <= {*re.findall(r"`(\w+)", " ".join(cells))}
+
+
+def test_the_checks_of_losses_are_those_of_the_table() -> None:
+    listed = [cell.strip("`") for cell in table("testing.md", "Requirement").column("Check")]
+    assert sorted(listed) == sorted(check.__name__ for check in LOSS_CHECKS)
+
+
+WITH_MEAN = [
+    pytest.param(found, id=f"{page.name}: {found.header[0]}")
+    for page in sorted(DOCS.glob("*.md"))
+    for found in tables(page)
+    if any(row[0] == "**mean**" for row in found.rows)
+]
+
+
+@pytest.mark.parametrize("found", WITH_MEAN)
+def test_means_are_those_of_the_rows(found: Table) -> None:
+    end = next(index for index, row in enumerate(found.rows) if row[0] == "**mean**")
+    for column in range(1, len(found.header)):
+        cells = [re.findall(r"\d+\.\d+", row[column]) for row in found.rows[: end + 1]]
+        for *values, stated in zip(*cells, strict=True) if cells[end] else ():
+            places = len(stated.partition(".")[2])
+            exact = mean(map(float, values))
+            assert abs(exact - float(stated)) <= 1.01 * 10**-places, (found.header[column], exact, stated)
+
+
+def test_published_results_are_those_of_the_classes() -> None:
+    best = table("reproduce.md", "Published").column("Best evaluation in the authors' logs (iteration)")
+    means = table("reproduce.md", "Class").rows[-1][1:]
+    assert [cell.split()[0] for cell in best if cell != "–"] == [cell.strip("*") for cell in means]
+
+
+@pytest.mark.parametrize("page", [DOCS / "index.md", ROOT / "README.md"], ids=lambda page: page.name)
+def test_results_of_the_demo_are_those_of_its_page(page: Path) -> None:
+    stated = re.search(r"mIoU (\d+\.\d) before and (\d+\.\d) after", page.read_text())
+    if stated is None:
+        assert page.name != "index.md"
+        return
+    means = next(row for row in table("demo.md", "Seed").rows if row[0] == "**mean**")
+    assert [cell.strip("*").split(" / ")[0] for cell in means[1:3]] == [*stated.groups()]
+
+
+def test_communication_follows_the_formula() -> None:
+    features, classes, iterations, per_image = 256, 19, 3, 256
+    rows = {row[0]: row[1:] for row in table("many_gpus.md", "Messages").rows}
+    for ranks, column in ((2, 1), (4, 2), (8, 3)):
+        sampled = ranks * per_image * (4 * features + 16) + 8 * ranks * (classes + 1)
+        assert integers(rows["self-labeling: sampled pixels"][column]) == [sampled]
+        transport = 4 * (1 + 2 * classes * iterations + classes) + 8
+        assert integers(rows["self-labeling: assignment"][column]) == [transport]
+        assert integers(rows["self-labeling: class distribution"][column]) == [8 * classes]
+
+
+def test_loading_times_are_those_of_the_benchmark() -> None:
+    medians = {row[0]: row[1] for row in table("benchmarks.md", "Milliseconds").rows}
+    samples = [v for k, v in medians.items() if "training sample" in k]
+    total = sum(integers(value)[0] for value in samples)
+    assert len(samples) == 2
+    assert f"{total} ms" in (DOCS / "many_gpus.md").read_text()
