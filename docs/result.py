@@ -1,5 +1,6 @@
 """Draws the picture of the README from a run of the quality benchmark.
 
+Example:
     python benchmarks/quality --shifts streets --rows ours --seeds 0
     python docs/result.py
 """

@@ -64,7 +64,7 @@ def by_name(block: Block) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
 def test_code_blocks_fit_the_page_and_have_a_known_language(page: Path) -> None:
     text = page.read_text()
-    assert set(re.findall(r"^ *```(.+)$", text, re.M)) <= {"python", "pycon", "toml", "text"}
+    assert set(re.findall(r"^ *```(.+)$", text, re.M)) <= {"python", "pycon", "toml", "text", "bibtex"}
     for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.M | re.S):
         wide = [line for line in block.splitlines() if len(line) > WIDTH]
         assert not wide, wide
@@ -152,7 +152,10 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def is_script(block: Block) -> bool:
     """Returns whether a block holds commands, and no output."""
-    return re.match(r"(cpsl|make|pip|python|torchrun|sbatch|\.venv/bin/\w+) ", block.text) is not None
+    return (
+        re.match(r"(cpsl|git clone \S+/cpsl|make|pip|python|torchrun|sbatch|\.venv/bin/\w+)\s", block.text)
+        is not None
+    )
 
 
 def check_command(words: list[str]) -> None:
@@ -172,6 +175,11 @@ def check_command(words: list[str]) -> None:
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, re.M) for target in arguments)
+    elif program == "git":
+        urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+        assert arguments == ["clone", urls["Source"]]
+    elif program == "cd":
+        assert arguments == ["cpsl"]  # the clone
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for extra in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
@@ -228,7 +236,7 @@ def test_wrong_commands_are_detected(command: str) -> None:
 
 @pytest.mark.parametrize("page", CURRENT, ids=by_path)
 def test_files_and_settings_named_in_the_text_exist(page: Path) -> None:
-    text = page.read_text()
+    text = re.sub(r"https?://[^\s)]+", "", page.read_text())
     files = re.findall(r"\b(?:benchmarks|cpsl|docs|examples|tests)/[\w/]+\.\w+\b", text)
     assert not [file for file in files if not (ROOT / file).exists()]
     settings = schema(Config)
