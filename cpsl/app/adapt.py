@@ -57,7 +57,7 @@ def conclude(config: Config, process: Process) -> None:
 def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = ()) -> None:
     """Runs `cpsl adapt`."""
     config = parse(arguments, command, base)
-    with begin_run(config) as process:
+    with begin_run(config, [command, *arguments]) as process:
         if problems := validate(config, process):
             raise SystemExit("\n".join(problems))
         for line in advice(config):

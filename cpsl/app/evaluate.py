@@ -23,7 +23,7 @@ from cpsl.app.networks import builder_option, load_model
 from cpsl.app.ranges import Positive
 from cpsl.app.report_page import describe_scores, metrics_table
 from cpsl.app.settings import UsageError
-from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, Sample, SegmentationDataset
+from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, SegmentationDataset
 from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.data.sample import read_label
 from cpsl.data.views import render_label
@@ -80,7 +80,8 @@ def evaluate(
     wanted = 0 if flip else math.ceil(len(dataset) / MIRRORED)  # a mean with the mirror image is symmetric
     mirrored = {scored[i] for i in evenly_spaced(len(scored), wanted)}
     for index in share_of_rank(range(len(dataset)), process, "evaluation"):
-        sample = _at_evaluation_size(dataset[index], config)
+        sample = dataset[index]
+        sample = sample._replace(label=evaluation_label(sample.label, config))
         size = sample.image.shape[1:] if sample.label is None else sample.label.shape
         with autocast(process.device, config.precision):
             predicted = predict(sample.image, size=size)
@@ -151,12 +152,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _at_evaluation_size(sample: Sample, config: Config) -> Sample:
+def evaluation_label(label: Tensor | None, config: Config) -> Tensor | None:
+    """Returns a label (H, W) in the size in which predictions are compared with it."""
     size = config.views.evaluation_size
-    if sample.label is None or size is None or sample.label.shape == size:
-        return sample
-    view = View.whole((sample.label.shape[0], sample.label.shape[1])).resized(size)
-    return sample._replace(label=render_label(sample.label, view))
+    if label is None or size is None or label.shape == size:
+        return label
+    return render_label(label, View.whole((label.shape[0], label.shape[1])).resized(size))
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:

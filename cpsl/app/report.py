@@ -13,42 +13,67 @@ from cpsl.app.command_line import read_layers
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
 from cpsl.app.errors import friendly_errors
-from cpsl.app.evaluate import class_frequencies, read_metrics
+from cpsl.app.evaluate import class_frequencies, evaluation_label, read_metrics
 from cpsl.app.networks import build_clustering, build_model
 from cpsl.app.pseudo_labels import read_start
-from cpsl.app.report_page import Clusters, Picture, Report, write_report
+from cpsl.app.report_compare import Comparison, Labels, chosen_images, compare
+from cpsl.app.report_content import Clusters, Picture, Report, compared_stages
+from cpsl.app.report_facts import describe_data, describe_run, describe_settings, iterations
+from cpsl.app.report_page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
-from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
+from cpsl.app.source_sampling import named_sources
 from cpsl.data import HardLabelStore, whole_image
+from cpsl.data.sample import read_label
 from cpsl.methods.step import to_float
 from cpsl.models import resize, segment
 from cpsl.training import Process, autocast, load, read_scalars, start_process
 
-PICTURES = 6
-"""Target images in the report."""
+EACH = 2
+"""Images of the report that are among the best, of those in the middle, and among the worst."""
 
 
 @torch.inference_mode()
 def collect(config: Config, process: Process) -> Report:
     """Reads metrics, curves and predictions of a run, and rectifies the pseudo labels of some images."""
-    classes = label_space(config)
-    curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
-    metrics = read_metrics(config)
+    classes, metrics = label_space(config), read_metrics(config)
     chosen, reason = choose(metrics)
+    curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
+    comparison = _compare(config, compared_stages(list(metrics), chosen))
     return Report(
         title=config.output.resolve().name,
         classes=classes.names,
         palette=classes.palette,
         metrics=metrics,
-        class_distributions=_class_distributions(config, process),
         curves={stage: of_stage for stage, of_stage in curves.items() if of_stage},
-        pictures=_pictures(config, process),
+        pictures=_pictures(config, process, chosen_images(comparison.images, EACH)),
         config=to_toml(config),
-        selected=config.select_checkpoint,
+        settings=describe_settings(config),
         chosen=chosen,
         reason=reason,
+        selected=config.select_checkpoint,
+        model=(config.output / "model.pt").as_posix(),
+        iterations=iterations(config),
+        comparison=comparison,
+        data_sets=describe_data(config, process),
+        source_labels={
+            name: class_frequencies(open_dataset(config, source))
+            for name, source in named_sources(config).items()
+        },
+        clustering=_clustering(config, process),
+        facts=describe_run(config, chosen),
     )
+
+
+def _compare(config: Config, stages: tuple[str, str]) -> Comparison:
+    """Compares the stored predictions of two stages on all evaluation images."""
+    dataset = evaluation_dataset(config)
+
+    def read(index: int) -> Labels:
+        before, after = (_read_labels(config, stage, dataset.names[index]) for stage in stages)
+        return evaluation_label(read_label(dataset, index), config), before, after
+
+    return compare(dataset.names, read, len(dataset.label_space))
 
 
 def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeClustering:
@@ -71,18 +96,10 @@ def _self_labeled(config: Config) -> bool:
     return (config.output / "self_label" / "clustering.pt").exists()
 
 
-def _class_distributions(config: Config, process: Process) -> dict[str, list[float]]:
-    sources = {name: open_dataset(config, source) for name, source in named_sources(config).items()}
-    alone = Process(process.device)  # the other processes have ended
-    described = describe_sources(config, sources, source_sampling(config, alone, sources))
-    distributions = {
-        f"labels of {name} ({described[name]})" if len(sources) > 1 else "source labels": class_frequencies(
-            dataset
-        )
-        for name, dataset in sources.items()
-    }
+def _clustering(config: Config, process: Process) -> dict[str, list[float]]:
+    """Returns the class frequencies at the steps of self-labeling by their description."""
     if not _self_labeled(config):
-        return distributions
+        return {}
     clustering = load_clustering(config, process)
     bank = clustering.bank.features[clustering.bank.valid]
     scores = prototype_similarity(bank, clustering.prototypes)
@@ -91,7 +108,6 @@ def _class_distributions(config: Config, process: Process) -> dict[str, list[flo
     nearest = class_counts(scores.argmax(dim=1), scores.shape[1]) / max(len(scores), 1)
     _, after_warm_up = read_start(config, clustering.prototypes.shape)
     return {
-        **distributions,
         "target predictions after warm-up": after_warm_up.tolist(),
         "class distribution after self-labeling": clustering.aligner.distribution.tolist(),
         "aligned assignments": aligned.mean(dim=0).tolist(),
@@ -105,13 +121,13 @@ def _read_curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]
     return {name: [(int(row["iteration"]), row[name]) for row in rows if name in row] for name in names}
 
 
-def _pictures(config: Config, process: Process) -> list[Picture]:
+def _pictures(config: Config, process: Process, chosen: dict[int, str]) -> list[Picture]:
     dataset, stages = evaluation_dataset(config), list(read_metrics(config))
-    step = max(len(dataset) // PICTURES, 1)
     pictures = []
-    for image, label, name in (dataset[i] for i in range(0, len(dataset), step)[:PICTURES]):
+    for index, choice in chosen.items():
+        image, label, name = dataset[index]
         predictions = {stage: _read_labels(config, stage, name) for stage in stages}
-        pictures.append(Picture(name, image, label, predictions))
+        pictures.append(Picture(name, image, label, predictions, choice=choice))
     if not _self_labeled(config):
         return pictures
     files = (config.output / "warmup" / "model.pt", config.output / "self_label" / "teacher.pt")

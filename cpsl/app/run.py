@@ -3,11 +3,10 @@
 import json
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -20,8 +19,9 @@ from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.evaluate import evaluate, read_metrics, source_distribution
 from cpsl.app.networks import build_model, load_model, save_model
+from cpsl.app.run_record import record_session
 from cpsl.app.selection import describe_collapses, earlier_metrics, summarize
-from cpsl.app.settings import read_toml, to_toml
+from cpsl.app.settings import flatten, read_toml, to_toml
 from cpsl.data import HardLabelStore
 from cpsl.training import Cost, Process, logger, start_logging, start_process
 from cpsl.training.checkpoints import exclusive_run, remove_partial_files, write_text
@@ -93,8 +93,10 @@ def _is_intact(model: Path) -> bool:
 
 
 @contextmanager
-def begin_run(config: Config) -> Iterator[Process]:
+def begin_run(config: Config, arguments: Sequence[str] = ()) -> Iterator[Process]:
     """Begins or resumes a run: processes, log, the settings in its folder, generated data.
+
+    `arguments` are those of the command `cpsl`, for the record.
 
     Raises:
         SystemExit: An error with a short message, also if the folder holds a run with other settings.
@@ -111,6 +113,7 @@ def begin_run(config: Config) -> Iterator[Process]:
             if changed := changed_settings(config):
                 raise SystemExit(changed)
             write_text(config.output / "config.toml", to_toml(config))
+            record_session(config.output, arguments, process)
             draw_streets(config)
         process.barrier()
         yield process
@@ -124,12 +127,5 @@ def changed_settings(config: Config) -> str:
     path = config.output / "config.toml"
     if not path.exists() or not any(config.output.glob("*/checkpoint.pt*")):
         return ""
-    before, now = _flat(read_toml(path)), _flat(tomllib.loads(to_toml(config)))
+    before, now = flatten(read_toml(path)), flatten(tomllib.loads(to_toml(config)))
     return describe_changes(config.output, "a run with other settings", before, now, FREE_SETTINGS)
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return values

@@ -211,6 +211,19 @@ def to_toml(settings: Any) -> str:
     return tomli_w.dumps(_plain(asdict(settings)))
 
 
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested tables by their dotted keys.
+
+    Example:
+        >>> flatten({"seed": 0, "views": {"width": 400}})
+        {'seed': 0, 'views.width': 400}
+    """
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}

@@ -1,182 +1,217 @@
+import base64
+import hashlib
 import re
-from html.parser import HTMLParser
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from app.sample_report import sample_report
-from cpsl.app.report_page import Picture, metrics_table, write_report
+from app.outline import Outline
+from app.sample_report import build_report, sample_report
+from cpsl.app.report_content import TITLES, Report
+from cpsl.app.report_page import metrics_table, write_report
+from cpsl.app.report_words import number
 
-VOID = {"meta", "link", "img", "br", "polyline"}
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+NO_NUMBER = re.compile(r"\b(nan|None|inf|NaN|Infinity)\b|tensor\(")
 
 
-class Outline(HTMLParser):
-    """Reads a page and insists that every element is closed, in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> repeats an attribute"
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open[-1:] == [tag], f"</{tag}> closes nothing"
-        self.open.pop()
-
-    def all(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag in tags]
+def page_of(report: Report, folder: Path) -> Outline:
+    write_report(report, folder / "report.html")
+    return Outline((folder / "report.html").read_text(encoding="utf-8"))
 
 
-def outline(tmp_path: Path, **changes: bool | tuple[str, ...]) -> Outline:
-    write_report(sample_report(**changes), tmp_path / "report.html")
-    return Outline((tmp_path / "report.html").read_text())
+@st.composite
+def reports(draw: st.DrawFn) -> Report:
+    """Reports of runs of any method, with or without labels, scores and records."""
+    stages = draw(st.sampled_from([("source_only",), ("source_only", "online"), tuple(TITLES)[:5]]))
+    classes = tuple(f"class {chr(97 + k)}" for k in range(draw(st.integers(1, 6))))
+    images, labeled = draw(st.integers(1, 12)), draw(st.booleans())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+
+    def some(ignored: int = 0) -> torch.Tensor:
+        drawn = torch.randint(len(classes) + ignored, (4, 6), generator=generator)
+        return torch.where(drawn < len(classes), drawn, 255)
+
+    labels = [some(1) if labeled and draw(st.booleans()) else None for _ in range(images)]
+    predictions = {stage: [some() for _ in range(images)] for stage in stages}
+    report = build_report(
+        classes,
+        labels,
+        predictions,
+        chosen=draw(st.sampled_from(stages)),
+        iterations=dict.fromkeys(stages, draw(st.sampled_from([12, 1000]))),
+    )
+    for values in report.metrics.values():
+        for name in ("scores", "collapses", "changed", "confidence", "class_frequency", "peak_memory"):
+            if draw(st.booleans()):  # as in runs of earlier versions
+                values.pop(name)
+    if draw(st.booleans()):
+        nothing: dict[str, Any] = {"facts": {}, "data_sets": [], "source_labels": {}, "curves": {}}
+        report = replace(report, **nothing)
+    return report
 
 
-@pytest.mark.parametrize("labeled", [True, False])
-def test_the_report_holds_every_stage_class_and_picture(tmp_path: Path, labeled: bool) -> None:
-    path = tmp_path / "report.html"
-    write_report(sample_report(labeled), path)
-    html = path.read_text()
-    for text in ("Source only", "Self-labeling", "Distillation 2", "road", "sky", "city/one"):
-        assert text in html
-    images = re.findall(r"<img [^>]*>", html)
-    # The image, its labels, five predictions, their changes, first and last side by side; two kinds of pseudo
-    # labels, their confidence, assignments, two similarities.
-    assert len(images) == 1 + labeled + 5 + 2 + 6
-    assert all(re.search(r'alt="[^"]{5,}"', image) for image in images)
-    assert ("40.0 → 60.0" in html) == labeled
-    assert ("No target labels" in html) != labeled
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("labeled", [True, False])
-def test_the_report_is_well_formed_and_accessible(tmp_path: Path, labeled: bool) -> None:
-    page = outline(tmp_path, labeled=labeled)
-    assert all(len(image["alt"] or "") >= 5 for image in page.all("img"))
-    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-    assert all(head["scope"] in ("col", "row") for head in page.all("th"))
-    assert len(page.all("table")) == len(page.all("caption")) == 3
+@settings(max_examples=25, deadline=None)
+@given(report=reports())
+def test_any_results_make_a_page_whose_numbers_are_those_of_the_metrics(
+    tmp_path_factory: pytest.TempPathFactory, report: Report
+) -> None:
+    page = page_of(report, tmp_path_factory.getbasetemp())
+    assert not NO_NUMBER.search(page.text), NO_NUMBER.search(page.text)
+    for name in report.classes:
+        assert name in page.texts
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
     for _, attributes in page.elements:
         assert attributes.get("aria-labelledby", ids[0]) in ids
-    assert {link["href"] for link in page.all("a")} <= {f"#{name}" for name in ids}
+        assert not (attributes.get("href") or "#").startswith("#") or (attributes.get("href") or "#")[1:] in [
+            *ids,
+            "",
+        ]
+    assert "://" not in page.text
+    before, after = (report.metrics[stage] for stage in report.ends)
+    for stage in report.metrics.values():
+        if stage["miou"] is not None:
+            assert number(stage["miou"]) in page.texts
+    if after["miou"] is not None and len(report.metrics) > 1:
+        text = page.text
+        for name in report.classes:
+            values = before["iou"][name], after["iou"][name]
+            gain = None if None in values else values[1] - values[0]
+            shown = " ".join([name, *map(number, values), number(gain, signed=True)])
+            assert shown in text, shown
+    if min(report.iterations.values()) < 100:
+        assert "Too short to judge" in page.texts
+        assert "points" not in page.texts
+
+
+def test_the_report_holds_every_stage_class_and_picture(tmp_path: Path) -> None:
+    for labeled in (True, False):
+        page = page_of(sample_report(labeled), tmp_path)
+        for text in ("Source only", "Self-labeling", "Distillation 2", "road", "sky", "city/one"):
+            assert text in page.text
+        images = page.all("img")
+        # Image, labels, both ends, their difference; three stages, two kinds of pseudo labels, their
+        # confidence, assignments, two similarities.
+        assert len(images) == 1 + labeled + 2 + 1 + 3 + 2 + 4
+        assert all(len(image["alt"] or "") >= 5 for image in images)
+        assert ("mean IoU, of 100" in page.texts) == labeled
+        assert ("Accuracy unknown" in page.texts) != labeled
+        assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_report_is_accessible(tmp_path: Path, labeled: bool) -> None:
+    page = page_of(sample_report(labeled), tmp_path)
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert all(head["scope"] in ("col", "row") for head in page.all("th"))
+    assert len(page.all("table")) == len(page.all("caption"))
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-
-
-def test_scrolling_parts_are_reached_by_the_keyboard(tmp_path: Path) -> None:
-    page = outline(tmp_path)
     scrolling = [a for a in page.all("div") if a.get("class") == "scroll"] + page.all("pre")
-    assert len(scrolling) == 4
+    assert scrolling
     assert all(attributes["tabindex"] == "0" for attributes in scrolling)
+    assert all(a.get("aria-label") for a in page.all("input", "dialog") if a.get("type") != "checkbox")
 
 
-def test_the_report_loads_nothing_from_outside(tmp_path: Path) -> None:
-    page = outline(tmp_path)
+def test_the_report_loads_nothing_and_runs_its_own_script_only(tmp_path: Path) -> None:
+    page = page_of(sample_report(), tmp_path)
     html = (tmp_path / "report.html").read_text()
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
             assert re.match("data:|#", attributes.get(name) or "#")
-    assert "://" not in html
-    assert "url(" not in html
-    assert "@import" not in html
-    assert not page.all("script", "iframe", "object", "embed", "base")
-    policies = [meta for meta in page.all("meta") if "http-equiv" in meta]
-    assert "default-src 'none'" in (policies[0]["content"] or "")
+        assert not any(name.startswith("on") for name in attributes)
+    for text in ("://", "url(", "@import"):
+        assert text not in html
+    assert not page.all("iframe", "object", "embed", "base")
+    (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
+    checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert "default-src 'none'" in (policy or "")
+    assert f"script-src 'sha256-{checksum}'" in (policy or "")
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
-    names = (HOSTILE, "sky")
-    page = outline(tmp_path, classes=names, name=HOSTILE)
+    page = page_of(
+        sample_report(
+            classes=(HOSTILE, "sky"),
+            name=HOSTILE,
+            title=HOSTILE,
+            facts={"Command": [HOSTILE], "Seed": [HOSTILE]},
+            settings={HOSTILE: (HOSTILE, False)},
+        ),
+        tmp_path,
+    )
     html = (tmp_path / "report.html").read_text()
     assert HOSTILE not in html
-    assert "&lt;script&gt;" in html
-    assert not page.all("script")
+    assert len(page.all("script")) == 1
     assert all("onerror" not in attributes for _, attributes in page.elements)
 
 
 def test_a_run_of_one_stage_has_no_comparison(tmp_path: Path) -> None:
-    one = sample_report()
-    label = one.pictures[0].predictions["warmup"]
-    one.pictures[0] = Picture("one", one.pictures[0].image, label, {"warmup": label})
-    write_report(one, tmp_path / "report.html")
-    page = Outline((tmp_path / "report.html").read_text())
+    label = torch.tensor([[0, 1]]).repeat(8, 4)
+    page = page_of(build_report(("road", "sky"), [label], {"warmup": [label]}, names=["one"]), tmp_path)
     assert [image["alt"] for image in page.all("img")] == [
         "Target image one",
-        "Ground truth of one: road, sky",
-        "Warm-up of one: road, sky",
+        "Labels, one: road, sky",
+        "Warm-up, one: road, sky",
     ]
+    assert "100.0" in page.texts
+    assert "before" not in page.texts
 
 
-def test_scores_collapses_and_the_chosen_stage_are_reported(tmp_path: Path) -> None:
-    made_up = sample_report(labeled=False)
-    write_report(made_up, tmp_path / "report.html")
-    html = (tmp_path / "report.html").read_text()
-    for text in ("“Distillation 2”: its flip_miou", ">0.500<", "Self-labeling:</strong> sky is lost."):
-        assert text in html
-    for values in made_up.metrics.values():  # as an earlier version wrote them
-        del values["scores"], values["collapses"]
-    write_report(made_up, tmp_path / "report.html")
-    assert "Scores without labels" not in (tmp_path / "report.html").read_text()
+def test_collapses_and_the_reason_of_the_choice_are_reported(tmp_path: Path) -> None:
+    text = page_of(sample_report(labeled=False), tmp_path).text
+    assert "“Self-labeling” collapsed: sky is lost." in text
+    assert "“Distillation 2”, chosen without target labels: its flip_miou" in text
 
 
 def test_corrected_and_regressed_pixels_are_counted(tmp_path: Path) -> None:
     truth = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 255, 255, 255]])
-    before, after = torch.zeros_like(truth), torch.ones_like(truth)
-    compared = sample_report()
-    image = torch.zeros(3, 2, 8, dtype=torch.uint8)
-    predictions = {"warmup": before, "self_label": after}
-    compared.pictures[0] = Picture("one", image, truth, predictions)
-    write_report(compared, tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
-    assert "69.2 % corrected (blue), 30.8 % regressed (orange)" in text
+    predictions = {"warmup": [torch.zeros_like(truth)], "self_label": [torch.ones_like(truth)]}
+    page = page_of(build_report(("road", "sky"), [truth], predictions), tmp_path)
+    assert "69.2 % corrected (blue), 30.8 % regressed (orange)" in page.text
 
 
-def test_predictions_may_have_another_size(tmp_path: Path) -> None:
+def test_predictions_may_have_another_size_than_the_image(tmp_path: Path) -> None:
     uneven = sample_report()
-    picture = uneven.pictures[0]
-    half = {stage: label[::2, ::2] for stage, label in picture.predictions.items()}
-    uneven.pictures[0] = Picture("one", picture.image, picture.ground_truth, half)
-    write_report(uneven, tmp_path / "report.html")
-    assert "on the left" in (tmp_path / "report.html").read_text()
+    image = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    uneven.pictures[0] = replace(uneven.pictures[0], image=image)
+    assert "corrected (blue)" in page_of(uneven, tmp_path).text
+
+
+def test_settings_that_differ_from_the_defaults_are_marked(tmp_path: Path) -> None:
+    rows = [row.get("class") for row in page_of(sample_report(), tmp_path).all("tr")]
+    assert rows.count("changed") == 1
 
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
     large = sample_report()
-    picture = large.pictures[0]
-    image = torch.randint(256, (3, 512, 1024), dtype=torch.uint8)
     label = torch.zeros(512, 1024, dtype=torch.int64)
-    large.pictures[0] = Picture(
-        picture.name,
-        image,
-        label,
-        {"warmup": label, "self_label": label},
-        {},
-        torch.rand(512, 1024),
-        picture.clusters,
+    large.pictures[0] = replace(
+        large.pictures[0],
+        image=torch.randint(256, (3, 512, 1024), dtype=torch.uint8),
+        ground_truth=label,
+        predictions={"source_only": label, "distill_2": label},
+        pseudo_labels={},
+        confidence=torch.rand(512, 1024),
     )
     write_report(large, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 1_500_000
 
 
 def test_unknown_values_are_dashes() -> None:
-    lines = metrics_table(sample_report().metrics, ("road", "sky")).splitlines()
+    report = sample_report()
+    for values in report.metrics.values():
+        values["iou"] = {"road": None, "sky": 40.0}
+    lines = metrics_table(report.metrics, ("road", "sky")).splitlines()
     assert lines[1].split() == ["road", *["–"] * 5]
-    assert lines[2].split() == ["sky", "40.0", "45.0", "50.0", "55.0", "60.0"]
+    assert lines[2].split() == ["sky", *["40.0"] * 5]
     assert len({len(line) for line in lines[1:]}) == 1

@@ -1,0 +1,110 @@
+"""What a report is made from: `cpsl.app.report` collects it, `cpsl.app.report_page` writes it."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from cpsl.app.report_compare import Comparison
+
+TITLES = {
+    "source_only": "Source only",
+    "warmup": "Warm-up",
+    "self_label": "Self-labeling",
+    "distill_1": "Distillation 1",
+    "distill_2": "Distillation 2",
+    "online": "Online self-labeling",
+}
+SCORES = {
+    "flip_miou": "Consistency with the mirrored image, mean of the classes (higher is better)",
+    "information": "Mutual information (higher is better)",
+    "flip_agreement": "Agreement with the mirrored image (higher is better)",
+    "density": "Soft neighborhood density (higher is better)",
+    "entropy": "Entropy (lower is more confident)",
+    "class_variation": "Distance to the source's classes (lower is closer)",
+}
+"""Label-free scores of the report, in order, with their titles."""
+
+UNRECORDED = "not recorded: the run was begun with an earlier version"
+
+
+class Clusters(NamedTuple):
+    """How self-labeling clustered an image."""
+
+    similarity: Tensor  # (K, h, w) cosines of the teacher's features and the prototypes
+    indices: Tensor  # (1, n) sampled pixels, y·w + x
+    assignments: Tensor  # (n, K)
+    align_corners: bool = True  # of the network
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A target image and its predictions; the last three fields are empty if self-labeling did not run."""
+
+    name: str
+    image: Tensor  # (3, H, W) uint8
+    ground_truth: Tensor | None  # (H, W) class indices
+    predictions: dict[str, Tensor]  # (H, W) class indices by stage
+    pseudo_labels: dict[str, Tensor] = field(default_factory=dict)  # (H, W) class indices by description
+    confidence: Tensor | None = None  # (H, W) of the rectified pseudo labels, 0...1
+    clusters: Clusters | None = None
+    choice: str = ""  # why this image is shown, such as "best, mean IoU 51.0"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the run, in numbers and words."""
+
+    name: str  # "source", "source 1", ..., "target", "evaluation"
+    images: int
+    labels: int | None  # None if they are not read
+    sizes: str  # of the images
+    location: str
+    note: str = ""  # such as the share of the samples
+    generated: bool = False  # street scenes, no photographs
+
+
+@dataclass(frozen=True)
+class Report:
+    """Content of a report."""
+
+    title: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    metrics: dict[str, dict[str, Any]]  # results of `cpsl.app.evaluate.evaluate` and `seconds`, by stage
+    curves: dict[str, dict[str, list[tuple[int, float]]]]  # points (iteration, value) by stage and name
+    pictures: list[Picture]
+    config: str  # TOML
+    settings: dict[str, tuple[str, bool]]  # value by key, and whether it is the default
+    chosen: str  # stage of the run's model
+    reason: str = ""  # why that stage, a sentence without its period
+    selected: str = "last"  # `select_checkpoint`
+    model: str = "model.pt"  # path of the run's model
+    iterations: dict[str, int] = field(default_factory=dict)  # of the stages that were trained
+    comparison: Comparison | None = None  # of the stages before and after adaptation
+    data_sets: list[DataSet] = field(default_factory=list)
+    source_labels: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by source
+    clustering: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by description
+    facts: dict[str, list[str]] = field(default_factory=dict)  # lines by what they are about
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The stages that the report compares: the first and that of the model, or else the last."""
+        return compared_stages(list(self.metrics), self.chosen)
+
+
+def compared_stages(stages: list[str], chosen: str) -> tuple[str, str]:
+    """Returns the first stage and the chosen one; the last one if the first is chosen.
+
+    Example:
+        >>> compared_stages(["source_only", "online"], "online")
+        ('source_only', 'online')
+        >>> compared_stages(["source_only", "warmup", "self_label"], "source_only")
+        ('source_only', 'self_label')
+    """
+    return stages[0], chosen if chosen in stages[1:] else stages[-1]
+
+
+def title_of(stage: str) -> str:
+    """Returns the name of a stage in the report."""
+    return TITLES.get(stage, stage)

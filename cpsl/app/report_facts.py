@@ -1,0 +1,136 @@
+"""The facts of a run: what it was computed from, with what, where and when."""
+
+import tomllib
+from datetime import datetime
+
+from torch import Tensor
+
+from cpsl.app.config import Config, WarmUp
+from cpsl.app.datasets import domains, open_dataset
+from cpsl.app.evaluate import evenly_spaced
+from cpsl.app.report_content import UNRECORDED, DataSet, title_of
+from cpsl.app.report_words import plural, sizes
+from cpsl.app.run_record import read_sessions
+from cpsl.app.settings import flatten, to_toml
+from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
+from cpsl.app.stages import trained_stages
+from cpsl.data.reading import read_header
+from cpsl.data.sample import files_of
+from cpsl.training import Process, load
+
+MEASURED = 50
+"""Most images of a data set, evenly spaced, whose sizes are read."""
+
+
+def describe_data(config: Config, process: Process) -> list[DataSet]:
+    """Counts images and labels of each domain, and reads the sizes of some images."""
+    named = domains(config)
+    opened = {name: open_dataset(config, domain) for name, domain in named.items()}
+    sources = {name: opened[name] for name in named_sources(config)}
+    shares = {}
+    if len(sources) > 1:
+        alone = Process(process.device)  # the other processes have ended
+        shares = describe_sources(config, sources, source_sampling(config, alone, sources))
+    described = []
+    for name, dataset in opened.items():
+        domain, count = named[name], len(dataset)
+        files = [files_of(dataset, index) for index in range(count)]
+        measured = [files[i][0] for i in evenly_spaced(count, MEASURED)]
+        used = name != "target" or not config.evaluation.given
+        described.append(
+            DataSet(
+                name,
+                count,
+                sum(label is not None for _, label in files) if used else None,
+                sizes([read_header(path)[0] for path in measured if path is not None]),
+                f"{domain.images or domain.root}"
+                + (f" ({domain.split})" if domain.dataset == "cityscapes" else ""),
+                shares.get(name, "").partition(", ")[2],
+                domain.streets > 0,
+            )
+        )
+    return described
+
+
+def describe_run(config: Config, chosen: str) -> dict[str, list[str]]:
+    """Returns the facts of a run by what they are about, each as lines of text."""
+    sessions = read_sessions(config.output)
+    facts: dict[str, list[str]] = {}
+    if sessions:
+        first, last = sessions[0], sessions[-1]
+        facts["Started"] = [_date(first.started)]
+        if len(sessions) > 1:
+            facts["Started"].append(
+                f"continued {plural(len(sessions) - 1, 'time')}, last on {_date(last.started)}"
+            )
+        facts["Command"] = list(dict.fromkeys(session.command for session in sessions))
+    else:
+        facts["Started"] = facts["Command"] = [UNRECORDED]
+    facts["Stages"] = [_stage(config, stage) for stage in config.stages]
+    facts["Network"] = [_network(config, chosen)]
+    facts["Seed"] = [str(config.seed)]
+    facts["Precision"] = [config.precision]
+    if sessions:
+        facts["Hardware"] = sessions[-1].hardware
+        versions = sessions[-1].versions.items()
+        facts["Versions"] = [", ".join(f"{name} {version}" for name, version in versions)]
+        changed = [s for s in sessions[:-1] if s.versions != sessions[-1].versions]
+        if changed:
+            facts["Versions"].append(
+                f"begun with {', '.join(f'{n} {v}' for n, v in changed[0].versions.items())}"
+            )
+    else:
+        facts["Hardware"] = facts["Versions"] = [UNRECORDED]
+    return facts
+
+
+def describe_settings(config: Config) -> dict[str, tuple[str, bool]]:
+    """Returns each setting by its key, and whether it is the default."""
+    settings, defaults = (flatten(tomllib.loads(to_toml(c))) for c in (config, Config()))
+    return {key: (_value(value), defaults.get(key) == value) for key, value in settings.items()}
+
+
+def iterations(config: Config) -> dict[str, int]:
+    """Returns the steps of each stage that was trained in this run."""
+    return {stage: config.settings_of(stage).iterations for stage in trained_stages(config)}
+
+
+def _stage(config: Config, stage: str) -> str:
+    if init := getattr(config.init_from, stage):
+        return f"{title_of(stage)}: not trained, read from {init}"
+    settings = config.settings_of(stage)
+    start = getattr(settings, "start", getattr(settings, "student", ""))
+    weights = {
+        "pretrained": "pretrained weights",
+        "random": "random weights",
+        "source_only": "the source-only network",
+        "previous": "the network of the stage before",
+        "": "the warm-up network",
+    }.get(start, start)
+    adapts = not isinstance(settings, WarmUp) or settings.adversarial_weight > 0
+    images = plural(settings.batch_size, "image") + (" of each domain" if adapts else "")
+    return f"{title_of(stage)}: {plural(settings.iterations, 'step')} of {images}, from {weights}"
+
+
+def _network(config: Config, chosen: str) -> str:
+    state: dict[str, Tensor] = load(config.output / chosen / "model.pt").get("model", {})
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(value.numel() for name, value in state.items() if not name.endswith(buffers))
+    arguments = ", ".join(f"{key} = {value}" for key, value in config.model.arguments.items())
+    parts = [config.model.network, f"{count / 1e6:.1f} million weights" if count else "", arguments]
+    if config.model.weights:
+        parts.append(f"pretrained weights from {config.model.weights}")
+    return ", ".join(part for part in parts if part)
+
+
+def _date(started: str) -> str:
+    time = datetime.fromisoformat(started)
+    offset = time.strftime("%z")
+    zone = f"UTC{offset[:3]}:{offset[3:5]}" if offset.strip("+-0") else "UTC"
+    return f"{time.day} {time:%B %Y, %H:%M} {zone}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value, value)) if value else "empty"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,366 @@
+"""The verdict of a report: what adaptation brought, what it cost, how far to trust it, what to do next."""
+
+from dataclasses import dataclass, field
+from shlex import quote
+from typing import Literal, NamedTuple
+
+from cpsl.app.report_compare import confusions
+from cpsl.app.report_content import Report, title_of
+from cpsl.app.report_words import duration, listing, number, plural, share, size
+
+FEW_STEPS = 100
+"""A stage with fewer steps has hardly learned anything."""
+
+FEW_IMAGES = 10
+"""With fewer images nothing can be said about a data set."""
+
+NOTABLE = 1.0
+"""A class gained or lost if its IoU changed by at least this many points."""
+
+RARE = 0.002
+"""Share of the pixels below which a class is rare."""
+
+Kind = Literal["better", "worse", "unclear", "rejected", "short", "unlabeled", "single"]
+BADGES: dict[Kind, str] = {
+    "better": "Adaptation helped",
+    "worse": "Adaptation did harm",
+    "unclear": "No clear change",
+    "rejected": "Adaptation was rejected",
+    "short": "Too short to judge",
+    "unlabeled": "Accuracy unknown",
+    "single": "One network, no comparison",
+}
+
+
+class Step(NamedTuple):
+    """What to do next, and the command for it if there is one."""
+
+    text: str
+    command: str = ""
+
+
+class Change(NamedTuple):
+    """The IoU of a class before and after, in percent."""
+
+    class_index: int
+    name: str
+    before: float | None
+    after: float | None
+    clear: bool  # whether it is more than the choice of images explains
+
+    @property
+    def gain(self) -> float | None:
+        """Difference in points, None if one of both is unknown."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Sentences for somebody who decides.
+
+    Attributes:
+        kind: Of the outcome.
+        sentences: What happened.
+        trust: How far to trust it.
+        steps: What to do next.
+        problems: What is wrong, such as a collapse.
+    """
+
+    kind: Kind
+    sentences: list[str] = field(default_factory=list)
+    trust: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def badge(self) -> str:
+        """The outcome in three words."""
+        return BADGES[self.kind]
+
+
+def class_changes(report: Report) -> list[Change]:
+    """Returns the change of each class between the compared stages, the largest gain first."""
+    before, after = (report.metrics[stage]["iou"] for stage in report.ends)
+    intervals = report.comparison.class_gains if report.comparison else [None] * len(report.classes)
+    changes = [
+        Change(k, name, before.get(name), after.get(name), bool(interval and interval.clear))
+        for k, (name, interval) in enumerate(zip(report.classes, intervals, strict=True))
+    ]
+    return sorted(changes, key=lambda change: (change.gain is None, -(change.gain or 0.0)))
+
+
+def judge(report: Report) -> Verdict:
+    """Judges a run from its results."""
+    shortness = _shortness(report)
+    kind = _kind(report, bool(shortness))
+    verdict = Verdict(kind, [*shortness, *_outcome(report, kind), *_cost(report)], _trust(report, kind))
+    verdict.steps.extend(_steps(report, kind))
+    verdict.problems.extend(_problems(report))
+    return verdict
+
+
+def mious(report: Report) -> tuple[float | None, float | None]:
+    """Returns the mean IoU before and after adaptation in percent; None without labels."""
+    before, after = (report.metrics[stage]["miou"] for stage in report.ends)
+    return before, after
+
+
+def _kind(report: Report, short: bool) -> Kind:
+    first, last = report.ends
+    before, after = mious(report)
+    if short:
+        return "short"
+    if first == last:
+        return "single"
+    if report.chosen == first:
+        return "rejected"
+    if before is None or after is None:
+        return "unlabeled"
+    gain = report.comparison.gain if report.comparison else None
+    if gain is None or not gain.clear:
+        return "unclear"
+    return "better" if gain.low > 0 else "worse"
+
+
+def _shortness(report: Report) -> list[str]:
+    """Returns why the run means nothing, in sentences."""
+    found = []
+    steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
+    if short := {stage: n for stage, n in steps.items() if n < FEW_STEPS}:
+        trained = listing(f"“{title_of(stage)}” {plural(n, 'step')}" for stage, n in short.items())
+        found.append(
+            f"This run is too short to mean anything: {trained}. A network learns little in fewer than "
+            f"{FEW_STEPS} steps; the figures below show only that everything runs."
+        )
+    for data in report.data_sets:
+        if data.images < FEW_IMAGES and not (data.name.startswith("source ") or data.images == 0):
+            what = "target images to judge by" if data.name == "evaluation" else f"images in the {data.name}"
+            found.append(f"There are only {data.images} {what}; fewer than {FEW_IMAGES} say nothing.")
+    return found
+
+
+def _outcome(report: Report, kind: Kind) -> list[str]:
+    first, last = report.ends
+    before, after = mious(report)
+    if first == last:
+        sentence = f"The run has one network, “{title_of(first)}”"
+        return [sentence + (f", with a mean IoU of {number(after)}." if after is not None else ".")]
+    if before is None or after is None:
+        return _outcome_without_labels(report)
+    comparison = report.comparison
+    labeled = f" on {plural(comparison.labeled, 'labeled target image')}" if comparison else ""
+    gain = number(abs(after - before))
+    rose, by = (
+        ("rose" if after > before else "fell", f"by {gain} points") if float(gain) else ("went", "unchanged")
+    )
+    sentence = (
+        f"The mean IoU{labeled} {rose} from {number(before)} (“{title_of(first)}”) to {number(after)} "
+        f"(“{title_of(last)}”), {by}."
+    )
+    sentences = [sentence] if kind == "short" else [sentence, *_gains_and_losses(report)]
+    if kind == "rejected":
+        better = " although its mean IoU is lower" if after > before else ""
+        sentences.append(f"The run ends with “{title_of(first)}”{better}: {report.reason}.")
+    return sentences
+
+
+def _gains_and_losses(report: Report) -> list[str]:
+    changes = [change for change in class_changes(report) if change.gain is not None]
+    gained = [c for c in changes if (c.gain or 0) >= NOTABLE]
+    lost = [c for c in reversed(changes) if (c.gain or 0) <= -NOTABLE]
+    if not (gained or lost):
+        return [f"No class changed by {NOTABLE:.0f} point or more."]
+
+    def name(some: list[Change]) -> str:
+        listed = listing(f"{c.name} ({number(c.gain, signed=True)})" for c in some[:3])
+        return ("most of all " if len(some) > 3 else "") + listed
+
+    parts = [
+        f"{plural(len(some), 'class')} {what} at least a point: {name(some)}"
+        for some, what in ((gained, "gained"), (lost, "lost"))
+        if some
+    ]
+    if not gained:
+        parts = [f"No class gained a point; {plural(len(lost), 'class')} lost as much: {name(lost)}"]
+    elif not lost:
+        parts.append("no class lost as much")
+    text = "; ".join(parts)
+    return [text[0].upper() + text[1:] + "."]
+
+
+def _outcome_without_labels(report: Report) -> list[str]:
+    first, last = report.ends
+    sentences = ["The target images have no labels, so nobody can say from this run how accurate it is."]
+    if report.comparison and report.comparison.images:
+        images = report.comparison.images
+        changed = sum(image.changed for image in images) / len(images)
+        sentences.append(
+            f"“{title_of(last)}” predicts another class than “{title_of(first)}” for "
+            f"{share(changed)} of the pixels."
+        )
+    old, new = ((report.metrics[stage].get("scores") or {}).get("flip_miou") for stage in (first, last))
+    if old is not None and new is not None:
+        more = "more" if new > old else "less"
+        sentences.append(
+            f"Its predictions for an image and for the mirrored image agree {more} than before: "
+            f"{number(old, 3)} before, {number(new, 3)} after, where 1 is full agreement."
+        )
+    if report.chosen == first:
+        sentences.append(f"The run therefore ends with “{title_of(first)}”: {report.reason}.")
+    return sentences
+
+
+def _cost(report: Report) -> list[str]:
+    stages = list(report.metrics)
+    seconds = {stage: report.metrics[stage].get("seconds") or 0 for stage in stages}
+    if not any(seconds.values()):
+        return []
+    base, rest = seconds[stages[0]], sum(seconds[stage] for stage in stages[1:])
+    memory = size(max(report.metrics[stage].get("peak_memory") or 0 for stage in stages))
+    text = f"Training took {duration(base + rest)}"
+    if len(stages) > 1 and base > 0:
+        text += f": {duration(base)} for “{title_of(stages[0])}”, {duration(rest)} for the adaptation"
+    return [text + (f", with at most {memory} of memory." if memory[0].isdigit() else ".")]
+
+
+def _problems(report: Report) -> list[str]:
+    found = []
+    for stage, values in report.metrics.items():
+        if reasons := values.get("collapses"):
+            of_model = " This is the network of model.pt." if stage == report.chosen else ""
+            found.append(f"“{title_of(stage)}” collapsed: {'; '.join(reasons)}.{of_model}")
+        if (values.get("scores") or {}).get("non_finite"):
+            found.append(f"“{title_of(stage)}” predicts numbers that are not finite: its training diverged.")
+    return found
+
+
+def _trust(report: Report, kind: Kind) -> list[str]:
+    comparison, (_, after) = report.comparison, mious(report)
+    found: list[str] = []
+    if generated := [data.name for data in report.data_sets if data.generated]:
+        found.append(
+            f"The images ({listing(generated)}) are generated street scenes, no photographs: the figures say "
+            "nothing about real streets."
+        )
+    if kind == "short":
+        return found
+    if after is not None and comparison is not None and comparison.labeled:
+        if kind != "single" and comparison.gain is not None:
+            low, high = (number(bound, signed=True) for bound in comparison.gain)
+            found.append(
+                f"The change depends on the images: if the {plural(comparison.labeled, 'labeled image')} are "
+                f"resampled, it is between {low} and {high} points in 95 % of the cases. Frames of one video "
+                "resemble each other, which makes the true range wider."
+            )
+        if comparison.labeled < 50:
+            found.append(
+                f"{comparison.labeled} labeled images are few: 50 or more make the figures reliable."
+            )
+        if rare := _rare_classes(report):
+            found.append(
+                f"{listing(rare)}: less than {100 * RARE:g} % of the labeled pixels each, so that a few "
+                "objects decide their IoU."
+            )
+    elif after is None:
+        found.append(
+            "The scores without labels compare networks of this run; they are not accuracies. A network "
+            "that is consistently wrong scores well."
+        )
+        found.append("The pictures below tell more than the scores: look for classes that are gone.")
+    if kind != "single":
+        found.append(
+            "This is one run with one seed; another seed can give a figure that differs by a point or more."
+        )
+    if report.selected == "best" and after is not None:
+        found.append("Target labels selected the weights of each stage, which makes the figures optimistic.")
+    return found
+
+
+def _rare_classes(report: Report) -> list[str]:
+    if report.comparison is None:
+        return []
+    pixels = report.comparison.confusion[0].sum(dim=1).double()
+    shares = pixels / pixels.sum().clamp_min(1)
+    return [name for name, part in zip(report.classes, shares.tolist(), strict=True) if 0 < part < RARE]
+
+
+def _steps(report: Report, kind: Kind) -> list[Step]:
+    _, after = mious(report)
+    command = f"cpsl predict --weights {quote(report.model)} --input IMAGES --output RESULTS"
+    use = Step("Use the network:", command)
+    if kind == "short":
+        return [
+            Step("Run longer and on more images before you judge; docs/your_data.md names sizes that suit.")
+        ]
+    found = [] if kind in ("worse", "rejected") else [use]
+    first = report.ends[0]
+    if kind == "worse":
+        found.append(
+            Step(
+                f"Use the network of “{title_of(first)}” instead of model.pt: {first}/model.pt in the folder "
+                "of the run."
+            )
+        )
+    if kind == "rejected":
+        found += _steps_after_rejection(report)
+    if kind == "unclear":
+        found.append(Step("Train longer, or evaluate on more labeled images, until the change is clear."))
+    if after is None:
+        found.append(
+            Step(
+                "Label about twenty target images and name them in [evaluation]: the report then has figures."
+            )
+        )
+    elif kind != "rejected":
+        found += map(Step, _advice_on_classes(report))
+    if kind in ("better", "unclear", "worse"):
+        found.append(
+            Step("Repeat with --seed 1 and --seed 2 before you rely on a difference of a point or two.")
+        )
+    return found
+
+
+def _steps_after_rejection(report: Report) -> list[Step]:
+    first, last = report.ends
+    found = [
+        Step(
+            f"model.pt is the network of “{title_of(first)}”. Look at the pictures for what went wrong; "
+            "check that both domains have the same classes, labeled in the same way."
+        )
+    ]
+    if report.comparison and report.comparison.gain and report.comparison.gain.low > 0:
+        found.append(
+            Step(
+                f"By the labels “{title_of(last)}” is better. If what it lost does not matter to you, use "
+                "its network instead:",
+                f"{last}/model.pt in the folder of the run",
+            )
+        )
+    return found
+
+
+def _advice_on_classes(report: Report) -> list[str]:
+    after = report.metrics[report.ends[1]]["iou"]
+    weak = sorted((iou, name) for name, iou in after.items() if iou is not None and iou < 20)[:3]
+    if not weak:
+        return []
+    known = [(name, k) for k, name in enumerate(report.classes)]
+    index = dict(known)
+    advice = f"Weakest classes: {listing(f'{name} ({number(iou)})' for iou, name in weak)}."
+    rare = [
+        name
+        for _, name in weak
+        if report.source_labels and max(f[index[name]] for f in report.source_labels.values()) < RARE
+    ]
+    if rare:
+        advice += (
+            f" The source has few pixels of {listing(rare)}: add labeled images with them, or set "
+            "views.rare_class_temperature = 0.01."
+        )
+    elif report.comparison is not None:
+        matrix, names = report.comparison.confusion[1], {name for _, name in weak}
+        for k, j, part in confusions(matrix, report.classes, most=len(report.classes) ** 2):
+            if report.classes[k] in names:
+                advice += f" {share(part)} of {report.classes[k]} is taken for {report.classes[j]}."
+                break
+    return [advice]

@@ -1,0 +1,103 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.sample_report import build_report
+from cpsl.app.report_content import DataSet, Report
+from cpsl.app.report_verdict import Kind, class_changes, judge
+
+TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
+CLASSES = ("road", "sky", "car")
+
+
+def report(
+    before: Tensor, after: Tensor, labeled: bool = True, images: int = 12, **changes: object
+) -> Report:
+    labels = [TRUTH if labeled else None] * images
+    predictions = {"source_only": [before] * images, "online": [after] * images}
+    return build_report(CLASSES, labels, predictions, **changes)
+
+
+BAD, GOOD = TRUTH.roll(3, dims=1), TRUTH.roll(1, dims=1)
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (report(BAD, GOOD), "better"),
+        (report(GOOD, BAD), "worse"),
+        (report(BAD, BAD), "unclear"),
+        (report(BAD, GOOD, images=1), "unclear"),
+        (report(BAD, GOOD, chosen="source_only"), "rejected"),
+        (report(BAD, GOOD, labeled=False), "unlabeled"),
+        (report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}), "short"),
+        (report(BAD, GOOD, data_sets=[DataSet("target", 3, None, "", "")]), "short"),
+        (build_report(CLASSES, [TRUTH], {"online": [GOOD]}), "single"),
+    ],
+)
+def test_the_kind_of_a_run(made: Report, kind: Kind) -> None:
+    verdict = judge(made)
+    assert verdict.kind == kind
+    assert verdict.badge
+    assert all(sentence.endswith(".") for sentence in (*verdict.sentences, *verdict.trust, *verdict.problems))
+    assert verdict.steps
+
+
+def test_gains_losses_and_costs_are_named() -> None:
+    # Sky is found, half of the car is lost.
+    before = torch.where(TRUTH == 1, 0, TRUTH)
+    after = torch.where((TRUTH == 2) & (torch.arange(8) > 5), 0, TRUTH)
+    text = " ".join(judge(report(before, after)).sentences)
+    assert "sky (+100.0)" in text
+    assert "car (−50.0)" in text
+    assert "road" not in text.partition("lost")[2]
+    assert "2 h 5 min for “Source only”, 2 h 5 min for the adaptation" in text
+    assert "12 labeled target images" in text
+
+
+def test_without_labels_the_scores_are_not_called_accuracies() -> None:
+    verdict = judge(report(BAD, GOOD, labeled=False))
+    assert any("not accuracies" in sentence for sentence in verdict.trust)
+    assert any("Label about twenty" in step.text for step in verdict.steps)
+
+
+def test_a_harmful_adaptation_names_the_other_network() -> None:
+    steps = judge(report(GOOD, BAD)).steps
+    assert "source_only/model.pt" in steps[0].text
+    assert not any(step.command for step in steps)
+
+
+def test_a_rejected_network_that_the_labels_prefer_is_named() -> None:
+    assert "online/model.pt" in judge(report(BAD, GOOD, chosen="source_only")).steps[-1].command
+    assert not any(step.command for step in judge(report(GOOD, BAD, chosen="source_only")).steps)
+
+
+def test_a_collapse_and_divergence_are_problems() -> None:
+    made = report(BAD, GOOD)
+    made.metrics["online"] |= {"collapses": ["sky is lost"], "scores": {"non_finite": 3}}
+    first, second = judge(made).problems
+    assert "sky is lost" in first
+    assert "model.pt" in first
+    assert "diverged" in second
+
+
+def test_generated_images_few_labels_and_selection_by_labels_lower_the_trust() -> None:
+    made = report(BAD, GOOD, selected="best")
+    text = " ".join(judge(made).trust)
+    assert "12 labeled images are few" in text
+    assert "optimistic" in text
+    assert "generated" not in text
+    streets = replace(made, data_sets=[DataSet("source", 400, 400, "", "", generated=True)])
+    assert "generated" in " ".join(judge(streets).trust)
+
+
+def test_classes_are_sorted_by_their_gain_and_unknown_ones_come_last() -> None:
+    made = report(BAD, GOOD)
+    made.metrics["online"]["iou"]["road"] = None
+    changes = class_changes(made)
+    assert changes[-1].name == "road"
+    assert changes[-1].gain is None
+    gains = [change.gain for change in changes if change.gain is not None]
+    assert gains == sorted(gains, reverse=True)
