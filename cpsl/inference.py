@@ -1,5 +1,6 @@
 """A trained network with its classes and input size: one file, and one call to segment an image."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from cpsl._internal.checking import check_shape
 from cpsl._internal.files import read_tensors, write_atomically
 from cpsl.authors.checkpoints import load_release_checkpoint
 from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, distinct_palette
-from cpsl.data.reading import read_image
+from cpsl.data.pictures import read_image
 from cpsl.data.training import whole_image
+from cpsl.models.adapters.fitting import refuse_integers
 from cpsl.models.build import (
     Builder,
     build_network,
@@ -69,10 +71,13 @@ class Segmenter:
         model: The network, a `cpsl.models.SegmentationNetwork`; must be in evaluation mode to predict.
         classes: Names and colors of its classes.
         full_size: (H, W) to which each image is resized, whatever its aspect ratio; None if unknown.
+        value_range: Stored values that mean black and white in files of gray images of more than 8 bits; None
+            is the whole range of 16 bits, see `cpsl.data.SegmentationFolder`.
 
     Raises:
         TypeError: The network is not a `SegmentationNetwork`.
-        ValueError: The network has a different number of classes, or the size is not positive.
+        ValueError: The network has a different number of classes, the size is not positive, or the values of
+            the range do not increase.
 
     Example:
         A DeepLabV2 is loaded and used with the core dependencies of the package only.
@@ -93,6 +98,7 @@ class Segmenter:
     model: nn.Module
     classes: LabelSpace
     full_size: tuple[int, int] | None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         channels = self.network.num_classes
@@ -101,6 +107,9 @@ class Segmenter:
         size = self.full_size
         if size is not None and (len(size) != 2 or not all(map(_is_extent, size))):
             raise ValueError(f"full_size must be a height and a width in pixels, got {tuple(size)}")
+        limits = self.value_range
+        if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
+            raise ValueError(f"value_range must be two increasing numbers, got {tuple(limits)}")
 
     @property
     def network(self) -> SegmentationNetwork:
@@ -114,6 +123,7 @@ class Segmenter:
         classes: LabelSpace | Sequence[str] | None = None,
         *,
         full_size: tuple[int, int] | None = None,
+        value_range: tuple[float, float] | None = None,
         device: torch.device | str = "cpu",
         build: Builder | None = None,
     ) -> "Segmenter":
@@ -127,6 +137,7 @@ class Segmenter:
             classes: Classes that the file must have; None accepts any. A `.pkl` has no names: with None, 19
                 classes are those of Cityscapes, and 16 those shared with SYNTHIA.
             full_size: Input size; None uses that of the file, or (1024, 2048) for a `.pkl`.
+            value_range: Stored values of black and white; None uses those of the file.
             device: Device of the network, which is in evaluation mode.
             build: Builds a custom network; called with the number of classes and the arguments stored in
                 the file.
@@ -142,7 +153,8 @@ class Segmenter:
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
         saved = _load_release(path, classes) if path.suffix == ".pkl" else _load_model(path, classes, build)
         _check_finite(path, saved.model)
-        return cls(saved.model.to(device).eval(), saved.classes, full_size or saved.full_size)
+        network = saved.model.to(device).eval()
+        return cls(network, saved.classes, full_size or saved.full_size, value_range or saved.value_range)
 
     def save(self, path: str | Path) -> None:
         """Writes the segmenter to a file, atomically, and verifies that `load` reads it.
@@ -164,6 +176,7 @@ class Segmenter:
             "classes": [str(name) for name in self.classes.names],
             "palette": _plain(self.classes.palette),
             "full_size": _plain(self.full_size),
+            "value_range": _plain(self.value_range),
         }
 
         def write(partial: Path) -> None:
@@ -208,7 +221,7 @@ class Segmenter:
         if not scales or not all(scale > 0 for scale in scales):
             raise ValueError(f"scales must be positive numbers, got {tuple(scales)}")
         if isinstance(image, str | Path):
-            image = read_image(Path(image))
+            image = read_image(Path(image), self.value_range)
         if not isinstance(image, Tensor):
             raise TypeError(
                 f"an image must be a path or a tensor (3, H, W), got {type(image).__name__}; convert "
@@ -239,6 +252,10 @@ class Segmenter:
                 total = scores if total is None else total + scores
         assert total is not None
         return Prediction((total if views == 1 else total.log())[0], confidence)
+
+
+def _pair(stored: Any) -> tuple[Any, Any] | None:
+    return None if stored is None else (stored[0], stored[1])
 
 
 def _is_extent(value: object) -> bool:
@@ -290,10 +307,11 @@ def _load_model(path: Path, wanted: LabelSpace | None, build: Builder | None) ->
             model = build_network(name, len(names), weights="random", **content["arguments"])
         else:
             model = call_builder(build, name and str(name), len(names), "random", content["arguments"])
+        refuse_integers(content["model"], model.state_dict(), path)
         model.load_state_dict(content["model"])
         classes = LabelSpace(names, tuple((r, g, b) for r, g, b in content["palette"]))
-        size = content.get("full_size")
-        return Segmenter(model, classes, None if size is None else (size[0], size[1]))
+        size, limits = (content.get(entry) for entry in ("full_size", "value_range"))
+        return Segmenter(model, classes, _pair(size), _pair(limits))
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network that it describes: {error}") from error
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cpsl import Segmenter
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, LabelSpace, whole_image
-from cpsl.data.reading import read_image
+from cpsl.data.pictures import read_image
 from cpsl.models import DeepLabV2, NetworkSpec, check_network
 from small_networks import Colors, Patches, build_patches
 

@@ -1,4 +1,4 @@
-"""What a file is that was expected to hold tensors, such as a web page in place of a download."""
+"""What a file is that was expected to be another, such as a web page in place of a download."""
 
 import re
 import zipfile
@@ -45,17 +45,27 @@ def describe_file(path: Path) -> str:
         start = file.read(_LONGEST)
     if not start:
         return "it is empty: download or copy it again"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself: git lfs pull downloads the file"
     if start.startswith(b"PK"):
         return _describe_zip(path, size)
     for signature, what in _BINARY:
         if start.startswith(signature):
             return f"it is {what}"
-    text = _text(start)
+    return describe_text(start)
+
+
+def describe_text(start: bytes) -> str:
+    """Returns what a text is that was expected to be another file, given its first bytes; "" for no text.
+
+    Example:
+        >>> describe_text(b"version https://git-lfs.github.com/spec/v1")
+        'it is a Git LFS pointer, not the file itself: git lfs pull downloads the file'
+    """
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: git lfs pull downloads the file"
+    text = _text(start.rstrip(b"\0"))  # interrupted downloads may end in zeros
     if re.match(r"\s*<(!doctype html|html|head|body|\?xml|!--)", text, re.IGNORECASE):
         return "it is an HTML page, not the file: download the file that the page links to, not the page"
-    return f"it is a text that begins with {text[:40]!r}, not a file of tensors" if text else ""
+    return f"it is a text that begins with {text[:40]!r}, not the file" if text else ""
 
 
 def find_damage(path: Path) -> str:
@@ -75,6 +85,16 @@ def _describe_zip(path: Path, size: int) -> str:
             names = archive.namelist()
     except Exception:  # zipfile raises errors of many types on broken bytes
         return f"it is incomplete or damaged ({size:,} bytes): download or copy it again"
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        return (
+            "it is a TorchScript program: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE) stores its "
+            "weights, if you trust the file"
+        )
+    if any(name.endswith(("models/model.json", "serialized_exported_program.json")) for name in names):
+        return (
+            "it is a program of torch.export: torch.save(torch.export.load(FILE).state_dict, NEW_FILE) "
+            "stores its weights"
+        )
     if any(name.endswith("/data.pkl") for name in names):
         return ""
     listed = ", ".join(names[:3]) or "nothing"

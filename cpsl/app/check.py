@@ -12,13 +12,22 @@ from typing import NamedTuple
 import torch
 
 from cpsl.app.check_hints import describe_files, propose
+from cpsl.app.check_images import warn_of_images
 from cpsl.app.check_picture import write_contact_sheet
-from cpsl.app.check_settings import FOLDER, advice, check_weights, initial_weights, validate
+from cpsl.app.check_settings import (
+    FOLDER,
+    Opened,
+    advice,
+    check_weights,
+    initial_weights,
+    open_domains,
+    validate,
+)
 from cpsl.app.check_words import describe_kinds, find_warnings, summary
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import changed_data
-from cpsl.app.datasets import domains, draw_streets, label_space, open_dataset
+from cpsl.app.datasets import domains, draw_streets, label_space
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import describe_network
@@ -43,7 +52,8 @@ def check(config: Config, process: Process) -> None:
     if process.world_size > 1:
         raise SystemExit("cpsl check runs in one process: start it without torchrun")
     draw_streets(config)
-    problems = validate(config, process)
+    opened = open_domains(config)
+    problems = validate(config, process, opened)
     problems += check_weights(config)
     if not problems:
         try:
@@ -54,22 +64,23 @@ def check(config: Config, process: Process) -> None:
         logger.info(f"initial weights: {', '.join(starts)}")
     if changed := changed_settings(config):
         problems.append(changed)
-    if not problems and (changed := changed_data(config)):
+    if not problems and (changed := changed_data(config, opened.datasets)):
         problems.append(changed)
     if config.more_sources and not problems and not config.views.rare_class_temperature:
-        sources = {name: open_dataset(config, source) for name, source in named_sources(config).items()}
+        sources = {name: opened.datasets[name] for name in named_sources(config)}
         for name, described in describe_sources(config, sources).items():
             logger.info(f"{name}: {described}")
     path = config.output / FOLDER / "problems.txt"
     path.unlink(missing_ok=True)  # of an earlier check
-    data = _check_data(config, process)
+    data = _check_data(config, process, opened)
     problems += data.problems
     for problem in problems:
         logger.error(problem)
     if data.complete:
         write_text(path, "".join(f"{problem}\n" for problem in data.complete))
         logger.error(f"All {len(data.complete)} problems of files: {path}")
-    warnings = data.warnings + [f"Warning: {line}" for line in ([] if problems else advice(config))]
+    advised = [] if problems else advice(config, opened.datasets["target"])
+    warnings = data.warnings + [f"Warning: {line}" for line in advised]
     for line in warnings:
         logger.warning(line)
     # A known problem may stop the dry run as well.
@@ -89,7 +100,7 @@ class _Data(NamedTuple):
     warnings: list[str]
 
 
-def _check_data(config: Config, process: Process) -> _Data:
+def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
     """Reads all images and labels, and draws some."""
     problems, complete = list[str](), list[str]()
     results, named = dict[str, DatasetCheck](), domains(config)
@@ -98,9 +109,8 @@ def _check_data(config: Config, process: Process) -> _Data:
     except ValueError:
         return _Data([], [], [])  # already reported
     for name, domain in named.items():
-        try:
-            dataset = open_dataset(config, domain)
-        except (OSError, ValueError):  # already reported
+        dataset = opened.datasets.get(name)
+        if dataset is None:  # already reported
             if proposal := propose(name, domain, classes):
                 logger.info(proposal)
             continue
@@ -121,7 +131,8 @@ def _check_data(config: Config, process: Process) -> _Data:
         if name != "target" and not result.problems and not int(result.counts.sum()):
             reason = "all pixels of all labels are ignored" if result.labeled else "no image has a label"
             problems.append(f"{name}: {reason}")
-    return _Data(problems, complete, find_warnings(results, named, classes))
+    warnings = find_warnings(results, named, classes) + warn_of_images(opened.datasets, results, named)
+    return _Data(problems, complete, warnings)
 
 
 def _processes(config: Config, images: int) -> int:

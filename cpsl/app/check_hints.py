@@ -1,8 +1,8 @@
-"""What `cpsl check` adds about folders: lines to copy, files that are not read, pictures that EXIF turns."""
+"""What `cpsl check` adds about folders: lines to copy, files that are not read, rotated pictures."""
 
 from cpsl.app.check_words import table
 from cpsl.app.domain import Domain
-from cpsl.data import LabelSpace, SegmentationDataset, propose_settings, turned_images
+from cpsl.data import LabelSpace, SegmentationDataset, propose_settings, rotated_images
 from cpsl.data.files import describe_skipped
 from cpsl.data.orientation import HasOrientation
 from cpsl.data.sample import files_of
@@ -35,14 +35,16 @@ def propose(name: str, domain: Domain, classes: LabelSpace) -> str:
 
 
 def describe_files(name: str, dataset: SegmentationDataset) -> list[str]:
-    """Returns what is easily overlooked: files that are not read, and pictures that EXIF turns."""
+    """Returns what is easily overlooked: files that are not read, and pictures that EXIF rotates."""
     lines = []
     if skipped := describe_skipped(getattr(dataset, "skipped", {})).removeprefix("; it has "):
         lines.append(f"{name}: not read: {skipped}")
-    if isinstance(dataset, HasOrientation) and (turned := turned_images(dataset)):
-        example, orientation = next(iter(turned.items()))
-        text = f"{name}: EXIF turns {len(turned)} of {len(dataset)} images, such as {example} ({orientation})"
+    if isinstance(dataset, HasOrientation) and (rotated := rotated_images(dataset)):
+        example, orientation = next(iter(rotated.items()))
         labeled = files_of(dataset, dataset.names.index(example))[1] is not None
-        advice = "; label_orientation says whether labels follow the turned pictures or the stored pixels"
-        lines.append(text + (advice if labeled else ""))
+        advice = "; label_orientation says whether labels follow the rotated pictures or the stored pixels"
+        lines.append(
+            f"{name}: EXIF rotates {len(rotated)} of {len(dataset)} images, such as {example} ({orientation})"
+            f"{advice if labeled else ''}"
+        )
     return lines

@@ -2,29 +2,48 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
 from cpsl.app.datasets import domains, label_space, micro_batch_size, open_dataset, target_dataset
 from cpsl.app.networks import build_model, custom_builder, load_model
 from cpsl.app.stages import trained_stages
+from cpsl.data import SegmentationDataset
 from cpsl.training import Process, logger
 
 FOLDER = "check"
 """Folder of pictures and of the list of problems, in that of the run, which does not read it."""
 
 
-def validate(config: Config, process: Process) -> list[str]:
+class Opened(NamedTuple):
+    """The data sets of a run."""
+
+    datasets: dict[str, SegmentationDataset]  # by the name of their domain
+    problems: dict[str, str]  # of the domains that cannot be opened
+
+
+def open_domains(config: Config) -> Opened:
+    """Opens all data sets once, which searches their folders."""
+    opened = Opened({}, {})
+    for name, domain in domains(config).items():
+        try:
+            opened.datasets[name] = open_dataset(config, domain)
+        except (OSError, ValueError) as error:
+            opened.problems[name] = str(error)
+    return opened
+
+
+def validate(config: Config, process: Process, opened: Opened | None = None) -> list[str]:
     """Returns the problems that can be detected without reading images."""
     try:
         label_space(config)
     except ValueError as error:
         return [f"classes, palette: {error}"]
+    opened = opened or open_domains(config)
     problems = []
     for name, domain in domains(config).items():
-        try:
-            open_dataset(config, domain)
-        except (OSError, ValueError) as error:
-            problems.append(f"{name}: {error}")
+        if name in opened.problems:
+            problems.append(f"{name}: {opened.problems[name]}")
         if name in ("target", "evaluation") and (domain.weight or domain.from_target):
             problems.append(f"{name}: weight and from_target are settings of sources")
         for option in ("images", "labels"):
@@ -72,9 +91,9 @@ def validate(config: Config, process: Process) -> list[str]:
     return problems
 
 
-def advice(config: Config) -> list[str]:
+def advice(config: Config, target: SegmentationDataset | None = None) -> list[str]:
     """Returns warnings about settings that are valid but probably not intended."""
-    height, width = target_dataset(config).image(0).shape[1:]
+    height, width = (target or target_dataset(config)).image(0).shape[1:]
     full_height, full_width = config.views.full_size
     if full_height <= 1.5 * height or full_width <= 1.5 * width:
         return []

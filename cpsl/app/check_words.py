@@ -23,6 +23,9 @@ SHOWN_KINDS = 10
 MOSTLY = 0.5
 """Share of ignored pixels from which on a warning is given."""
 
+NUMBER = re.compile(r"b'[^']*'|[-+]?\d+(\.\d+)?(e[-+]?\d+)?|[-+]?\b(nan|inf)\b")
+"""What differs between messages of one kind: numbers as Python writes them, and bytes."""
+
 Kinds = dict[tuple[str, str], list[Finding]]
 
 
@@ -46,7 +49,7 @@ def summary(name: str, result: DatasetCheck, classes: LabelSpace) -> str:
     problems = f", {len(result.findings)} problem(s)" if result.findings else ""
     sizes_or_none = ", ".join(listed) or "none can be read"
     lines = [
-        _fill(f"{name}: {result.images} images ({sizes_or_none}), {result.labeled} with labels{problems}")
+        fill(f"{name}: {result.images} images ({sizes_or_none}), {result.labeled} with labels{problems}")
     ]
     pixels = int(result.counts.sum())
     if pixels + result.ignored:
@@ -60,7 +63,7 @@ def kinds_of(findings: list[Finding]) -> Kinds:
     """Groups problems by kind, the most frequent first: reasons that differ in numbers alone are one kind."""
     kinds: Kinds = {}
     for finding in findings:
-        reason = "" if finding.kind in ("values", "size") else re.sub(r"b'[^']*'|\d+", "#", finding.reason)
+        reason = "" if finding.kind in ("values", "size") else NUMBER.sub("#", finding.reason)
         kinds.setdefault((finding.kind, reason), []).append(finding)
     return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
 
@@ -91,9 +94,9 @@ def _describe_kind(
         "unlabeled": (f"{images} have no label", "add the labels, or move these images away"),
         "other": (f"{images} cannot be used: {reason}", "correct these files"),
     }[kind]
-    lines = [_fill(f"{name}: {len(findings)} {problem}")]
+    lines = [fill(f"{name}: {len(findings)} {problem}")]
     if kind == "values":
-        lines.append(_fill(_list_values(values, result), "  "))
+        lines.append(fill(_list_values(values, result), "  "))
     lines += [f"  {finding.file}" for finding in findings[:2]]
     fixes = [f"  Fix: {fix}"] if fix else _fix_values(name, domain, list(values), classes)
     return "\n".join(lines + fixes)
@@ -135,7 +138,7 @@ def _fix_values(name: str, domain: Domain, values: list[int | str], classes: Lab
     line = ", ".join(f"{_toml(value)} = {_toml(index)}" for value, index in entries.items())
     place = f"in the table {table(name)}" + (" in place of first_id" if first else "")
     text = f"Fix: {place}, replace 255 (ignored) by a class index where a value has a class:"
-    return [_fill(f"{text}\nids = {{ {line} }}", "  ")]
+    return [fill(f"{text}\nids = {{ {line} }}", "  ")]
 
 
 def table(name: str) -> str:
@@ -179,7 +182,7 @@ def find_warnings(
             texts.append(f"{name}: {_percent(ignored)} of the label pixels are ignored: check `ids`")
     if sources:
         texts.append(_warn_of_missing_classes(sources, labeled.get("evaluation"), classes))
-    return [_fill(f"Warning: {text}") for text in texts if text]
+    return [fill(f"Warning: {text}") for text in texts if text]
 
 
 def _warn_of_masks(name: str, result: DatasetCheck, domain: Domain, classes: LabelSpace) -> str:
@@ -235,7 +238,7 @@ def _toml(value: int | str) -> str:
     return str(value) if isinstance(value, int) else f'"{value}"'
 
 
-def _fill(text: str, indent: str = "") -> str:
+def fill(text: str, indent: str = "") -> str:
     """Breaks the first line of a text, but no words; others are to be copied and are indented only."""
     first, *others = text.replace(" %", "\0%").split("\n")
     lines = textwrap.wrap(

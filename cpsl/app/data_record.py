@@ -2,24 +2,29 @@
 
 A file is unchanged if its size and modification time are. If only the time differs, contents are compared by
 the stored checksum, which large data sets have of some files only: if all files have new times and these have
-the same content, the data set is a copy. docs/faults.md lists what follows from a change.
+the same content, the data set is a copy. Files that share size and time with others, as after some archives
+are unpacked, could be swapped unnoticed: of these, the first and last bytes are compared as well.
+docs/faults.md lists what follows from a change.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cpsl.app.config import Config
-from cpsl.app.datasets import domains, evaluation_dataset, open_dataset
+from cpsl.app.datasets import domains, open_dataset
 from cpsl.app.stages import trained_stages
 from cpsl.data import SegmentationDataset
 from cpsl.data.sample import files_of
 from cpsl.training import logger
 from cpsl.training.checkpoints import write_text
+
+T = TypeVar("T")
 
 NAME = "data.json"
 """Name of the record in the folder of a run."""
@@ -27,23 +32,37 @@ NAME = "data.json"
 CHECKED_BYTES = 2**27
 """Checksums are stored of about this many bytes of each list: of all files of a small data set."""
 
+THREADS = 16
+"""Files that are read at once: network drives answer many requests as fast as one."""
+
 FEW = 8
 """Checksums are stored of at least this many files of each list."""
+
+ENDS = 4096
+"""First and last bytes that are compared of files that share size and time."""
 
 EVALUATION = ("evaluation images", "evaluation labels")
 """The lists of files on which stages are evaluated."""
 
 
 class File(NamedTuple):
-    """Size of a file in bytes (-1 if absent), modification time in ns, SHA-256 ("" if not computed)."""
+    """What is known of a file.
+
+    Attributes:
+        size: Bytes, -1 if absent.
+        time: Modification time in ns.
+        checksum: SHA-256 of the content, "" if not computed.
+        ends: SHA-256 of the first and last `ENDS` bytes, "" if not computed.
+    """
 
     size: int
     time: int
     checksum: str = ""
+    ends: str = ""
 
 
-Files = dict[str, File]
-"""Files by path."""
+FileList = dict[str, File]
+"""FileList by path."""
 
 
 class Difference(NamedTuple):
@@ -74,7 +93,7 @@ def record_data(config: Config) -> None:
     """
     path = config.output / NAME
     record, now = _read(path), _stat_lists(config)
-    before: dict[str, Files] = record["files"]
+    before: dict[str, FileList] = record["files"]
     differences = {name: compare(before[name], now[name]) for name in now if name in before}
     if refusal := _refusal(config, differences):
         raise ValueError(refusal)
@@ -89,10 +108,13 @@ def record_data(config: Config) -> None:
     write_text(path, json.dumps({"evaluation": version, "files": files}))
 
 
-def changed_data(config: Config) -> str:
-    """Returns why a run cannot resume with the data as they are now, "" if it can."""
+def changed_data(config: Config, datasets: Mapping[str, SegmentationDataset] | None = None) -> str:
+    """Returns why a run cannot resume with the data as they are now, "" if it can.
+
+    `datasets` are those of the domains by name; they are opened if it is None.
+    """
     before = _read(config.output / NAME)["files"]
-    now = _stat_lists(config) if before else {}
+    now = _stat_lists(config, datasets) if before else {}
     return _refusal(config, {name: compare(before[name], now[name]) for name in now if name in before})
 
 
@@ -102,16 +124,20 @@ def evaluation_version(config: Config) -> str | None:
     return version
 
 
-def list_files(config: Config) -> dict[str, list[str]]:
+def list_files(
+    config: Config, datasets: Mapping[str, SegmentationDataset] | None = None
+) -> dict[str, list[str]]:
     """Returns the files that a run reads: images and labels of each domain that it uses, and weights."""
     lists = {}
-    for name, domain in domains(config).items():
+    datasets = datasets or {name: open_dataset(config, domain) for name, domain in domains(config).items()}
+    for name, dataset in datasets.items():
         if name != "evaluation":
-            images, labels = list_paths(open_dataset(config, domain))
+            images, labels = list_paths(dataset)
             lists[f"{name} images"] = images
             if name != "target":  # labels of the target are not read, unless it is evaluated on them
                 lists[f"{name} labels"] = labels
-    lists |= zip(EVALUATION, list_paths(evaluation_dataset(config)), strict=True)
+    evaluation = datasets["evaluation" if "evaluation" in datasets else "target"]
+    lists |= zip(EVALUATION, list_paths(evaluation), strict=True)
     return lists | {"weights": list(dict.fromkeys(_weights(config)))}
 
 
@@ -132,9 +158,9 @@ def _weights(config: Config) -> Iterator[str]:
                 yield Path(path).as_posix()
 
 
-def compare(before: Files, now: Files) -> Difference:
+def compare(before: FileList, now: FileList) -> Difference:
     """Compares files with those of a record."""
-    same_content, unknown, changed = list[str](), list[str](), list[str]()
+    same_content, unknown, changed = list[str](), list[str](), _find_swapped(before, now)
     for path in now.keys() & before.keys():
         old = before[path]
         if now[path].size != old.size:
@@ -151,10 +177,11 @@ def compare(before: Files, now: Files) -> Difference:
     return Difference(*map(sorted, (changed, added, removed, touched)))
 
 
-def add_checksums(now: Files, before: Files) -> Files:
+def add_checksums(now: FileList, before: FileList) -> FileList:
     """Adds checksums to files: of `FEW` evenly spaced ones, of more in small data sets.
 
-    Checksums of files that are the same as before are not computed again.
+    Of the others that share size and time, the ends alone are read. Checksums of files that are the same as
+    before are not computed again.
     """
     files, total = dict(now), sum(file.size for file in now.values())
     share = min(max(CHECKED_BYTES / max(total, 1), FEW / max(len(now), 1)), 1)
@@ -164,14 +191,38 @@ def add_checksums(now: Files, before: Files) -> Files:
             files[path] = old
         elif int((index + 1) * share) > int(index * share):
             files[path] = file._replace(checksum=_checksum(path))
-    return files
+    unread = [path for path in _twins(files) if not (files[path].checksum or files[path].ends)]
+    return files | {path: files[path]._replace(ends=ends) for path, ends in _map(_ends, unread)}
 
 
-def _stat_lists(config: Config) -> dict[str, Files]:
-    return {name: stat_files(paths) for name, paths in list_files(config).items()}
+def _twins(files: FileList) -> list[str]:
+    """Returns the files that share size and time with another."""
+    count = Counter(file[:2] for file in files.values())
+    return [path for path, file in files.items() if count[file[:2]] > 1 and file.size > 0]
 
 
-def stat_files(paths: Collection[str]) -> Files:
+def _find_swapped(before: FileList, now: FileList) -> list[str]:
+    """Returns the files with the size and time of before, and of others, whose content is another."""
+    same = [path for path in _twins(before) if path in now and now[path][:2] == before[path][:2]]
+    whole = [path for path in same if before[path].checksum]
+    parts = [path for path in same if before[path].ends]
+    changed = [path for path, checksum in _map(_checksum, whole) if checksum != before[path].checksum]
+    return changed + [path for path, ends in _map(_ends, parts) if ends != before[path].ends]
+
+
+def _map(function: Callable[[str], T], paths: Sequence[str]) -> Iterator[tuple[str, T]]:
+    """Yields files with what a function returns for them, in threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from zip(paths, pool.map(function, paths), strict=True)
+
+
+def _stat_lists(
+    config: Config, datasets: Mapping[str, SegmentationDataset] | None = None
+) -> dict[str, FileList]:
+    return {name: stat_files(paths) for name, paths in list_files(config, datasets).items()}
+
+
+def stat_files(paths: Collection[str]) -> FileList:
     """Returns size and time of files, without checksums."""
 
     def stat(path: str) -> File:
@@ -181,14 +232,23 @@ def stat_files(paths: Collection[str]) -> Files:
             return File(-1, 0)
         return File(status.st_size, status.st_mtime_ns)
 
-    with ThreadPoolExecutor(16) as pool:  # network drives answer many requests at once as fast as one
-        return dict(zip(paths, pool.map(stat, paths), strict=True))
+    return dict(_map(stat, list(paths)))
 
 
 def _checksum(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _ends(path: str) -> str:
+    try:
+        with open(path, "rb", buffering=0) as file:  # faster than by a Path
+            first = file.read(ENDS)
+            file.seek(max(os.fstat(file.fileno()).st_size - ENDS, 0))
+            return hashlib.sha256(first + file.read(ENDS)).hexdigest()[:16]
     except OSError:
         return ""
 
@@ -203,7 +263,7 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
         files = {
             name: {
-                path: File(int(size), int(time), str(checksum)) for path, (size, time, checksum) in f.items()
+                path: File(int(size), int(time), *map(str, sums)) for path, (size, time, *sums) in f.items()
             }
             for name, f in record["files"].items()
         }

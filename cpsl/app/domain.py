@@ -15,7 +15,7 @@ from cpsl.data.values import parse_color
 
 def _check_stored(value: int | str) -> int | str:
     """Returns a stored number as int, a color as text; keys of a TOML table are texts."""
-    if isinstance(value, int) or re.fullmatch(r"-?\d+", value):
+    if isinstance(value, int) or re.fullmatch(r"-?(0|[1-9]\d{0,4})", value):
         return int(value)
     parse_color(value)
     return value
@@ -60,8 +60,8 @@ class Domain:
     """Ignore pixels whose stored number or color has no class, which are errors otherwise."""
     resize_labels: bool = False
     """Resize labels of another size than their image, which are errors otherwise."""
-    label_orientation: Literal["auto", "turned", "stored"] = "auto"
-    """Labels follow pictures as turned by EXIF, or their stored pixels; auto recognizes it by the size."""
+    label_orientation: Literal["auto", "rotated", "stored"] = "auto"
+    """Labels follow pictures as rotated by EXIF, or their stored pixels; auto recognizes it by the size."""
     value_range: ValueRange | None = None
     """Stored values that mean black and white, for gray images of more than 8 bits or of decimal numbers."""
     cache: Path | None = None

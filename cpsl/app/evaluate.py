@@ -16,7 +16,7 @@ from cpsl import LabelFreeScores, Segmenter, class_counts
 from cpsl._internal.distributed import all_reduce_sum
 from cpsl.app.command_line import parse_arguments, read_layers
 from cpsl.app.config import METHODS, Config
-from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset, share_of_rank
+from cpsl.app.datasets import FOLDER_SETTINGS, evaluation_dataset, label_space, open_dataset, share_of_rank
 from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option, load_model
@@ -227,7 +227,10 @@ def _percent(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Computes the IoU on labeled images, given by --config or as folders."""
+    """Computes the IoU on labeled images, given by --config or as folders.
+
+    With --config and folders, these are read like those of the file's evaluation (of its target without one).
+    """
 
     weights: Path
     """A `model.pt` of a run, or a `.pkl` of the authors."""
@@ -238,7 +241,7 @@ class Arguments:
     labels: Path | None = None
     """Folder of label images, named like the images."""
     ids: Ids = field(default_factory=dict)
-    """Stored label value to class index, 255 to ignore; omit it if both are equal."""
+    """Stored number or color to class, 255 to ignore; those of --config, or equal numbers, if omitted."""
     flip: bool = False
     """Average over the image and its mirror image."""
     scales: tuple[Positive, ...] = (1.0,)
@@ -273,13 +276,22 @@ def settings_of(arguments: Arguments) -> Config:
                 "add --config, the run's config.toml"
             )
         classes, views = segmenter.classes, replace(config.views, full_size=segmenter.full_size)
-        config = replace(config, classes=classes.names, palette=classes.palette, views=views)
+        target = replace(config.target, value_range=segmenter.value_range)
+        config = replace(config, classes=classes.names, palette=classes.palette, views=views, target=target)
     if arguments.images or arguments.labels:
-        folders = Domain(images=arguments.images, labels=arguments.labels, ids=arguments.ids)
-        config = replace(config, evaluation=folders)
+        config = replace(config, evaluation=_folders(arguments, config))
     if not (config.evaluation.given or config.target.given):
         raise UsageError("cpsl evaluate needs --config FILE, or --images and --labels")
     return config
+
+
+def _folders(arguments: Arguments, config: Config) -> Domain:
+    """Returns the domain of the folders, with the settings of the run except for `ids` that are given."""
+    of_run = config.evaluation if config.evaluation.given else config.target
+    settings = {name: getattr(of_run, name) for name in FOLDER_SETTINGS}
+    if arguments.ids:
+        settings |= {"ids": arguments.ids, "first_id": 0}
+    return Domain(images=arguments.images, labels=arguments.labels, **settings)
 
 
 def main(arguments: list[str]) -> None:

@@ -118,8 +118,9 @@ def load_model(config: Config, path: Path) -> SegmentationNetwork:
 
 
 def save_model(path: Path, model: SegmentationNetwork, config: Config) -> None:
-    """Saves a network with its classes and the size of its images."""
-    Segmenter(model, label_space(config), config.views.full_size).save(path)
+    """Saves a network with its classes, and the size and the range of values of the target's images."""
+    segmenter = Segmenter(model, label_space(config), config.views.full_size, config.target.value_range)
+    segmenter.save(path)
 
 
 def build_clustering(config: Config, num_classes: int, feature_dim: int) -> ClassBalancedPrototypeClustering:

@@ -26,10 +26,13 @@ from cpsl.app.ranges import Positive, Size, ValueRange
 from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import frame_rate, read_frames, write_video
 from cpsl.data import HardLabelStore
+from cpsl.data.appearance import Appearance, appearance_of, value_range_of
+from cpsl.data.files import describe_skipped, find_files
+from cpsl.data.formats import naming
 from cpsl.data.names import IMAGE_SUFFIXES
+from cpsl.data.pictures import Range, read_image, read_picture
 from cpsl.data.predictions import ColorStore
 from cpsl.data.pseudo_labels import path_of, save_png
-from cpsl.data.reading import find_files, read_image
 from cpsl.inference import Prediction
 from cpsl.training import Precision, Process, autocast, progress, start_process
 from cpsl.training.checkpoints import write_text
@@ -58,7 +61,7 @@ class Arguments:
     size: Size | None = None
     """Height and width of the network's input in pixels; those in the model's file if omitted."""
     value_range: ValueRange | None = None
-    """Stored values of black and white of gray images of more than 8 bits, as in the settings of the run."""
+    """Stored values of black and white of gray images of more than 8 bits; the model's if omitted."""
     network: str | None = None
     """MODULE:FUNCTION that builds the network, if the file contains a custom network."""
     device: str = "auto"
@@ -81,9 +84,10 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         ValueError: Inputs would share a result, the output is inside of the input, or it has other results.
     """
     build = builder_option(arguments.network)
-    found = {arguments.input.stem: arguments.input}
+    found, skipped = {arguments.input.stem: arguments.input}, dict[Path, str]()
     if arguments.input.is_dir():
-        found = find_files(arguments.input, IMAGE_SUFFIXES + VIDEOS, "images or videos")
+        suffixes = IMAGE_SUFFIXES + VIDEOS
+        found = find_files(arguments.input, suffixes, "images or videos", skipped=skipped)
     elif not arguments.input.exists():
         raise FileNotFoundError(f"there is no image, video or folder {arguments.input}")
     if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
@@ -92,22 +96,27 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         )
     _check_frames(found)
     segmenter = Segmenter.load(
-        arguments.weights, full_size=arguments.size, device=process.device, build=build
+        arguments.weights,
+        full_size=arguments.size,
+        value_range=arguments.value_range,
+        device=process.device,
+        build=build,
     )
-    _describe(arguments, segmenter)
-    output, inputs = Output(arguments, segmenter), Inputs(arguments.output)
+    output = Output(arguments, segmenter)
+    _describe(arguments, segmenter, output.has_results())
+    inputs = Inputs(arguments.output)
     counts = Counter[str]()
-    unreadable = []
+    unreadable, looks = list[str](), list[Appearance | None]()
     for name, path in progress(found.items(), "images", process, total=len(found)):
         is_video, frames, predicted = _is_video(path), 0, False
-        if not inputs.unchanged(name, path):
-            counts["changed"] += output.remove(name, is_video)
-            inputs.record(name, path)
-        if not is_video and name in output:
-            counts["kept"] += 1
-            continue
-        pictures = _pictures(name, path, arguments.value_range)
         try:
+            if not inputs.unchanged(name, path):
+                counts["changed"] += output.remove(name, is_video)
+                inputs.record(name, path)
+            if not is_video and name in output:
+                counts["kept"] += 1
+                continue
+            pictures = _pictures(name, path, segmenter.value_range, looks)
             for key, image in progress(pictures, path.name, process) if is_video else pictures:
                 frames += 1
                 if key not in output:
@@ -123,6 +132,13 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         counts["predicted" if predicted else "kept"] += 1
     if process.is_main:
         print(_summary(counts, len(unreadable), inputs.gone(found)))
+        if skipped:
+            print(f"not read: {describe_skipped(skipped)}")
+        if proposed := value_range_of(looks, segmenter.value_range):
+            print(
+                f"Warning: {len(looks)} images have gray values of more than 8 bits that fill only a part of "
+                f"the range they were read with, or exceed it: try --value-range {proposed[0]} {proposed[1]}"
+            )
     return unreadable
 
 
@@ -180,7 +196,11 @@ class Inputs:
 
 
 def _status(path: Path) -> list[int]:
-    status = path.stat()
+    try:
+        with naming(path):
+            status = path.stat()
+    except (OSError, ValueError) as error:  # such as a broken link
+        raise UnreadableError(str(error)) from error
     return [status.st_size, status.st_mtime_ns]
 
 
@@ -195,6 +215,11 @@ class Output:
 
     def __contains__(self, name: str) -> bool:
         return all(self.path(kind, name).exists() for kind in self._kinds)
+
+    def has_results(self) -> bool:
+        """Returns whether the folder has files of any kind of result."""
+        folders = [self._folder / kind for kind in get_args(Kind)]
+        return any(path.is_file() for folder in folders for path in folder.rglob("*"))
 
     def path(self, kind: Kind, name: str) -> Path:
         """Returns the file of one kind of result."""
@@ -242,14 +267,22 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def _pictures(name: str, path: Path, value_range: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
-    """Yields the image of a file, or the frames of a video, each with its key."""
+def _pictures(
+    name: str, path: Path, value_range: Range | None, looks: list[Appearance | None]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the image of a file, or the frames of a video, each with its key.
+
+    `looks` takes the appearance of images of more than 8 bits.
+    """
     try:
         if _is_video(path):
             for index, frame in enumerate(read_frames(path)):
                 yield _frame(name, index), frame
         else:
-            yield name, read_image(path, value_range)
+            picture = read_picture(path, value_range)
+            if picture.values is not None:
+                looks.append(appearance_of(picture))
+            yield name, picture.pixels
     except (OSError, ValueError, RuntimeError) as error:
         raise UnreadableError(str(error)) from error
 
@@ -258,8 +291,8 @@ def _frame(name: str, index: int) -> str:
     return f"{name}/{index:06d}"
 
 
-def _describe(arguments: Arguments, segmenter: Segmenter) -> None:
-    """Writes `prediction.json`; raises ValueError if the output holds results of another model or options."""
+def _describe(arguments: Arguments, segmenter: Segmenter, has_results: bool) -> None:
+    """Writes `prediction.json`; raises ValueError if the output has results of another model or options."""
     with arguments.weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     description = {
@@ -271,12 +304,12 @@ def _describe(arguments: Arguments, segmenter: Segmenter) -> None:
         "size": segmenter.full_size,
         "scales": arguments.scales,
         "flip": arguments.flip,
-        "value_range": arguments.value_range,
+        "value_range": segmenter.value_range,
         "precision": arguments.precision,
     }
     text = json.dumps(description, indent=1)
     path, now = arguments.output / "prediction.json", json.loads(text)
-    before = _read_description(path) if path.exists() else now
+    before = _read_description(path) if path.exists() and has_results else now
     title = "results of another model or other options"
     if changed := describe_changes(arguments.output, title, before, now, free=("weights",)):
         raise ValueError(changed)

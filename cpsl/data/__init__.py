@@ -16,7 +16,7 @@ from cpsl.data.labels import (
 )
 from cpsl.data.loader import domain_loaders, training_loader
 from cpsl.data.names import Pattern
-from cpsl.data.orientation import turned_images
+from cpsl.data.orientation import rotated_images
 from cpsl.data.propose import propose_settings
 from cpsl.data.pseudo_labels import HardLabelStore, SoftLabelStore
 from cpsl.data.rare_classes import RareClassSampling, count_classes, rare_class_probabilities
@@ -75,8 +75,8 @@ __all__ = [
     "domain_loaders",
     "propose_settings",
     "rare_class_probabilities",
+    "rotated_images",
     "training_loader",
-    "turned_images",
     "whole_image",
     "write_streets",
 ]

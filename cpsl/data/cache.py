@@ -11,7 +11,8 @@ from torch import Tensor
 from cpsl._internal.files import write_atomically
 from cpsl.data.labels import LabelSpace
 from cpsl.data.orientation import resize_label
-from cpsl.data.reading import read_header, read_image, read_stored_label
+from cpsl.data.pictures import read_image
+from cpsl.data.reading import read_header, read_stored_label
 from cpsl.data.sample import Files, Sample, Subset
 from cpsl.data.training import whole_image
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cpsl.alignment import class_counts
+from cpsl.data.appearance import Appearance, appearance_of, appearance_of_numbers
 from cpsl.data.examples import ClassExamples
-from cpsl.data.sample import SegmentationDataset, files_of, stored_label
+from cpsl.data.pictures import UnscaledError
+from cpsl.data.sample import SegmentationDataset, files_of, picture_of, sample_of, stored_label
 from cpsl.data.unknown import UnknownValuesError
 
 Kind = Literal["image", "label", "values", "size", "unlabeled", "other"]
@@ -63,6 +65,7 @@ class DatasetCheck(NamedTuple):
         ignored: Ignored pixels of the labels in `counts`.
         examples: Indices of up to six images without a problem that together show as many classes as
             possible; spread evenly if there are no labels.
+        appearances: What each image shows about how it should be read; None if it cannot be read.
     """
 
     images: int
@@ -73,6 +76,7 @@ class DatasetCheck(NamedTuple):
     findings: list[Finding]
     ignored: int
     examples: list[int]
+    appearances: list[Appearance | None] = []  # noqa: RUF012  # never changed
 
 
 class _Record(NamedTuple):
@@ -82,6 +86,7 @@ class _Record(NamedTuple):
     labeled: bool
     counts: npt.NDArray[np.int64] | None  # (K + 1,) pixels of each class, and ignored ones
     findings: list[Finding]
+    appearance: Appearance | None  # None if the image cannot be read
 
 
 def check_dataset(
@@ -117,10 +122,11 @@ def check_dataset(
     counts = np.zeros(classes + 1, np.int64)
     sizes, labeled = Counter[tuple[int, int]](), 0
     findings, usable, unlabeled = list[Finding](), list[int](), list[int]()
-    examples = ClassExamples(classes)
+    examples, appearances = ClassExamples(classes), list[Appearance | None]()
     with closing(_read_all(dataset, threads, workers)) as records:
         for index, record in zip(progress(range(len(dataset))), records, strict=True):
             findings += record.findings
+            appearances.append(record.appearance)
             labeled += record.labeled
             if record.size is not None:
                 sizes[record.size] += 1
@@ -142,6 +148,7 @@ def check_dataset(
         findings=findings,
         ignored=int(counts[classes]),
         examples=examples.choose(usable),
+        appearances=appearances,
     )
 
 
@@ -192,24 +199,32 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 def _read(dataset: SegmentationDataset, index: int) -> _Record:
     """Reads an image and its label."""
     try:
-        image, label, _ = dataset[index]
+        (image, label, _), picture = sample_of(dataset, index)
         size = (image.shape[1], image.shape[2])
+        if picture.flaw:
+            return _diagnose(dataset, index, ValueError(picture.flaw))
         if label is None:
-            return _Record(size, False, None, [])
+            return _Record(size, False, None, [], appearance_of(picture))
         of_classes = class_counts(label, len(dataset.label_space)).numpy()
     except (OSError, ValueError) as error:
         return _diagnose(dataset, index, error)
-    return _Record(size, True, np.append(of_classes, label.numel() - of_classes.sum()), [])
+    counts = np.append(of_classes, label.numel() - of_classes.sum())
+    return _Record(size, True, counts, [], appearance_of(picture))
 
 
 def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Record:
     """Finds all problems of an image and its label that cannot be read together."""
-    size, label, labeled, findings = None, None, False, list[Finding]()
+    size, label, labeled, findings, appearance = None, None, False, list[Finding](), None
     pair = _Pair(dataset, index)
     try:
-        size = dataset.image(index).shape[1:]
+        picture = picture_of(dataset, index)
+        size, appearance = picture.pixels.shape[1:], appearance_of(picture)
+        if picture.flaw:
+            findings.append(pair.problem("image", ValueError(picture.flaw)))
     except (OSError, ValueError) as of_image:
         findings.append(pair.problem("image", of_image))
+        if isinstance(of_image.__cause__, UnscaledError):
+            appearance = appearance_of_numbers(of_image.__cause__.values)
     try:
         label = stored_label(dataset, index)
         labeled = label is not None
@@ -220,7 +235,7 @@ def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Re
         findings.append(pair.problem("size", error))
     if not findings:
         findings.append(pair.problem("other", error))
-    return _Record(None if size is None else (size[0], size[1]), labeled, None, findings)
+    return _Record(None if size is None else (size[0], size[1]), labeled, None, findings, appearance)
 
 
 class _Pair:

@@ -7,9 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from cpsl.data.class_tables import id_table, to_classes
+from cpsl.data.files import find_files
 from cpsl.data.labels import CITYSCAPES_19, CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, LabelSpace
 from cpsl.data.names import IMAGE_SUFFIXES
-from cpsl.data.reading import find_files, read_stored
+from cpsl.data.reading import read_stored
 from cpsl.data.sample import Files
 
 _IMAGE, _IDS, _TRAIN_IDS = "_leftImg8bit", "_gtFine_labelIds", "_gtFine_labelTrainIds"

@@ -19,14 +19,14 @@ def find_files(
     pattern: Pattern | None = None,
     skipped: dict[Path, str] | None = None,
 ) -> dict[str, Path]:
-    """Finds the files below a folder, sorted by key: the relative path without suffix.
+    """Finds the files below a folder, sorted by key: the relative path without extension.
 
     Linked folders are searched too, hidden files and folders are not. Keys must differ, and must be valid in
     names of other files on all systems; composed and decomposed Unicode letters (NFC, NFD) are the same.
 
     Args:
         folder: Where to search.
-        suffixes: Endings of the files, in lower case.
+        suffixes: Extensions of the files, in lower case.
         what: Describes the files in errors.
         pattern: Only files whose relative path matches; all if None.
         skipped: Takes the other files that are not hidden, with the reason.
@@ -51,9 +51,23 @@ def find_files(
         found[name] = path
     if not found:
         listed = ", ".join(suffixes) if pattern is None else f"{', '.join(suffixes)}; {pattern.text}"
-        raise FileNotFoundError(f"there are no {what} ({listed}) in {folder}{describe_skipped(others)}")
+        raise FileNotFoundError(f"there are no {what} ({listed}) in {folder}{and_skipped(others)}")
     skipped |= others
     return dict(sorted(found.items()))
+
+
+def list_names(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Returns the relative paths of the files below a folder, whether their keys differ or not.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or nothing in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    paths = [path for path in _files_below(folder) if path.suffix.lower() in suffixes]
+    if not paths:
+        raise FileNotFoundError(f"there are no files ({', '.join(suffixes)}) in {folder}")
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _reason(suffix: str) -> str:
@@ -63,20 +77,24 @@ def _reason(suffix: str) -> str:
 
 
 def describe_skipped(skipped: Mapping[Path, str]) -> str:
-    """Returns the number of skipped files for each reason with their endings, to be appended to a sentence.
+    """Returns the number of skipped files for each reason, with their extensions; "" if there are none.
 
     Example:
         >>> describe_skipped({Path("a.txt"): "its extension is not that of an image"})
-        '; it has 1 *.txt (its extension is not that of an image)'
+        '1 *.txt (its extension is not that of an image)'
     """
-    endings = defaultdict[str, Counter[str]](Counter)
+    extensions = defaultdict[str, Counter[str]](Counter)
     for path, reason in skipped.items():
-        endings[reason][path.suffix] += 1
-    listed = [
-        f"{counts.total()} {', '.join(f'*{ending}' for ending, _ in counts.most_common(4))} ({reason})"
-        for reason, counts in endings.items()
-    ]
-    return f"; it has {', '.join(listed)}" if listed else ""
+        extensions[reason][path.suffix] += 1
+    return ", ".join(
+        f"{counts.total()} {', '.join(f'*{extension}' for extension, _ in counts.most_common(4))} ({reason})"
+        for reason, counts in extensions.items()
+    )
+
+
+def and_skipped(skipped: Mapping[Path, str]) -> str:
+    """Returns the skipped files to be appended to a sentence about their folder, "" if there are none."""
+    return f"; it has {described}" if (described := describe_skipped(skipped)) else ""
 
 
 def _describe_twins(first: Path, second: Path) -> str:
@@ -88,8 +106,8 @@ def _describe_twins(first: Path, second: Path) -> str:
             f"decomposed: {forms}. Rename or remove one of them"
         )
     return (
-        f"{first} and {second} differ only in their suffix and would share one key; move one of them away, "
-        f'or name the files that are meant by a pattern such as "*{second.suffix}"'
+        f"{first} and {second} differ only in their extension and would share one key; move one of them "
+        f'away, or name the files that are meant by a pattern such as "*{second.suffix}"'
     )
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cpsl.data.files import describe_skipped, find_files
+from cpsl.data.files import and_skipped, find_files
 from cpsl.data.labels import LabelSpace, distinct_palette
+from cpsl.data.matching import PatternProposal, find_label_maps, propose_for_one_folder, propose_patterns
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, match_labels
 from cpsl.data.orientation import Convention
-from cpsl.data.propose import find_label_maps, is_suspicious_mask, propose_patterns
+from cpsl.data.propose import is_suspicious_mask
 from cpsl.data.sample import Files
 from cpsl.data.values import ClassMap, Ids, count_stored_values
 
@@ -38,12 +39,12 @@ class SegmentationFolder(Files):
         tolerance: Largest difference from the numbers or colors of `ids`, for inexact labels such as JPEG.
         ignore_unknown: Whether other numbers or colors are ignored; they are errors otherwise.
         resize_labels: Whether labels of another size than their image are resized; errors otherwise.
-        label_orientation: Whether labels belong to the picture that EXIF turns ("turned") or to its stored
+        label_orientation: Whether labels belong to the picture that EXIF rotates ("rotated") or to its stored
             pixels ("stored"); "auto" recognizes it by the size, or refuses the image. See `fit_label`.
         value_range: Stored values that mean black and white, for gray images of more than 8 bits.
 
     Attributes:
-        names: Key of each image: its relative path without suffix, whatever the pattern.
+        names: Key of each image: its relative path without extension, whatever the pattern.
         skipped: Files in both folders that are not read, with the reason.
 
     Raises:
@@ -138,6 +139,8 @@ def _find_pairs(
         labels = _by_relative_path(label_folder, found)
     images = find_files(image_folder, IMAGE_SUFFIXES, "images", pattern=image_pattern, skipped=skipped)
     if label_folder is not None:
+        if image_folder.resolve() == label_folder.resolve() and image_pattern.text == label_pattern.text:
+            _refuse_one_folder(image_folder, images, patterns)
         images, labels = _separate(image_folder, images, label_folder, labels, patterns)
     if image_pattern.text == "*":
         _refuse_label_maps(image_folder, images)
@@ -147,21 +150,25 @@ def _find_pairs(
     matched, orphans = match_labels(by_path, labels, image_pattern, label_pattern)
     without = [name for name, label in matched.items() if label is None]
     if without or orphans:
-        proposal = _describe_proposal(list(by_path), list(labels), image_folder == label_folder)
+        first, second = image_folder.resolve(), label_folder.resolve()
+        fitting = None if first == second else propose_patterns(list(by_path), list(labels))
+        if fitting is not None and fitting.matched <= len(matched) - len(without):
+            fitting = None  # not better than the settings
+        proposal = _describe_proposal(fitting, patterns, f" of {len(by_path)}")
     if without:
         key = image_pattern.key(without[0])
         assert key is not None
         expected = label_folder / label_pattern.fill(key)
-        ending = "" if expected.suffix else " with an ending of an image"
+        extension = "" if expected.suffix else " with an extension of an image"
         raise FileNotFoundError(
             f"{len(without)} of {len(images)} images have no label of their name in {label_folder}, such as "
-            f"{', '.join(without[:3])}: the label of {without[0]} would be {expected}{ending}, but the "
-            f"labels are {', '.join(list(labels)[:3])}{describe_skipped(skipped)}{proposal}"
+            f"{', '.join(without[:3])}: the label of {without[0]} would be {expected}{extension}, but the "
+            f"labels are {', '.join(list(labels)[:3])}{and_skipped(skipped)}{proposal}"
         )
     if orphans:
         raise FileNotFoundError(
             f"{len(orphans)} of {len(labels)} labels in {label_folder} have no image of their name in "
-            f"{image_folder}, such as {', '.join(orphans[:3])}{describe_skipped(skipped)}{proposal}"
+            f"{image_folder}, such as {', '.join(orphans[:3])}{and_skipped(skipped)}{proposal}"
         )
     label_of: dict[Path, Path] = {
         by_path[name]: labels[label] for name, label in matched.items() if label is not None
@@ -197,13 +204,21 @@ def _below(paths: Iterable[Path], folder: Path, inner: Path) -> set[Path]:
     return {path for path in paths if path.is_relative_to(part)}
 
 
-def _describe_proposal(images: Sequence[str], labels: Sequence[str], same_folder: bool) -> str:
-    proposal = propose_patterns(images, labels)
-    if proposal is None or same_folder:
+def _describe_proposal(
+    proposal: PatternProposal | None, patterns: tuple[Pattern, Pattern], of_all: str = ""
+) -> str:
+    lines = [] if proposal is None else proposal.lines(*(pattern.text for pattern in patterns))
+    if proposal is None or not lines:
         return ""
-    return (
-        f". These settings match {proposal.matched} of {len(images)} images: "
-        f'image_pattern = "{proposal.image_pattern}", label_pattern = "{proposal.label_pattern}"'
+    return f". These settings match {proposal.matched}{of_all} images: {', '.join(lines)}"
+
+
+def _refuse_one_folder(folder: Path, images: Mapping[str, Path], patterns: tuple[Pattern, Pattern]) -> None:
+    """Raises ValueError, since all files would be images, and their own labels."""
+    proposal = propose_for_one_folder(list(_by_relative_path(folder, images)))
+    raise ValueError(
+        f"images and labels are both in {folder}: set image_pattern and label_pattern to the names of each"
+        f"{_describe_proposal(proposal, patterns)}"
     )
 
 

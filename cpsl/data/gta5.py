@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
 
+from cpsl.data.files import find_files, find_labels
 from cpsl.data.labels import CITYSCAPES_19, CITYSCAPES_IDS, LabelSpace
 from cpsl.data.names import IMAGE_SUFFIXES
-from cpsl.data.reading import find_files, find_labels, png_size
+from cpsl.data.reading import png_size
 from cpsl.data.sample import Files
 
 

@@ -9,14 +9,14 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Endings of the files that are read as images and labels, in lower case."""
+"""Extensions of the files that are read as images and labels, in lower case."""
 
 UNREAD_SUFFIXES = (
     *(".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".exr", ".hdr", ".tga", ".psd", ".svg", ".eps"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".raw", ".dcm", ".nii", ".gz"),
     *(".npy", ".npz", ".mat", ".h5", ".hdf5", ".dds", ".ico", ".pdf", ".pcx", ".dib"),
 )
-"""Endings of other pictures and arrays, which would have to be converted."""
+"""Extensions of other pictures and arrays, which would have to be converted."""
 
 
 class Pattern:
@@ -24,7 +24,7 @@ class Pattern:
 
     `*` stands for any text of at least one character, across folders too; of several, the first ones are as
     long as possible. `**/` stands for any folders, or none, that are not compared. A pattern without an
-    ending matches all endings of `IMAGE_SUFFIXES`. Upper and lower case of the ending does not matter.
+    extension matches all those of `IMAGE_SUFFIXES`. Upper and lower case of the extension does not matter.
 
     Args:
         text: The pattern.
@@ -47,12 +47,12 @@ class Pattern:
         parts = re.split(r"(\*\*/|\*)", stem)
         if "*" not in parts:
             raise ValueError(f'the pattern "{text}" has no star, which stands for the name of each image')
-        endings = [suffix] if suffix else IMAGE_SUFFIXES
+        extensions = [suffix] if suffix else IMAGE_SUFFIXES
         self.stars = parts.count("*")
         self._parts = parts
         self._suffix = suffix
         regex = "".join({"*": "(.+)", "**/": "(?:.*/)?"}.get(part, re.escape(part)) for part in parts)
-        self._regex = re.compile(f"{regex}(?i:{'|'.join(map(re.escape, endings))})", re.DOTALL)
+        self._regex = re.compile(f"{regex}(?i:{'|'.join(map(re.escape, extensions))})", re.DOTALL)
 
     def key(self, name: str) -> tuple[str, ...] | None:
         """Returns the texts of the stars in a relative path with slashes, None if it does not match."""
@@ -66,13 +66,13 @@ class Pattern:
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """Splits a name before its ending, if this is one of `IMAGE_SUFFIXES`; the ending may be empty."""
-    suffix = next((ending for ending in IMAGE_SUFFIXES if name.lower().endswith(ending)), "")
+    """Splits a name before its extension, if this is one of `IMAGE_SUFFIXES`; the extension may be empty."""
+    suffix = next((extension for extension in IMAGE_SUFFIXES if name.lower().endswith(extension)), "")
     return name[: len(name) - len(suffix)], name[len(name) - len(suffix) :]
 
 
 def match_labels(
-    images: Mapping[str, Path],  # by relative path with suffix, with slashes
+    images: Mapping[str, Path],  # by relative path with extension, with slashes
     labels: Mapping[str, Path],
     image_pattern: Pattern,
     label_pattern: Pattern,

@@ -1,4 +1,4 @@
-"""Labels of pictures that EXIF turns, and labels of another size than their image."""
+"""Labels of pictures that EXIF rotates, and labels of another size than their image."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpsl.data.reading import turn
+from cpsl.data.reading import rotate
 
-Convention = Literal["auto", "turned", "stored"]
-"""Whether labels belong to the turned picture or to its stored pixels; see `fit_label`."""
+Convention = Literal["auto", "rotated", "stored"]
+"""Whether labels belong to the rotated picture or to its stored pixels; see `fit_label`."""
 
 
 def fit_label(
@@ -27,9 +27,9 @@ def fit_label(
 ) -> Tensor:
     """Returns a label on the pixels of its image as displayed.
 
-    Labels drawn over the displayed picture belong to the turned image; the label's own orientation, if it has
-    any, is applied. Labels that were made from the stored pixels are turned like the image. "auto" takes the
-    one that has the size of the image, and refuses to guess if both have and differ, as after 180 degrees.
+    Labels drawn over the displayed picture belong to the rotated image; the label's own orientation, if it
+    has any, is applied. Labels that were made from the stored pixels are rotated like the image. "auto" takes
+    the one of the image's size, and refuses to guess if both have it and differ, as after 180 degrees.
 
     Args:
         label: (h, w) as stored.
@@ -37,7 +37,7 @@ def fit_label(
         size: (H, W) of the image as displayed.
         orientation: EXIF orientation of the image, 1 for none.
         paths: Files of image and label, for errors.
-        convention: "turned", "stored" or "auto".
+        convention: "rotated", "stored" or "auto".
         resize: Whether a label of another size is resized, to the nearest neighbor, or refused.
 
     Raises:
@@ -50,19 +50,19 @@ def fit_label(
     """
     candidates: dict[str, Tensor] = {}
     if convention != "stored":
-        candidates["turned"] = _turned(label, own_orientation)
-    if convention != "turned":
-        candidates["stored"] = _turned(label, orientation)
+        candidates["rotated"] = _rotated(label, own_orientation)
+    if convention != "rotated":
+        candidates["stored"] = _rotated(label, orientation)
     fitting = {name: found for name, found in candidates.items() if found.shape == size}
     if not fitting and not resize:
         _raise_sizes(label, size, orientation, paths, convention)
     first, *others = (fitting or candidates).values()
     if any(not torch.equal(first, other) for other in others):
         raise ValueError(
-            f"{paths[0]} is turned by EXIF (orientation {orientation}, its label {own_orientation}), and "
+            f"{paths[0]} is rotated by EXIF (orientation {orientation}, its label {own_orientation}), and "
             f"nothing tells whether its label {paths[1]} is: set label_orientation to "
-            '"turned" if labels belong to the displayed picture, or to "stored" if they belong to the stored '
-            "pixels"
+            '"rotated" if labels belong to the displayed picture, or to "stored" if they belong to the '
+            "stored pixels"
         )
     return first if first.shape == size else resize_label(first, size)
 
@@ -81,20 +81,20 @@ def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
     return label[rows][:, columns]
 
 
-def _turned(label: Tensor, orientation: int) -> Tensor:
-    return label if orientation == 1 else torch.from_numpy(turn(label.numpy(), orientation).copy())
+def _rotated(label: Tensor, orientation: int) -> Tensor:
+    return label if orientation == 1 else torch.from_numpy(rotate(label.numpy(), orientation).copy())
 
 
 def _raise_sizes(
     label: Tensor, size: tuple[int, int], orientation: int, paths: tuple[Path, Path], convention: Convention
 ) -> NoReturn:
     image, path = paths
-    turned = f" after its EXIF orientation {orientation}" if orientation != 1 else ""
+    rotated = f" after its EXIF orientation {orientation}" if orientation != 1 else ""
     hint = "resize_labels = true accepts labels of another size"
-    if convention != "auto" and _turned(label, orientation).shape == size:
+    if convention != "auto" and _rotated(label, orientation).shape == size:
         hint = 'label_orientation = "stored" is for labels of the stored pixels'
     raise ValueError(
-        f"{image} is {size[1]}x{size[0]}{turned}, but its label {path} is "
+        f"{image} is {size[1]}x{size[0]}{rotated}, but its label {path} is "
         f"{label.shape[1]}x{label.shape[0]}; {hint}"
     )
 
@@ -110,10 +110,10 @@ class HasOrientation(Protocol):
         ...
 
 
-def turned_images(
+def rotated_images(
     dataset: HasOrientation, progress: Callable[[Iterable[int]], Iterable[int]] = iter, threads: int = 4
 ) -> dict[str, int]:
-    """Returns the names of the images that EXIF turns, each with its orientation 2 to 8.
+    """Returns the names of the images that EXIF rotates, each with its orientation 2 to 8.
 
     Only headers are read; damaged files are skipped.
 
@@ -124,7 +124,7 @@ def turned_images(
         >>> folder, exif = Path(tempfile.mkdtemp()), Image.Exif()
         >>> exif[0x0112] = 3
         >>> Image.new("RGB", (8, 4)).save(folder / "a.jpg", exif=exif)
-        >>> turned_images(SegmentationFolder(folder))
+        >>> rotated_images(SegmentationFolder(folder))
         {'a': 3}
     """
 

@@ -1,4 +1,4 @@
-"""Reading of image and label files.
+"""Reading of label files, and of the headers of pictures.
 
 Errors name the file: FileNotFoundError if it is missing, ValueError if it is damaged or of another format.
 """
@@ -6,135 +6,57 @@ Errors name the file: FileNotFoundError if it is missing, ValueError if it is da
 import io
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, ImageFile
 
 from cpsl.data.class_tables import Stored
-from cpsl.data.files import find_files as find_files
-from cpsl.data.files import find_labels as find_labels
+from cpsl.data.formats import PICTURES, PNG_SIGNATURE, naming
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Accepted formats, whatever the suffix. Pillow would run an external program for some others (EPS).
-PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-OTHER_FORMATS = {
-    "AVIF": rb"....ftypavi[fs]",
-    "HEIC": rb"....ftyp(hei|hev|mif|msf)",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "a TIFF of an unusual kind": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
-    "a NumPy array": rb"\x93NUMPY",
-    "PDF": rb"%PDF",
-    "Photoshop": rb"8BPS",
-}
-"""Names and first bytes of formats that are not read."""
 LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
-ORIENTATION = 0x0112  # tag of EXIF: 1 to 8, how stored pixels are turned to be displayed
+ORIENTATION = 0x0112  # tag of EXIF: 1 to 8, how stored pixels are rotated to be displayed
 EXIF_OF_PNG = {"exif", "Raw profile type exif", "Raw profile type APP1", "XML:com.adobe.xmp", "xmp"}
 """Texts of a PNG that may hold an orientation; without them its pixels need not be decoded to know it."""
 # Tags of TIFF.
 PHOTOMETRIC, BITS, SAMPLE_FORMAT, PLANES = 262, 258, 339, 284
 
 
-def read_image(path: Path, value_range: tuple[float, float] | None = None) -> Tensor:
-    """Reads an image file as RGB, (3, H, W) uint8.
-
-    Gray and palette images are converted, transparency is dropped, the upper 8 of 16 bits are kept, the EXIF
-    orientation is applied, and the first of several frames is read.
-
-    Args:
-        path: The file.
-        value_range: Stored values that become 0 and 255, for gray images of more than 8 bits. Without, 16
-            bits are scaled as a whole, and images of floating-point numbers or 32 bits are refused.
-    """
-    return read_turned_image(path, value_range)[0]
-
-
-def read_turned_image(path: Path, value_range: tuple[float, float] | None = None) -> tuple[Tensor, int]:
-    """Reads an image like `read_image`, and the EXIF orientation that was applied: 1 to 8, 1 for none."""
-    with _naming(path):
-        data = path.read_bytes()
-        # From memory: Pillow turns a TIFF that it maps from the disk before it knows the pixels.
-        file = Image.open(io.BytesIO(data), formats=PICTURES)
-        _refuse_misread(file, data)
-        codec = _codec(file)
-        orientation = _orientation_of_tiff(file)
-        file.load()
-        orientation = orientation or _valid(file.getexif().get(ORIENTATION))
-        ImageOps.exif_transpose(file, in_place=True)
-        picture: Image.Image = file
-        if picture.mode[0] in "IF":
-            picture = Image.fromarray(_to_8_bits(picture, file.format, codec, value_range))
-        elif value_range is not None and "16" in codec:
-            raise ValueError("value_range needs a gray image, but this one has colors of 16 bits")
-        if picture.mode != "RGB":
-            picture = picture.convert("RGB")
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1), orientation
-
-
-def _to_8_bits(
-    picture: Image.Image, file_format: str | None, codec: str, value_range: tuple[float, float] | None
-) -> npt.NDArray[np.uint8]:
-    """Scales the values of a gray picture of more than 8 bits to 0...255."""
-    values = _unsigned(picture)
-    if value_range is None:
-        if picture.mode == "F" or (picture.mode == "I" and file_format == "TIFF"):
-            kind = (
-                "floating-point numbers" if picture.mode == "F" else "whole numbers of 32 bits or with a sign"
-            )
-            raise ValueError(
-                f"it holds {kind}, {values.min():.6g} to {values.max():.6g}: set value_range to the two "
-                "values that mean black and white"
-            )
-        return (values >> (4 if "12" in codec else 8)).astype(np.uint8)
-    low, high = value_range
-    if not low < high:
-        raise ValueError(f"value_range must be two increasing numbers, got {low} and {high}")
-    if not np.isfinite(values).all():
-        raise ValueError("it holds numbers that are not finite")
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    return scaled.round().clip(0, 255).astype(np.uint8)
-
-
 def read_header(path: Path) -> tuple[tuple[int, int], int]:
     """Reads (H, W) of a displayed picture and its EXIF orientation, without decoding it."""
-    with _naming(path), Image.open(path, formats=PICTURES) as file:
-        orientation = _orientation_of_tiff(file)
+    with naming(path), Image.open(path, formats=PICTURES) as file:
+        orientation = orientation_of_tiff(file)
         width, height = file.size
         if orientation:
             width, height = file.tag_v2[256], file.tag_v2[257]  # type: ignore[attr-defined]
         elif file.format != "PNG" or not EXIF_OF_PNG.isdisjoint(file.info) or _has_late_text(path):
-            orientation = _valid(file.getexif().get(ORIENTATION))
+            orientation = valid_orientation(file.getexif().get(ORIENTATION))
         return (width, height) if orientation >= 5 else (height, width), orientation or 1
 
 
-def turn(stored: Stored, orientation: int) -> Stored:
-    """Turns stored pixels (H, W) as an EXIF orientation of 1 to 8 demands.
+def rotate(stored: Stored, orientation: int) -> Stored:
+    """Rotates stored pixels (H, W) as an EXIF orientation of 1 to 8 demands.
 
     Example:
-        >>> turn(np.array([[1, 2]]), 6).tolist(), turn(np.array([[1, 2]]), 3).tolist()
+        >>> rotate(np.array([[1, 2]]), 6).tolist(), rotate(np.array([[1, 2]]), 3).tolist()
         ([[1], [2]], [[2, 1]])
     """
-    turned = stored.T if orientation >= 5 else stored
+    rotated = stored.T if orientation >= 5 else stored
     if orientation in (2, 3, 6, 7):
-        turned = turned[:, ::-1]
+        rotated = rotated[:, ::-1]
     if orientation in (3, 4, 7, 8):
-        turned = turned[::-1]
-    return turned
+        rotated = rotated[::-1]
+    return rotated
 
 
-def _orientation_of_tiff(file: Image.Image) -> int:
-    """Returns the orientation of a TIFF that is not loaded yet, since Pillow turns it; 0 for other files."""
-    return _valid(file.getexif().get(ORIENTATION)) if file.format == "TIFF" else 0
+def orientation_of_tiff(file: Image.Image) -> int:
+    """Returns the orientation of a TIFF before Pillow loads it, which rotates it; 0 for other files."""
+    return valid_orientation(file.getexif().get(ORIENTATION)) if file.format == "TIFF" else 0
 
 
-def _valid(orientation: object) -> int:
+def valid_orientation(orientation: object) -> int:
+    """Returns the EXIF orientation that a file states, 1 to 8; 1 if it states none."""
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
@@ -158,7 +80,7 @@ def read_stored_label(path: Path) -> Stored:
 
 
 def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tuple[Stored, int]:
-    """Reads what a label file stores for each pixel, before any turning, and its own EXIF orientation.
+    """Reads what a label file stores for each pixel, before any rotation, and its own EXIF orientation.
 
     Args:
         path: PNG (with verified checksums), BMP, GIF, TIFF, WebP or PPM.
@@ -166,10 +88,10 @@ def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tup
             pixels end in 0xFF.
         lossy: Whether to read also JPEG and other lossy files, whose values are inexact.
     """
-    with _naming(path):
+    with naming(path):
         data = path.read_bytes()
         file = Image.open(io.BytesIO(data), formats=PICTURES)
-        _refuse_misread(file, data)
+        refuse_misread(file, data)
         lossless = _is_lossless(file, data)
         if not (lossy or lossless):
             raise ValueError(
@@ -181,13 +103,13 @@ def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tup
             file = Image.open(io.BytesIO(data), formats=["PNG"])
         if getattr(file, "n_frames", 1) > 1:
             raise ValueError(f"a label must be one picture, but this file has {file.n_frames}")  # type: ignore[attr-defined]
-        codec, orientation = _codec(file), _orientation_of_tiff(file)
+        codec, orientation = codec_of(file), orientation_of_tiff(file)
         file.load()
-        turned = orientation
-        orientation = orientation or _valid(file.getexif().get(ORIENTATION))
+        rotated = orientation
+        orientation = orientation or valid_orientation(file.getexif().get(ORIENTATION))
         values = _colors(file, codec) if colors else _numbers(file, codec)
-        if turned:  # by Pillow
-            values = turn(values, {6: 8, 8: 6}.get(turned, turned))
+        if rotated:  # by Pillow
+            values = rotate(values, {6: 8, 8: 6}.get(rotated, rotated))
     return values, orientation
 
 
@@ -196,7 +118,7 @@ def label_kind(path: Path) -> tuple[str, bool]:
 
     A GIF with a palette counts as "RGB", since its numbers are not reliable. Nothing is decoded.
     """
-    with _naming(path), Image.open(path, formats=PICTURES) as file:
+    with naming(path), Image.open(path, formats=PICTURES) as file:
         mode = "RGB" if (file.mode, file.format) == ("P", "GIF") else file.mode
         return mode, _is_lossless(file, path.read_bytes() if file.format == "WEBP" else b"")
 
@@ -221,7 +143,7 @@ def _numbers(picture: ImageFile.ImageFile, codec: str) -> Stored:
     scale = re.search(r"ppm.* (\d+)$", codec)
     if scale and int(scale[1]) not in (255, 65535):
         raise ValueError(f"its numbers are scaled to {scale[1]}: store it as PNG")
-    values = _unsigned(picture)
+    values = unsigned_numbers(picture)
     if mode == "1":
         return values.astype(np.uint8)
     # Pillow spreads gray values of 2 and 4 bits over 0...255.
@@ -241,7 +163,7 @@ def _colors(picture: Image.Image, codec: str) -> Stored:
     return channels.view(">u4")[..., 0].astype(np.uint32)
 
 
-def _refuse_misread(file: Image.Image, data: bytes) -> None:
+def refuse_misread(file: Image.Image, data: bytes) -> None:
     """Raises ValueError for kinds of files whose numbers Pillow changes without an error."""
     if file.format == "BMP" and file.mode == "1" and int.from_bytes(data[28:30], "little") != 1:
         raise ValueError("it is a BMP of 8 bits with a palette of black and white: store it as PNG")
@@ -260,7 +182,7 @@ def _tuple(value: object) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _unsigned(picture: Image.Image) -> Stored:
+def unsigned_numbers(picture: Image.Image) -> Stored:
     """Returns the numbers of a picture; Pillow reads 32 bits without a sign as if they had one."""
     values = np.array(picture)
     if picture.mode == "I" and picture.format == "TIFF":
@@ -270,7 +192,7 @@ def _unsigned(picture: Image.Image) -> Stored:
     return values
 
 
-def _codec(file: Image.Image) -> str:
+def codec_of(file: Image.Image) -> str:
     """Returns how the pixels of a file that is not loaded yet are stored, such as "L;4" or "ppm L 15"."""
     tile = getattr(file, "tile", None)
     if not tile:
@@ -320,7 +242,7 @@ def read_png16(path: Path) -> npt.NDArray[np.uint16]:
     Pillow has no mode for 16-bit color. It keeps the byte of each number that it takes for the upper one: the
     upper byte of the file's big-endian numbers, and the lower byte if they are declared little-endian.
     """
-    with _naming(path):
+    with naming(path):
         upper, lower = _open_verified(path), _open_verified(path)
         codec, box, offset, layout = lower.tile[0]
         if layout == "I;16B":
@@ -340,33 +262,3 @@ def png_size(path: Path) -> tuple[int, int] | None:
         return None
     width, height = struct.unpack(">II", start[16:])
     return height, width
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Adds the file's name to errors of its decoding."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder") from None
-    except UnidentifiedImageError:
-        reason = _other_format(path) if path.stat().st_size else "it is empty"
-        raise ValueError(f"{path} cannot be read: {reason}") from None
-    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _other_format(path: Path) -> str:
-    """Describes a file that is no picture that can be read."""
-    with path.open("rb") as file:
-        start = file.read(64)
-    for name, signature in OTHER_FORMATS.items():
-        if re.match(signature, start, re.DOTALL):
-            return f"it is {name}, and this format is not supported: convert it to PNG or JPEG"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS, not the file itself: git lfs pull"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "it is a web page, such as of a failed download"
-    return "it is damaged, or its format is not supported"

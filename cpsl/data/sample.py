@@ -9,7 +9,8 @@ from torch import Tensor
 from cpsl.data.class_tables import id_table, to_classes
 from cpsl.data.labels import LabelSpace
 from cpsl.data.orientation import Convention, fit_label
-from cpsl.data.reading import read_header, read_image, read_stored, read_turned_image
+from cpsl.data.pictures import Picture, read_picture
+from cpsl.data.reading import read_header, read_stored
 
 
 class Sample(NamedTuple):
@@ -84,13 +85,20 @@ class Files:
 
     def __getitem__(self, index: int) -> Sample:
         """Returns image, label and name; raises ValueError for damaged files, other sizes and unknown ids."""
-        image, orientation = read_turned_image(self._images[index], self._value_range)
-        size = image.shape[1], image.shape[2]
-        return Sample(image, self._fitted_label(index, size, orientation), self.names[index])
+        return self.sample(index, self.picture(index))
 
     def image(self, index: int) -> Tensor:
         """Returns the image alone, (3, H, W) uint8."""
-        return read_image(self._images[index], self._value_range)
+        return self.picture(index).pixels
+
+    def picture(self, index: int) -> Picture:
+        """Returns the image with what else its file holds."""
+        return read_picture(self._images[index], self._value_range)
+
+    def sample(self, index: int, picture: Picture) -> Sample:
+        """Returns image, label and name, given what `picture` has returned."""
+        size = picture.pixels.shape[1], picture.pixels.shape[2]
+        return Sample(picture.pixels, self._fitted_label(index, size, picture.orientation), self.names[index])
 
     def label(self, index: int) -> Tensor | None:
         """Returns the label alone, (H, W) uint8, without decoding the image."""
@@ -99,7 +107,7 @@ class Files:
         return self._fitted_label(index, *read_header(self._images[index]))
 
     def stored_label(self, index: int) -> Tensor | None:
-        """Returns the label as stored, (h, w) uint8: neither turned nor resized to its image."""
+        """Returns the label as stored, (h, w) uint8: neither rotated nor resized to its image."""
         path = self._labels[index]
         return None if path is None else self._read_label(path)[0]
 
@@ -144,6 +152,24 @@ def files_of(dataset: SegmentationDataset, index: int) -> tuple[Path | None, Pat
         return files_of(dataset._dataset, dataset._indices[index])
     read: Callable[[int], tuple[Path, Path | None]] | None = getattr(dataset, "files", None)
     return (None, None) if read is None else read(index)
+
+
+def picture_of(dataset: SegmentationDataset, index: int) -> Picture:
+    """Returns an image, with what else its file holds if the data set reads files."""
+    if isinstance(dataset, Subset):
+        return picture_of(dataset._dataset, dataset._indices[index])
+    return dataset.picture(index) if isinstance(dataset, Files) else Picture(dataset.image(index))
+
+
+def sample_of(dataset: SegmentationDataset, index: int) -> tuple[Sample, Picture]:
+    """Returns image, label and name, and what else the file of the image holds."""
+    if isinstance(dataset, Subset):
+        return sample_of(dataset._dataset, dataset._indices[index])
+    if isinstance(dataset, Files):
+        picture = dataset.picture(index)
+        return dataset.sample(index, picture), picture
+    sample = dataset[index]
+    return sample, Picture(sample.image)
 
 
 def stored_label(dataset: SegmentationDataset, index: int) -> Tensor | None:

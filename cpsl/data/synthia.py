@@ -5,9 +5,10 @@ from pathlib import Path
 from torch import Tensor
 
 from cpsl.data.class_tables import to_classes
+from cpsl.data.files import find_files, find_labels
 from cpsl.data.labels import CITYSCAPES_16, SYNTHIA_IDS, LabelSpace
 from cpsl.data.names import IMAGE_SUFFIXES
-from cpsl.data.reading import find_files, find_labels, read_png16
+from cpsl.data.reading import read_png16
 from cpsl.data.sample import Files
 
 

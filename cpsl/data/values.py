@@ -50,7 +50,12 @@ def parse_color(text: str) -> int:
     numbers = re.fullmatch(r"\[?\s*(\d+)[,\s]+(\d+)[,\s]+(\d+)(?:[,\s]+(\d+))?\s*\]?", text)
     channels = [int(number or OPAQUE) for number in numbers.groups()] if numbers else [256]
     if max(channels) > 255:
-        raise ValueError(f'"{text}" is neither a whole number nor a color such as "#ff0000" or "255, 0, 0"')
+        hexadecimal = re.fullmatch(r"[0-9a-fA-F]{6}|[0-9a-fA-F]{8}", text.strip())
+        meant = f': if it is a color, write "#{text.strip()}"' if hexadecimal else ""
+        raise ValueError(
+            f'"{text}" is neither a whole number below 65536 nor a color such as "#ff0000" or "255, 0, 0"'
+            f"{meant}"
+        )
     return int.from_bytes(bytes(channels), "big")
 
 
@@ -114,7 +119,9 @@ class ClassMap:
         self.colors = bool(colors)
         index_of = dict[int, int]()
         for key, index in known.items():
-            value = parse_color(key) if isinstance(key, str) else key
+            if not isinstance(key, int | np.integer | str) or isinstance(key, bool):
+                raise ValueError(f"ids must be whole numbers or colors, got {key!r}")
+            value = parse_color(key) if isinstance(key, str) else int(key)
             if index_of.setdefault(value, index) != index:
                 raise ValueError(f"ids give {key} two classes, {index_of[value]} and {index}")
         self._values = np.array(sorted(index_of), np.int64)
@@ -123,10 +130,10 @@ class ClassMap:
             self._check_tolerance()
         self._table = None if self.colors else id_table(index_of)
         if self._table is not None and tolerance:
-            self._table = id_table(self._with_near(index_of))
+            self._table = self._nearest(np.arange(len(self._table)))
 
     def read(self, path: Path) -> tuple[Tensor, int]:
-        """Reads a label file as class indices (H, W) uint8, before any turning, and its own orientation."""
+        """Reads a label file as class indices (H, W) uint8, before any rotation, and its own orientation."""
         stored, orientation = read_stored(path, colors=self.colors, lossy=self.tolerance > 0)
         return self.convert(stored, path), orientation
 
@@ -169,7 +176,7 @@ class ClassMap:
 
     def _check_tolerance(self) -> None:
         """Raises ValueError if a value of one class is within the tolerance of another class."""
-        channels = _channels(self._values) if self.colors else self._values[:, None]
+        channels = self._as_channels(self._values)
         gap, pair = self.tolerance + 1, (0, 0)
         for i in range(len(channels) - 1):
             gaps = np.abs(channels[i + 1 :] - channels[i]).max(axis=1)
@@ -184,35 +191,27 @@ class ClassMap:
                 f"{second}, which are two classes"
             )
 
-    def _nearest(self, colors: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
-        """Returns the class index of each color, NO_CLASS if none is near, or two equally."""
-        place = np.searchsorted(self._values, colors).clip(max=len(self._values) - 1)
-        found = np.where(self._values[place] == colors, self._indices[place], np.int16(NO_CLASS))
+    def _as_channels(self, stored: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns the channels (N, 4) of colors, or (N, 1) numbers."""
+        if not self.colors:
+            return stored[:, None]
+        return np.ascontiguousarray(stored.astype(">u4")).view(np.uint8).reshape(-1, 4).astype(np.int64)
+
+    def _nearest(self, stored: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
+        """Returns the class index of each number or color, NO_CLASS if none is near, or two equally."""
+        place = np.searchsorted(self._values, stored).clip(max=len(self._values) - 1)
+        found = np.where(self._values[place] == stored, self._indices[place], np.int16(NO_CLASS))
         inexact = np.flatnonzero((found == NO_CLASS) & (self.tolerance > 0))
         for part in np.array_split(inexact, len(inexact) // 100_000 + 1):
-            given = _channels(colors[part])
-            nearest, classes = np.full(len(part), 256), np.full(len(part), NO_CLASS, np.int16)
-            for value, index in zip(_channels(self._values), self._indices, strict=True):
+            given = self._as_channels(stored[part])
+            nearest, classes = np.full(len(part), 65536), np.full(len(part), NO_CLASS, np.int16)
+            for value, index in zip(self._as_channels(self._values), self._indices, strict=True):
                 distance = np.abs(given - value).max(axis=1)
                 classes[(distance == nearest) & (classes != index)] = NO_CLASS
                 classes[distance < nearest] = index
                 nearest = np.minimum(nearest, distance)
             found[part] = np.where(nearest <= self.tolerance, classes, np.int16(NO_CLASS))
         return found
-
-    def _with_near(self, index_of: dict[int, int]) -> dict[int, int]:
-        """Returns the class of each number within the tolerance, without those between two classes."""
-        if not self.tolerance:
-            return index_of
-        nearest: dict[int, tuple[int, set[int]]] = {}
-        for value, index in index_of.items():
-            for near in range(max(value - self.tolerance, 0), min(value + self.tolerance, 65535) + 1):
-                distance, classes = nearest.get(near, (256, set()))
-                if abs(near - value) < distance:
-                    nearest[near] = abs(near - value), {index}
-                elif abs(near - value) == distance:
-                    classes.add(index)
-        return {value: min(classes) for value, (_, classes) in nearest.items() if len(classes) == 1}
 
 
 def _index_of_ids(classes: LabelSpace, ids: Ids | None, first: int) -> dict[int | str, int]:
@@ -233,10 +232,6 @@ def _index_of_ids(classes: LabelSpace, ids: Ids | None, first: int) -> dict[int 
             f"{', '.join(f'{i} {name}' for i, name in enumerate(classes.names))} and 255 (ignored)"
         )
     return {stored: index_of[value] for stored, value in ids.items()}
-
-
-def _channels(colors: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
-    return np.ascontiguousarray(colors.astype(">u4")).view(np.uint8).reshape(-1, 4).astype(np.int16)
 
 
 Inverse = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]

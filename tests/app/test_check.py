@@ -9,7 +9,7 @@ from app.conftest import Run
 from app.test_adapt import write_folders
 from app.tiny import STAGES, cpsl
 from cpsl.app.check import _check_data, _processes
-from cpsl.app.check_settings import validate
+from cpsl.app.check_settings import open_domains, validate
 from cpsl.app.command_line import parse
 from cpsl.app.run import changed_settings
 from cpsl.data.check import usable_cores
@@ -65,7 +65,8 @@ def test_one_fault_of_many_labels_is_one_problem(tmp_path: Path) -> None:
     labels = sorted((tmp_path / "source" / "labels").rglob("*.png"))
     for number, path in enumerate(labels):
         Image.new("L", Image.open(path).size, 40 + number).save(path)
-    data = _check_data(parse([str(word) for word in words]), PROCESS)
+    config = parse([str(word) for word in words])
+    data = _check_data(config, PROCESS, open_domains(config))
     (problem,) = data.problems
     assert f"{len(labels)} of {len(labels)} labels" in problem
     assert all(f" {40 + number} (" in problem for number in range(len(labels)))

@@ -1,4 +1,5 @@
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,40 @@ def test_nothing_is_proposed_without_labels_or_folders(tmp_path: Path) -> None:
     assert propose("source", Domain(dataset="gta5", root=tmp_path), CLASSES) == ""
 
 
+def test_patterns_that_are_set_or_match_all_are_not_proposed(tmp_path: Path) -> None:
+    values = np.zeros((6, 8), np.uint8)
+    domain = write(tmp_path, "{}_image.png", "{}_mask.png", values)
+    fits = {"image_pattern": "*_image.png", "label_pattern": "*_mask.png"}
+    assert propose("source", replace(domain, **fits), CLASSES) == ""
+    text = propose("source", replace(domain, image_pattern=fits["image_pattern"]), CLASSES)
+    assert "image_pattern" not in text
+    assert 'label_pattern = "*_mask.png"' in text
+    (tmp_path / "images" / "extra.png").touch()  # not matched, and no reason to propose anything else
+    assert propose("source", replace(domain, **fits), CLASSES) == ""
+
+
+@pytest.mark.parametrize(
+    ("image", "label"), [("{}.jpg", "{}.png"), ("{}.png", "{}_mask.png"), ("{}_rgb.png", "{}_gt.png")]
+)
+def test_patterns_are_proposed_for_one_folder_of_images_and_labels(
+    tmp_path: Path, image: str, label: str
+) -> None:
+    for index in range(3):
+        Image.new("RGB", (8, 6)).save(tmp_path / image.format(index))
+        Image.fromarray(np.full((6, 8), index % 2, np.uint8)).save(tmp_path / label.format(index))
+    domain = Domain(images=tmp_path, labels=tmp_path)
+    text = propose("source", domain, CLASSES)
+    lines = tomllib.loads("\n".join(line for line in text.splitlines() if line.startswith("    ")))
+    dataset = SegmentationFolder(tmp_path, tmp_path, CLASSES, **lines)
+    assert [int(sample.label[0, 0]) for sample in dataset] == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"both in .*image_pattern|differ only .* pattern") as error:
+        SegmentationFolder(tmp_path, tmp_path, CLASSES)
+    if "both in" in str(error.value):
+        assert all(f'{name} = "{text}"' in str(error.value) for name, text in lines.items())
+
+
 @pytest.mark.parametrize("labeled", [False, True])
-def test_skipped_files_and_turned_images_are_counted(tmp_path: Path, labeled: bool) -> None:
+def test_skipped_files_and_rotated_images_are_counted(tmp_path: Path, labeled: bool) -> None:
     write(tmp_path, "{}.png", "{}.png", np.zeros((4, 8), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -68,10 +101,10 @@ def test_skipped_files_and_turned_images_are_counted(tmp_path: Path, labeled: bo
         tmp_path / "images", tmp_path / "labels" if labeled else None, ["a"] if labeled else ()
     )
     for whole in (dataset, Subset(dataset, [0, 1, 2])):
-        skipped, turned = describe_files("target", whole)
+        skipped, rotated = describe_files("target", whole)
         assert "1 *.txt" in skipped
-        assert "1 of 3" in turned
-        assert ("label_orientation" in turned) == labeled
+        assert "1 of 3" in rotated
+        assert ("label_orientation" in rotated) == labeled
 
 
 def test_nothing_is_said_of_usual_data(tmp_path: Path) -> None:

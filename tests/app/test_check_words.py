@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ def test_groups_hold_every_problem_once(found: list[Finding]) -> None:
     for text, of_kind in zip(texts, kinds.values(), strict=True):
         assert all(f"\n  {finding.file}" in text for finding in of_kind[:2])
         assert "Fix: " in text
+
+
+@given(st.lists(st.floats(width=32), min_size=2, max_size=9))
+def test_numbers_of_any_form_are_one_kind(numbers: list[float]) -> None:
+    reasons = [f"it holds numbers, {low:.6g} to {high}: set" for low, high in pairwise(numbers)]
+    found = [Finding("image", f"{i}.tif", "", reason) for i, reason in enumerate(reasons)]
+    assert len(kinds_of(found)) == 1
+    assert len(kinds_of([Finding("image", "a", "", text) for text in ("nan information", "inform")])) == 2
 
 
 @given(found=findings())

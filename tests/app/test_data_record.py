@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,10 @@ def test_every_difference_is_found_where_all_checksums_are_known(
     resized = {name for name in common if len(before[name]) != len(after[name])}
     assert difference.added == paths(after.keys() - before.keys())
     assert difference.removed == paths(before.keys() - after.keys())
-    # Without a new time, content of the same size is not read.
-    assert difference.changed == paths(common - equal if new_time else resized)
+    # Without a new time, content of the same size is read only of files that share it with others.
+    sizes = Counter(map(len, before.values()))
+    shared = {name for name in common - equal if sizes[len(before[name])] > 1}
+    assert difference.changed == paths(common - equal if new_time else resized | shared)
     assert difference.touched == paths(equal if new_time else set())
     assert bool(str(difference)) == bool(difference.changed or difference.added or difference.removed)
 
@@ -93,6 +96,27 @@ def test_a_copy_of_a_large_data_set_is_recognized_by_some_files(tmp_path_factory
         os.utime(path, (3000, 3000))
     unknown = sorted(path for path in edited if not recorded[path].checksum)
     assert compare(recorded, stat_files(paths)).changed == unknown
+
+
+@given(st.lists(st.binary(min_size=1, max_size=3), min_size=2, max_size=9), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_swapped_files_of_a_large_data_set_are_found(tmp_path_factory, tails: list[bytes], random) -> None:
+    folder, budget = tmp_path_factory.getbasetemp() / "swap", data_record.CHECKED_BYTES
+    contents = {f"{i:02}": bytes(10_000) + tail for i, tail in enumerate(tails)}
+    write(folder, contents, 1000)
+    paths = [str(folder / name) for name in contents]
+    data_record.CHECKED_BYTES, data_record.FEW = 1, 1
+    try:
+        recorded = add_checksums(stat_files(paths), {})
+    finally:
+        data_record.CHECKED_BYTES, data_record.FEW = budget, 8
+    assert add_checksums(stat_files(paths), recorded) == recorded
+    order = list(contents)
+    random.shuffle(order)
+    swapped = {name: contents[other] for name, other in zip(contents, order, strict=True)}
+    write(folder, swapped, 1000)
+    expected = [str(folder / name) for name in contents if swapped[name] != contents[name]]
+    assert compare(recorded, stat_files(paths)).changed == expected
 
 
 def test_checksums_of_unchanged_files_are_kept_without_reading(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cpsl import LabelFreeScores, Segmenter
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
-from cpsl.app.evaluate import evaluate, evaluating, evenly_spaced
+from cpsl.app.evaluate import Arguments, evaluate, evaluating, evenly_spaced, settings_of
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, write_streets
 from cpsl.metrics import ConfusionMatrix
@@ -97,6 +97,24 @@ def test_scores_need_no_labels_and_are_those_of_the_library(streets: Path, tmp_p
     assert without["class_variation"] == pytest.approx(float(result.class_variation))
     assert without["class_distribution"] == pytest.approx(result.class_distribution.tolist())
     assert evaluate(Colors(19), config, PROCESS, flip=True)["scores"]["flip_agreement"] is None
+
+
+def test_folders_are_read_like_those_of_the_run_except_for_ids(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        'classes = ["a", "b"]\n[target]\nimages = "t"\n[evaluation]\nimages = "i"\nlabels = "l"\n'
+        'label_pattern = "*_mask"\nids = { "#ff0000" = "b" }\ntolerance = 9\nvalue_range = [0, 4095]\n'
+    )
+    arguments = Arguments(
+        weights=tmp_path / "model.pt",
+        config=(str(tmp_path / "run.toml"),),
+        images=tmp_path / "images",
+        labels=tmp_path / "labels",
+    )
+    read = settings_of(arguments).evaluation
+    assert (read.images, read.labels) == (tmp_path / "images", tmp_path / "labels")
+    assert (read.label_pattern, dict(read.ids)) == ("*_mask", {"#ff0000": "b"})
+    assert (read.tolerance, read.value_range) == (9, (0, 4095))
+    assert dict(settings_of(replace(arguments, ids={7: 0})).evaluation.ids) == {7: 0}
 
 
 @given(count=st.integers(1, 300), wanted=st.integers(1, 300))

@@ -17,7 +17,7 @@ from cpsl import Segmenter
 from cpsl.app import video
 from cpsl.app.predict import Arguments, Kind, predict_all
 from cpsl.data import LabelSpace
-from cpsl.data.reading import read_image
+from cpsl.data.pictures import read_image
 from cpsl.models import DeepLabV2
 from cpsl.training import Process
 from cpsl.visualize import overlay
@@ -210,6 +210,59 @@ def test_gray_images_are_read_in_their_range(weights: Path, tmp_path: Path) -> N
     assert torch.equal(*found)
 
 
+def test_the_range_of_the_training_is_kept_with_the_model(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values, photos = np.random.default_rng(0).integers(0, 4096, (32, 64)), tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(values.astype(np.uint16)).save(photos / "a.png")
+    loaded = Segmenter.load(weights)
+    assert loaded.value_range is None
+    Segmenter(loaded.model, loaded.classes, loaded.full_size, (0, 4095)).save(tmp_path / "model.pt")
+    segmenter = Segmenter.load(tmp_path / "model.pt")
+    assert segmenter.value_range == (0, 4095)
+    wanted = segmenter.predict(read_image(photos / "a.png", (0, 4095))).labels
+    assert torch.equal(segmenter.predict(photos / "a.png").labels, wanted)
+    assert predict_all(Arguments(tmp_path / "model.pt", photos, tmp_path / "out"), PROCESS) == []
+    assert torch.equal(read(tmp_path / "out" / "labels" / "a.png"), wanted)
+    assert "value-range" not in capsys.readouterr().out
+    dark = Arguments(tmp_path / "model.pt", photos, tmp_path / "dark", value_range=(0, 65535))
+    predict_all(dark, PROCESS)
+    dark_labels = segmenter.predict(read_image(photos / "a.png", (0, 65535))).labels
+    assert torch.equal(read(tmp_path / "dark" / "labels" / "a.png"), dark_labels)
+    assert "try --value-range 0 4095" in capsys.readouterr().out
+
+
+def test_links_that_lead_nowhere_do_not_stop_the_others(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.png").symlink_to("gone.png")
+    (photos / "itself.png").symlink_to("itself.png")
+    (photos / "notes.txt").touch()
+    (photos / "scan.heic").touch()
+    arguments = Arguments(weights, photos, tmp_path / "out")
+    unreadable = predict_all(arguments, PROCESS)
+    assert len(unreadable) == 2
+    assert "broken.png" in unreadable[0]
+    assert "itself.png" in unreadable[1]
+    assert "Errno" not in "".join(unreadable)
+    printed = capsys.readouterr().out
+    assert "3 predicted, 2 unreadable" in printed
+    assert "1 *.heic (the format .heic is not supported" in printed
+    assert "1 *.txt" in printed
+    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
+
+
+def test_a_folder_without_results_takes_any_options(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+    assert len(predict_all(Arguments(weights, tmp_path / "photos", tmp_path / "out"), PROCESS)) == 1
+    save(tmp_path / "photos" / "a.png", picture(0))
+    assert predict_all(Arguments(weights, tmp_path / "photos", tmp_path / "out", flip=True), PROCESS) == []
+    with pytest.raises(ValueError, match="flip: True then, False now"):
+        predict_all(Arguments(weights, tmp_path / "photos", tmp_path / "out"), PROCESS)
+
+
 def test_results_of_another_model_or_other_options_are_rejected(
     weights: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +286,8 @@ def test_a_damaged_description_is_named(weights: Path, photos: Path, tmp_path: P
     path = tmp_path / "out" / "prediction.json"
     path.parent.mkdir()
     path.write_text(content)
+    (path.parent / "labels").mkdir()
+    (path.parent / "labels" / "a.png").touch()
     with pytest.raises(ValueError, match=r"prediction\.json"):
         predict_all(Arguments(weights, photos, path.parent), PROCESS)
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from cpsl.data.folder import SegmentationFolder
 from cpsl.data.labels import LabelSpace
+from cpsl.data.pictures import read_image
 from cpsl.data.propose import is_suspicious_mask, propose_settings, propose_values
-from cpsl.data.reading import read_image
 from cpsl.data.sample import Subset
 from cpsl.data.values import ClassMap, count_stored_values
 
@@ -64,7 +64,17 @@ def test_the_names_of_public_data_sets_need_no_script(
     # Without the settings, the error proposes some that match.
     with pytest.raises(FileNotFoundError, match=r"2 of 2 images have.*match 2 of 2 images: ") as error:
         SegmentationFolder(*folders)
-    assert 'label_pattern = "' in str(error.value)
+    assert '_pattern = "' in str(error.value)
+    assert '= "*"' not in str(error.value)
+
+
+def test_patterns_that_are_no_better_than_those_set_are_not_proposed(tmp_path: Path) -> None:
+    for i in range(4):
+        write_pair(tmp_path / "i" / f"{i}.png", tmp_path / "l" / f"{i}_mask.png", i % 2)
+    (tmp_path / "l" / "3_mask.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 4 images have no label") as error:
+        SegmentationFolder(tmp_path / "i", tmp_path / "l", CLASSES, label_pattern="*_mask")
+    assert "These settings match" not in str(error.value)
 
 
 def test_images_and_labels_may_lie_in_one_folder(tmp_path: Path) -> None:
@@ -77,7 +87,7 @@ def test_images_and_labels_may_lie_in_one_folder(tmp_path: Path) -> None:
         assert labels_of(dataset) == {"a": 1, "b": 0}
     (tmp_path / "b_mask.png").rename(tmp_path / "b.png")
     (tmp_path / "a_mask.png").rename(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"differ only in their suffix.*pattern"):
+    with pytest.raises(ValueError, match=r"differ only in their extension.*pattern"):
         SegmentationFolder(tmp_path, tmp_path, CLASSES)
     dataset = SegmentationFolder(tmp_path, tmp_path, CLASSES, image_pattern="*.jpg", label_pattern="*.png")
     assert labels_of(dataset) == {"a": 1, "b": 0}
@@ -135,8 +145,8 @@ def test_all_formats_are_images_and_the_rest_is_listed(tmp_path: Path) -> None:
         (b"\0\0\0\x20ftypheic", "HEIC.*convert"),
         (b"\xff\x0a__", "JPEG XL.*convert"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
-        (b"<!DOCTYPE html><html>", "web page"),
-        (b"hello", "damaged"),
+        (b"<!DOCTYPE html><html>", "HTML page"),
+        (b"hello", "hello"),
     ],
 )
 def test_files_of_other_formats_are_named(tmp_path: Path, start: bytes, words: str) -> None:

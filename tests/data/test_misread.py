@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cpsl.data import SegmentationFolder, turned_images
-from cpsl.data.reading import read_image, read_stored_label, turn
+from cpsl.data import SegmentationFolder, rotated_images
+from cpsl.data.pictures import read_image
+from cpsl.data.reading import read_stored_label, rotate
 
 NUMBERS = np.random.default_rng(0).integers(0, 250, (6, 10)).astype(np.uint8)
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -28,19 +29,19 @@ def test_a_tiff_is_turned_as_a_whole(
     factor = 257 if dtype is np.uint16 else 1
     picture = Image.fromarray(NUMBERS.astype(dtype) * dtype(factor))
     picture.save(tmp_path / "a.tif", exif=exif, compression=compression)
-    assert np.array_equal(read_image(tmp_path / "a.tif")[0], turn(NUMBERS, orientation))
+    assert np.array_equal(read_image(tmp_path / "a.tif")[0], rotate(NUMBERS, orientation))
     assert np.array_equal(read_stored_label(tmp_path / "a.tif"), NUMBERS.astype(dtype) * dtype(factor))
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("extension", ["png", "tif"])
 def test_an_orientation_in_xmp_applies_to_image_and_label(
-    tmp_path: Path, orientation: int, ending: str
+    tmp_path: Path, orientation: int, extension: str
 ) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     xmp = XMP.format(orientation)
-    if ending == "png":
+    if extension == "png":
         info = PngInfo()
         info.add_itxt("XML:com.adobe.xmp", xmp)
         Image.fromarray(NUMBERS).save(tmp_path / "images" / "a.png", pnginfo=info)
@@ -50,11 +51,11 @@ def test_an_orientation_in_xmp_applies_to_image_and_label(
     folder = SegmentationFolder(
         tmp_path / "images", tmp_path / "labels", ["a", "b", "c"], label_orientation="stored"
     )
-    assert np.array_equal(folder[0].image[0], turn(NUMBERS, orientation))
+    assert np.array_equal(folder[0].image[0], rotate(NUMBERS, orientation))
     for label in (folder[0].label, folder.label(0)):
         assert label is not None
-        assert np.array_equal(label, turn(NUMBERS % 3, orientation))
-    assert turned_images(folder) == {"a": orientation}
+        assert np.array_equal(label, rotate(NUMBERS % 3, orientation))
+    assert rotated_images(folder) == {"a": orientation}
 
 
 def save_tiff(path: Path, values: np.ndarray, **tags: int) -> None:

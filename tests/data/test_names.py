@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cpsl.data.matching import find_label_maps, propose_patterns
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, match_labels
-from cpsl.data.propose import find_label_maps, propose_patterns
 
 words = st.text("abxyé", min_size=1, max_size=4)
 literals = st.sampled_from(["", "_image", "img-", "/rgb/", "_", "/", ".v1", "[", "(?", "+"])
@@ -26,17 +26,17 @@ def test_what_a_pattern_fills_it_matches(
 ) -> None:
     pattern = Pattern(start + "".join(f"*{text}" for text in [*between, end + suffix]))
     key = data.draw(st.tuples(*[words] * (len(between) + 1)))
-    ending = suffix or data.draw(st.sampled_from(IMAGE_SUFFIXES))
-    name = pattern.fill(key) + ("" if suffix else ending)
+    extension = suffix or data.draw(st.sampled_from(IMAGE_SUFFIXES))
+    name = pattern.fill(key) + ("" if suffix else extension)
     matched = pattern.key(name)
     assert matched is not None
-    assert pattern.fill(matched) + ("" if suffix else ending) == name
+    assert pattern.fill(matched) + ("" if suffix else extension) == name
     assert len(matched) == pattern.stars
     # A text that contains a literal of the pattern can be divided in several ways.
     assert matched == key or any(set(text) & set("/_.-[(?+img") for text in [*between, end, start])
-    assert pattern.key(name[: -len(ending)] + ending.upper()) == matched
+    assert pattern.key(name[: -len(extension)] + extension.upper()) == matched
     assert pattern.key(unicodedata.normalize("NFD", name)) == matched
-    assert pattern.key(name[: -len(ending)] + ".txt") is None
+    assert pattern.key(name[: -len(extension)] + ".txt") is None
     if start:
         assert pattern.key("#" + name) is None
 

@@ -1,4 +1,4 @@
-"""Pictures that EXIF turns, and labels of the displayed or the stored pixels."""
+"""Pictures that EXIF rotates, and labels of the displayed or the stored pixels."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cpsl.data.folder import SegmentationFolder
-from cpsl.data.orientation import fit_label, resize_label, turned_images
-from cpsl.data.reading import read_header, read_image, read_stored, turn
+from cpsl.data.orientation import fit_label, resize_label, rotated_images
+from cpsl.data.pictures import read_image
+from cpsl.data.reading import read_header, read_stored, rotate
 from cpsl.data.sample import Subset
 
 INVERSE = {6: 8, 8: 6}
@@ -47,11 +48,11 @@ def test_pictures_are_displayed_like_pillow_does(tmp_path: Path, suffix: str, or
         stored, found = read_stored(path, colors=True)
         assert found == orientation
         np.testing.assert_array_equal(stored >> 24, pixels * 100)
-        np.testing.assert_array_equal(turn(stored, orientation) >> 24, expected[..., 0])
+        np.testing.assert_array_equal(rotate(stored, orientation) >> 24, expected[..., 0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("convention", ["turned", "stored"])
+@pytest.mark.parametrize("convention", ["rotated", "stored"])
 @pytest.mark.parametrize("size", [(8, 16), (8, 8)])
 def test_labels_of_both_conventions_fit_their_pictures(
     tmp_path: Path, size: tuple[int, int], convention: str, orientation: int
@@ -60,7 +61,7 @@ def test_labels_of_both_conventions_fit_their_pictures(
     (tmp_path / "l").mkdir()
     stored = halves(*size)
     Image.fromarray(stored * 100).save(tmp_path / "i" / "a.png", exif=exif(orientation))
-    displayed = turn(stored, orientation)
+    displayed = rotate(stored, orientation)
     drawn = stored if convention == "stored" else displayed
     Image.fromarray(np.ascontiguousarray(drawn)).save(tmp_path / "l" / "a.png")
 
@@ -83,14 +84,14 @@ def test_labels_of_both_conventions_fit_their_pictures(
         assert label is not None
         assert torch.equal(label, image)
     else:
-        with pytest.raises(ValueError, match=r"i/a\.png is turned by EXIF.*label_orientation"):
+        with pytest.raises(ValueError, match=r"i/a\.png is rotated by EXIF.*label_orientation"):
             read()
 
 
 def test_the_label_of_the_other_convention_is_refused_by_its_size(tmp_path: Path) -> None:
-    label, turned = torch.zeros(4, 8, dtype=torch.uint8), (8, 4)
+    label, rotated = torch.zeros(4, 8, dtype=torch.uint8), (8, 4)
     with pytest.raises(ValueError, match=r'a\.jpg is 4x8 after.*6, .*a\.png is 8x4; .*"stored"'):
-        fit_label(label, 1, turned, 6, PATHS, convention="turned")
+        fit_label(label, 1, rotated, 6, PATHS, convention="rotated")
     with pytest.raises(ValueError, match="is 8x4; resize_labels"):
         fit_label(label, 1, (8, 9), 6, PATHS)
 
@@ -100,14 +101,14 @@ def test_nothing_is_guessed(own: int, orientation: int, seed: int) -> None:
     label = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (2, 3)))
     size = (3, 2) if orientation >= 5 else (2, 3)
     results = []
-    for convention in ("turned", "stored", "auto"):
+    for convention in ("rotated", "stored", "auto"):
         try:
             results.append(fit_label(label, own, size, orientation, PATHS, convention=convention).tolist())  # type: ignore[arg-type]
         except ValueError:
             results.append(None)
-    turned, stored, recognized = results
+    rotated, stored, recognized = results
     assert stored is not None
-    assert recognized in ((None,) if turned not in (None, stored) else (stored,))
+    assert recognized in ((None,) if rotated not in (None, stored) else (stored,))
 
 
 def test_turned_pictures_are_listed(tmp_path: Path) -> None:
@@ -115,8 +116,8 @@ def test_turned_pictures_are_listed(tmp_path: Path) -> None:
         Image.new("RGB", (4, 2)).save(tmp_path / f"{i}.jpg", exif=exif(i + 1))
     (tmp_path / "9.png").touch()
     dataset = SegmentationFolder(tmp_path)
-    assert turned_images(dataset) == {"1": 2, "2": 3, "3": 4}
-    assert turned_images(Subset(dataset, [0, 2])) == {"2": 3}
+    assert rotated_images(dataset) == {"1": 2, "2": 3, "3": 4}
+    assert rotated_images(Subset(dataset, [0, 2])) == {"2": 3}
 
 
 def test_exif_after_the_pixels_of_a_png_is_found(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cpsl.data.class_tables import id_table, to_classes
-from cpsl.data.reading import PNG_SIGNATURE, find_files, png_size, read_image, read_png16, read_stored_label
+from cpsl.data.files import find_files
+from cpsl.data.formats import PNG_SIGNATURE
+from cpsl.data.pictures import read_image
+from cpsl.data.reading import png_size, read_png16, read_stored_label
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Stored numbers and colors of label files of all formats, and the classes they stand for."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cpsl.data.formats import PNG_SIGNATURE
 from cpsl.data.labels import IGNORE_INDEX, LabelSpace, distinct_palette
-from cpsl.data.reading import PNG_SIGNATURE, read_stored, read_stored_label
+from cpsl.data.reading import read_stored, read_stored_label
 from cpsl.data.values import ClassMap, count_runs, count_stored_values, format_color, parse_color
 
 CLASSES = LabelSpace(("road", "car", "sky"), distinct_palette(3))
@@ -222,6 +224,13 @@ def test_wrong_ids_are_named(ids: dict[int | str, int | str], words: str) -> Non
     if 70_000 in ids:
         with pytest.raises(ValueError, match=words):
             ClassMap(CLASSES, ids, tolerance=9)
+
+
+@given(st.one_of(st.floats(), st.booleans(), st.from_regex(r"[0-9a-fA-F]{6}|[0-9a-fA-F]{8}", fullmatch=True)))
+def test_keys_that_are_neither_numbers_nor_colors_are_named(key: float | str) -> None:
+    meant = f'write "#{key}"' if isinstance(key, str) else repr(key)
+    with pytest.raises(ValueError, match=re.escape(meant)):
+        ClassMap(CLASSES, {key: 1})  # type: ignore[dict-item]
 
 
 def test_numbers_may_begin_at_any_first_id() -> None:

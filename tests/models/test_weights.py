@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cpsl.models import build_network
+from cpsl.models.adapters.fitting import without_wrappers
 from cpsl.models.adapters.weights import NESTED, load_weights, read_weights
 
 PREFIXES = (
@@ -223,15 +224,53 @@ def test_numbers_of_either_numpy_are_accepted(tmp_path: Path) -> None:
         ("ema_model", "model"),
         ("online_encoder", "target_encoder"),
         ("model", "imnet_model"),
+        ("G_ema", "G"),
+        ("ema_net", "net"),
+        ("net_avg", "net"),
+        ("swa-model", "model"),
     ],
 )
-def test_of_several_networks_the_usual_one_is_used(tmp_path: Path, used: str, unused: str) -> None:
-    given, network = donor(), Network()
-    state = {f"{used}.{key}": value for key, value in given.backbone.state_dict().items()}
-    state |= {f"{unused}.{key}": -value for key, value in given.backbone.state_dict().items()}
-    torch.save(state, tmp_path / "w.pth")
+@pytest.mark.parametrize("nested", [False, True])
+def test_of_several_networks_the_usual_one_is_used(
+    tmp_path: Path, used: str, unused: str, nested: bool
+) -> None:
+    given, network = donor().backbone.state_dict(), Network()
+    other = {key: -value for key, value in given.items()}
+    state: dict[str, Any] = {unused: other, used: given}
+    flat = {f"{name}.{key}": value for name, part in state.items() for key, value in part.items()}
+    torch.save(state if nested and used != "model" else flat, tmp_path / "w.pth")
     load_weights(network, tmp_path / "w.pth", "backbone")
-    assert torch.equal(network.backbone.conv1.weight, given.backbone.conv1.weight)
+    assert torch.equal(network.backbone.conv1.weight, given["conv1.weight"])
+    if used != "online_encoder" and "_q" not in used:
+        assert without_wrappers(flat).keys() in (given.keys(), flat.keys())
+
+
+def test_an_entry_that_is_named_like_an_average_of_something_else_is_not_used(tmp_path: Path) -> None:
+    given, network = donor().backbone.state_dict(), Network()
+    torch.save({"model": given, "ema_loss": {"value": torch.ones(1)}}, tmp_path / "w.pth")
+    load_weights(network, tmp_path / "w.pth", "backbone")
+    assert torch.equal(network.backbone.conv1.weight, given["conv1.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_in_place_of_weights_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    state, network = donor().state_dict(), Network()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    state["backbone.bn1.running_var"] = state["backbone.bn1.running_var"].to(dtype)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth.*backbone\.bn1\.running_var \(" + str(dtype)[6:]):
+        load_weights(network, tmp_path / "w.pth", "backbone")
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_programs_are_told_from_weights(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt.*TorchScript.*state_dict") as refused:
+        read_weights(tmp_path / "w.pt")
+    assert "weights_only" not in str(refused.value)
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "w.pt2")
+    with pytest.raises(ValueError, match=r"w\.pt2.*torch\.export.*state_dict"):
+        read_weights(tmp_path / "w.pt2")
 
 
 def test_equally_good_networks_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from cpsl.data import Synthia
 data, labels = partial(Case, "data"), partial(Case, "labels")
 
 
-def turned() -> None:
+def rotated() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 32)).save("source/images/c.jpg", exif=exif)
@@ -73,7 +73,7 @@ DATA = [
     data(
         "CMYK image", picture("source/images/0.jpg", "CMYK", color=(0, 0, 0, 0)), act=pixel_is(255, 255, 255)
     ),
-    data("image turned by EXIF", turned, act=gives(lambda: tuple(read(index=2).image.shape), (3, 64, 32))),
+    data("image rotated by EXIF", rotated, act=gives(lambda: tuple(read(index=2).image.shape), (3, 64, 32))),
     data("animated GIF named like a PNG", frames, act=pixel_is(255, 0, 0)),
     data(
         "image of far too many pixels", picture(IMAGE, "1", (20_000, 20_000)), (IMAGE, "400000000"), act=read

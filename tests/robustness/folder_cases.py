@@ -30,7 +30,7 @@ def level_is(level: int, **options: Any) -> Act:
     return gives(lambda: int(SegmentationFolder("source/images", **options).image(0)[0, 0, 0]), level)
 
 
-def turned_image(orientation: int, size: tuple[int, int] = (64, 32)) -> Act:
+def rotated_image(orientation: int, size: tuple[int, int] = (64, 32)) -> Act:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return lambda: Image.new("RGB", size).save(IMAGE, exif=exif)
@@ -73,7 +73,7 @@ LABELS_RENAMED = [rename(f"source/labels/{name}.png", f"source/labels/{name}_mas
 NAMED_LABELS = settings('labels = "source/labels"', 'labels = "source/labels", label_pattern = "*_mask.png"')
 GRAY = np.ones((32, 64, 3))
 
-TURNED_180, TURNED_90 = [turned_image(3), halves()], [turned_image(8), halves()]
+ROTATED_180, ROTATED_90 = [rotated_image(3), halves()], [rotated_image(8), halves()]
 TO_STATE = (IMAGE, "label_orientation")
 LFS = b"version https://git-lfs.github.com/spec/v1"
 ALONE = [remove(TARGET), remove("target/images/b.png"), content("target/images/a.heic", b"x")]
@@ -112,21 +112,21 @@ FOLDERS = [
         stored(LABEL, np.ones((16, 32))),
         act=classes_are(1, resize_labels=True),
     ),
-    folders("image turned by 180 degrees", TURNED_180, TO_STATE, first_pixel_is(0)),
+    folders("image rotated by 180 degrees", ROTATED_180, TO_STATE, first_pixel_is(0)),
     folders(
-        "image turned by 180 degrees, label too",
-        TURNED_180,
-        act=first_pixel_is(1, label_orientation="turned"),
+        "image rotated by 180 degrees, label too",
+        ROTATED_180,
+        act=first_pixel_is(1, label_orientation="rotated"),
     ),
     folders(
-        "image turned by 180 degrees, label not",
-        TURNED_180,
+        "image rotated by 180 degrees, label not",
+        ROTATED_180,
         act=first_pixel_is(0, label_orientation="stored"),
     ),
-    folders("mirrored image", [turned_image(2), halves()], TO_STATE, first_pixel_is(0)),
-    folders("image turned by 90 degrees, label not", TURNED_90, act=first_pixel_is(0)),
+    folders("mirrored image", [rotated_image(2), halves()], TO_STATE, first_pixel_is(0)),
+    folders("image rotated by 90 degrees, label not", ROTATED_90, act=first_pixel_is(0)),
     folders(
-        "image turned by 90 degrees, label too", [turned_image(8), halves(64, 32)], act=first_pixel_is(1)
+        "image rotated by 90 degrees, label too", [rotated_image(8), halves(64, 32)], act=first_pixel_is(1)
     ),
     folders("decimal TIFF", array(IMAGE, 1, np.float32), (IMAGE, "value_range"), level_is(0)),
     folders("decimal TIFF, stated", array(IMAGE, 1, np.float32), act=level_is(255, value_range=(0, 1))),

@@ -22,8 +22,9 @@ from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.authors import read_release_checkpoint
 from cpsl.data import SoftLabelStore
+from cpsl.data.pictures import read_image
 from cpsl.data.pseudo_labels import path_of
-from cpsl.data.reading import read_image, read_png16, read_stored_label
+from cpsl.data.reading import read_png16, read_stored_label
 from cpsl.models import load_backbone_weights
 from cpsl.models.resnet import resnet_tiny
 from cpsl.training import load, read_scalars

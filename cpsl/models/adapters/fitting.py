@@ -1,6 +1,7 @@
 """Entries of a file matched to the tensors of a network, whatever wrappers were around it."""
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 import torch
@@ -11,11 +12,18 @@ _logger = logging.getLogger("cpsl")
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of keys that torch.compile, parallel and sharded modules add, anywhere in a key."""
 
-PREFERRED = ("teacher", "ema", "ema_model", "model_ema", "averaged_model", "encoder_q", "base_encoder")
-"""Parts of keys of the network to use, if a file has several; the others are copies of it or students."""
+PREFERRED = ("encoder_q", "base_encoder")
+"""Parts of keys of the network to use, as are moving averages, if a file has several."""
+
+AVERAGE_WORDS = frozenset(("ema", "teacher", "averaged", "average", "avg", "swa"))
+"""Words in names of moving averages, such as G_ema beside G."""
 
 SECONDARY = ("student", "encoder_k", "momentum_encoder", "target_encoder", "target_network", "imnet_model")
 """Parts of keys of networks that are used only if a file has no other."""
+
+
+NORMALIZATION = ("mean", "std")
+"""Entries of the color normalization; 0 and 1 as whole numbers are right there."""
 
 
 def find_entries(
@@ -104,23 +112,66 @@ def without_wrappers(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     entries = dict(entries)
     while entries:
-        first = {key.partition(".")[0] for key in entries}
-        known: tuple[str, ...] = PREFERRED if first & {*SECONDARY} else ()
+        first = dict.fromkeys(key.partition(".")[0] for key in entries)
+        preferred = [name for name in first if is_preferred(name)]
+        several = any(name in SECONDARY for name in first) or _are_copies(entries, list(first))
+        known = preferred if several else []
         if len(first) == 1:
-            known = (*WRAPPERS, "model", *PREFERRED, *SECONDARY)
-        chosen = next((name for name in known if name in first), None)
-        if chosen is None:
+            known = [name for name in first if name in (*WRAPPERS, "model", *SECONDARY)] + preferred
+        if not known:
             break
+        chosen = known[0]
         prefix = f"{chosen}."
         entries = {key.removeprefix(prefix): v for key, v in entries.items() if key.startswith(prefix)}
     return entries
+
+
+def _are_copies(entries: Mapping[str, Tensor], names: list[str]) -> bool:
+    """Returns whether all keys have one of several prefixes, and the same rest below each."""
+    below = [{key.partition(".")[2] for key in entries if key.startswith(f"{name}.")} for name in names]
+    return len(names) > 1 and all(part == below[0] for part in below)
+
+
+def is_average(name: str) -> bool:
+    """Returns whether a name is that of a moving average.
+
+    Example:
+        >>> is_average("G_ema"), is_average("emanet")
+        (True, False)
+    """
+    return not AVERAGE_WORDS.isdisjoint(re.split(r"[\W_]+", name.lower()))
+
+
+def is_preferred(name: str) -> bool:
+    """Returns whether a part of a key is that of the network to use, if a file has several."""
+    return name in PREFERRED or is_average(name)
 
 
 def _rank(prefix: str) -> int:
     parts = prefix.split(".")
     if any(part in SECONDARY for part in parts):
         return 2
-    return 0 if any(part in PREFERRED for part in parts) else 1
+    return 0 if any(map(is_preferred, parts)) else 1
+
+
+def refuse_integers(entries: Mapping[str, Tensor], target: Mapping[str, Tensor], path: object) -> None:
+    """Raises ValueError if entries are whole numbers, where a network has floating-point numbers.
+
+    They would be converted without an error; in quantized networks they mean other numbers.
+    """
+    wrong = [
+        f"{key} ({str(value.dtype).removeprefix('torch.')})"
+        for key, value in entries.items()
+        if key in target
+        and target[key].is_floating_point()
+        and not value.is_floating_point()
+        and key not in NORMALIZATION
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} has whole numbers in place of weights, such as {', '.join(wrong[:3])}: it is quantized "
+            "or damaged; use the file with floating-point weights"
+        )
 
 
 def fit_weights(
@@ -133,13 +184,14 @@ def fit_weights(
 
     Args:
         module: The network.
-        weights: Entries of the file.
+        weights: Entries of the file; prefixes of their keys, such as "module.", are recognized.
         path: The file, which is named in errors.
         encoder: Name of the submodule that the weights must have; "" for the whole module.
         optional: Prefix of entries that may be absent.
 
     Raises:
-        ValueError: The encoder's entries are absent or have other shapes, or the file has several encoders.
+        ValueError: The encoder's entries are absent, have other shapes or are whole numbers, or the file has
+            several encoders.
     """
     target = module.state_dict()
     root = f"{encoder}." if encoder else ""
@@ -158,9 +210,11 @@ def fit_weights(
             f"{expected}; the file has {len(weights)} entries, such as {found}"
         )
     complete = all(key in entries for key in counted)
-    kept = [key for key in fits if complete or key.startswith(root) or key in ("mean", "std")]
-    module.load_state_dict({key: entries[key] for key in kept}, strict=False)
-    learned = [key for key in counted if key not in ("mean", "std")]
+    kept = [key for key in fits if complete or key.startswith(root) or key in NORMALIZATION]
+    chosen = {key: entries[key] for key in kept}
+    refuse_integers(chosen, target, path)
+    module.load_state_dict(chosen, strict=False)
+    learned = [key for key in counted if key not in NORMALIZATION]
     log_filled(path, type(module).__name__, learned, kept, prefix)
 
 

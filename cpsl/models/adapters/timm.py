@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
 from cpsl.models.adapters.adapted import AdaptedNetwork, plain_copy
-from cpsl.models.adapters.fitting import find_entries, log_filled, without_wrappers
+from cpsl.models.adapters.fitting import find_entries, log_filled, refuse_integers, without_wrappers
 from cpsl.models.adapters.weights import read_weights
 from cpsl.models.decoders import DAFormerDecoder, LightDecoder
 from cpsl.models.network import NetworkSpec, SegmentationOutput
@@ -330,6 +330,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], weights: str | Path) -> di
                 f"{type(model).__name__}"
             ) from error
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    refuse_integers(fitting, own, weights)
     model.load_state_dict(fitting, strict=False)
     return state
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpsl.models.adapters.adapted import AdaptedNetwork
-from cpsl.models.adapters.fitting import log_filled, without_wrappers
+from cpsl.models.adapters.fitting import log_filled, refuse_integers, without_wrappers
 from cpsl.models.adapters.module import MASK_CLASSIFICATION, ModuleBody, evaluation, from_module, trial_images
 from cpsl.models.adapters.weights import check_hub, read_weights
 from cpsl.models.network import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, SegmentationOutput
@@ -218,7 +218,9 @@ def _load_pretrained(name: str, config: Any, entries: dict[str, Tensor] | None =
             f"have another shape, such as {', '.join(sorted(absent)[:3])}{found}; set the options as in "
             "its configuration"
         )
-    encoder = [key for key in loaded.state_dict() if key.startswith(prefix)]
+    state = loaded.state_dict()
+    refuse_integers(entries or {}, state, name)
+    encoder = [key for key in state if key.startswith(prefix)]
     log_filled(name, config.model_type, encoder, encoder, "")
     module: Any = loaded
     if only_backbone:

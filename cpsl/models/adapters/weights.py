@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpsl._internal.file_kinds import find_damage, is_safetensors
+from cpsl._internal.file_kinds import describe_file, find_damage, is_safetensors
 from cpsl._internal.files import SCALARS_AND_ARRAYS, load_safely
-from cpsl.models.adapters.fitting import fit_weights
+from cpsl.models.adapters.fitting import fit_weights, is_average
 
 _logger = logging.getLogger("cpsl")
 
@@ -60,6 +60,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     if path.is_file() and is_safetensors(path):
         return _read_safetensors(path)
+    if path.is_file() and (reason := describe_file(path)):  # torch would recommend to run its code
+        raise ValueError(f"{path} cannot be read: {reason}")
     with torch.serialization.safe_globals(PLAIN):
         content = load_safely(path)
     if damaged := find_damage(path):  # torch does not compare the checksums of the tensors
@@ -70,7 +72,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             break
         if len(nested) > 1:
             _logger.info(f"{path}: reads its entry {nested[0]}, not {' or '.join(nested[1:])}")
-        content = content[nested[0]]
+        content = _prefer_average(content, nested[0], path)
     inner = content.values() if isinstance(content, Mapping) else ()
     if any(isinstance(value, Mapping) and "model_state" in value for value in inner):
         raise ValueError(
@@ -81,6 +83,23 @@ def _read(path: Path) -> dict[str, Tensor]:
         return tensors
     found = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
     raise ValueError(f"{path} contains no state dict, but {found or 'nothing'}")
+
+
+def _prefer_average(content: Mapping[Any, Any], name: str, path: Path) -> Mapping[Any, Any]:
+    """Returns an entry of a checkpoint or, if there is one of the same tensors, its moving average."""
+    chosen, shapes = name, _shapes(content[name])
+    for other, value in content.items():
+        twin = isinstance(other, str) and isinstance(value, Mapping) and other != name
+        if twin and is_average(other) and not is_average(name) and _shapes(value) == shapes:
+            _logger.info(f"{path}: reads its entry {other}, not {name}")
+            chosen = other
+            break
+    found: Mapping[Any, Any] = content[chosen]
+    return found
+
+
+def _shapes(content: object) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in _tensors(content).items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -110,20 +129,7 @@ def _tensors(content: object) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, path: str | Path, encoder: str = "") -> None:
-    """Loads weights from a file into a module or its encoder.
-
-    Prefixes of the keys, such as "module." or "backbone.", are recognized. Layers outside of the encoder are
-    loaded if the file contains all of them, except those of another shape, such as a classifier of other
-    classes.
-
-    Args:
-        module: The network.
-        path: File of a state dict, or of a checkpoint that contains one.
-        encoder: Name of the submodule that the file must contain; "" for the whole module.
-
-    Raises:
-        ValueError: The encoder's entries are absent or have other shapes.
-    """
+    """Loads a file into a module or its encoder: `read_weights`, then `fit_weights`."""
     fit_weights(module, read_weights(path), path, encoder)
 
 

@@ -1,0 +1,115 @@
+"""What `cpsl check` says about images that can be read: unused ranges of values, label maps, missing ends."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cpsl.app.check_words import fill, table
+from cpsl.app.domain import Domain
+from cpsl.data import DatasetCheck, SegmentationDataset
+from cpsl.data.appearance import label_maps_among, value_range_of
+from cpsl.data.pictures import Range
+from cpsl.data.sample import files_of
+
+DARK = 64
+"""Colors of 16 bits that stay below, of 255, fill a quarter of their range."""
+
+
+def warn_of_images(
+    datasets: Mapping[str, SegmentationDataset],
+    results: Mapping[str, DatasetCheck],
+    domains: Mapping[str, Domain],
+) -> list[str]:
+    """Returns warnings about images that are probably not read as they should be.
+
+    Args:
+        datasets: Data sets of the domains by name: "source" or "source 1", ..., "target", "evaluation".
+        results: Results of their check.
+        domains: Their settings.
+    """
+    texts = _warn_of_ranges(results, domains)
+    for name, result in results.items():
+        texts.append(_warn_of_label_maps(name, domains[name], datasets[name], result))
+        texts.append(_warn_of_flat_ends(name, datasets[name], result))
+    return [fill(f"Warning: {text}") for text in texts if text]
+
+
+def _warn_of_ranges(results: Mapping[str, DatasetCheck], domains: Mapping[str, Domain]) -> list[str]:
+    """Warns of values that fill a small part of their range, and of domains with different ranges."""
+    texts, ranges = list[str](), dict[str, Range | None]()
+    for name, result in results.items():
+        domain, looks = domains[name], [look for look in result.appearances if look is not None]
+        deep = [look for look in looks if look.bits > 8]
+        if not deep:
+            continue
+        gray = [look for look in deep if look.gray]
+        proposed = value_range_of(gray, domain.value_range) if domain.dataset == "folder" else None
+        if proposed:
+            low, high = min(look.low for look in gray), max(look.high for look in gray)
+            unscaled = domain.value_range is None and any(look.bits == 32 for look in gray)
+            read = (
+                "" if unscaled else f", but are read as if black and white were {_said(domain.value_range)}"
+            )
+            texts.append(
+                f"{name}: {len(gray)} of {result.images} images hold gray values from {low:.6g} to {high:.6g}"
+                f"{read}. In the table {table(name)}:\nvalue_range = [{proposed[0]}, {proposed[1]}]"
+            )
+        elif gray:
+            ranges[name] = domain.value_range
+        elif (brightest := max(look.high for look in deep)) < DARK:
+            texts.append(
+                f"{name}: {len(deep)} of {result.images} images have colors of 16 bits, but no value above "
+                f"{256 * brightest + 255:.0f} of 65535, so that they are nearly black. Convert them to 8 "
+                "bits; value_range is for gray images"
+            )
+    if len(set(ranges.values())) > 1:
+        listed = ", ".join(f"{_said(limits)} in {table(name)}" for name, limits in ranges.items())
+        texts.append(
+            f"images of more than 8 bits are read with different black and white: {listed}. Set the same "
+            "value_range, unless their cameras store values differently"
+        )
+    return texts
+
+
+def _said(value_range: Range | None) -> str:
+    low, high = value_range or (0, 65535)
+    return f"{low:g} and {high:g}" + ("" if value_range else " (no value_range)")
+
+
+def _warn_of_label_maps(name: str, domain: Domain, dataset: SegmentationDataset, result: DatasetCheck) -> str:
+    """Warns of label maps among the images, with the pattern that excludes them."""
+    if domain.dataset != "folder" or domain.images is None:
+        return ""
+    paths = [_relative(files_of(dataset, index)[0], domain.images) for index in range(len(dataset))]
+    others = [_relative(path, domain.images) for path in getattr(dataset, "skipped", {})]
+    found = label_maps_among(paths, result.appearances, [path for path in others if path])
+    if found is None:
+        return ""
+    text = (
+        f"{name}: {len(found.names)} of {result.images} images look like label maps, with few colors in flat "
+        f"areas, such as {_examples(found.names)}"
+    )
+    if len(found.names) == sum(look is not None for look in result.appearances):
+        return f"{text}. Check the path `images`"
+    if found.image_pattern is None:
+        return f"{text}. Move them to another folder, since no image_pattern tells them from the others"
+    return f'{text}. If they are, write in the table {table(name)}:\nimage_pattern = "{found.image_pattern}"'
+
+
+def _warn_of_flat_ends(name: str, dataset: SegmentationDataset, result: DatasetCheck) -> str:
+    """Warns of images that seem to be cut off."""
+    found = [i for i, look in enumerate(result.appearances) if look is not None and look.ends_flat]
+    if not found:
+        return ""
+    files = [str(files_of(dataset, index)[0] or dataset.names[index]) for index in found]
+    return (
+        f"{name}: the last rows of {len(found)} of {result.images} images have one color, as if the files "
+        f"were cut off, such as {_examples(files)}"
+    )
+
+
+def _examples(names: Sequence[str]) -> str:
+    return " and ".join(names[:2])
+
+
+def _relative(path: Path | None, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path is not None and path.is_relative_to(folder) else ""

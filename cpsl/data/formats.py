@@ -1,0 +1,138 @@
+"""Formats of pictures: which are read, what other files are, and which files are incomplete."""
+
+import errno
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import UnidentifiedImageError
+
+from cpsl._internal.file_kinds import describe_text
+
+# Accepted formats, whatever the extension. Pillow would run an external program for some others (EPS).
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+OTHER_FORMATS = {
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(hei|hev|mif|msf)",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "a NumPy array": rb"\x93NUMPY",
+    "PDF": rb"%PDF",
+    "PostScript": rb"%!PS",
+    "Photoshop": rb"8BPS",
+}
+"""Names and first bytes of formats that are not read."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+ZEROS = bytes(64)
+"""Compressed pictures do not end in so many zeros, unlike files whose download was interrupted."""
+SAMPLES = {1: "whole numbers", 2: "whole numbers with a sign", 3: "floating-point numbers"}
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file's name to errors of its decoding.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: All other errors.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        leads = f": it is a link to {path.readlink()}, which is missing" if path.is_symlink() else ""
+        raise FileNotFoundError(f"there is no file {path}{leads}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} cannot be read: {describe_unread(path)}") from None
+    except OSError as error:
+        # The text of other errors is "[Errno 40] Too many levels of symbolic links: ...".
+        reason = error.strerror or str(error)
+        if error.errno == errno.ELOOP:
+            reason = "it is a link that leads to itself"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def describe_unread(path: Path) -> str:
+    """Returns what a file is that Pillow does not recognize as a picture."""
+    data = path.read_bytes()
+    if not data:
+        return "it is empty"
+    if re.match(rb"II[*+]\0|MM\0[*+]", data):
+        return _describe_tiff(data)
+    for name, signature in OTHER_FORMATS.items():
+        if re.match(signature, data, re.DOTALL):
+            return f"it is {name}, and this format is not supported: convert it to PNG or JPEG"
+    return describe_text(data[:512]) or "it is damaged, or its format is not supported"
+
+
+def _describe_tiff(data: bytes) -> str:
+    """Describes the numbers of a TIFF that is not read, or that the file is incomplete."""
+    order = "<" if data.startswith(b"II") else ">"
+    try:
+        if b"+" in data[:4]:
+            return "it is a BigTIFF, and this format is not supported: store it as a TIFF of less than 4 GB"
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, start)
+        tags = {}
+        for i in range(count):
+            tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, start + 2 + 12 * i)
+            if kind == 3:  # numbers of 16 bits: up to two of them are in place of the offset
+                place = start + 10 + 12 * i if number <= 2 else value
+                (value,) = struct.unpack_from(f"{order}H", data, place)
+            tags[tag] = value
+    except struct.error:
+        return f"it is an incomplete TIFF ({len(data):,} bytes): copy or download it again"
+    bits, sample, channels = tags.get(258, 1), tags.get(339, 1), tags.get(277, 1)
+    numbers = SAMPLES.get(sample, "numbers of an unusual kind")
+    return (
+        f"it is a TIFF of {channels} channel(s) with {numbers} of {bits} bits, and this kind is not "
+        "supported: convert it to PNG, or to a gray TIFF of 32-bit floating-point numbers"
+    )
+
+
+def find_flaw(data: bytes, file_format: str | None) -> str:
+    """Returns why the bytes of a picture are damaged even if it can be decoded, "" if nothing says so.
+
+    JPEG and WebP have no checksums: only missing ends are recognized. Those of PNG are verified.
+
+    Example:
+        >>> find_flaw(PNG_SIGNATURE, "PNG")
+        'it is cut off: its last part is missing'
+    """
+    if file_format == "JPEG":
+        complete = data.find(b"\xff\xd9", _scan_of_jpeg(data)) >= 0
+        return "" if complete else "it is cut off: its end marker is missing"
+    if file_format == "WEBP":
+        if 8 + int.from_bytes(data[4:8], "little") > len(data):
+            return "it is cut off: it is shorter than its header says"
+        return "it is cut off: it ends in zeros" if data.endswith(ZEROS) else ""
+    return _flaw_of_png(data) if file_format == "PNG" else ""
+
+
+def _scan_of_jpeg(data: bytes) -> int:
+    """Returns where the pixels of a JPEG begin, after a thumbnail, which has an end marker too."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return place
+
+
+def _flaw_of_png(data: bytes) -> str:
+    view, place = memoryview(data), len(PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return f"it is damaged: the checksum of its part {kind.decode('latin-1')} is wrong"
+        if kind == b"IEND":
+            return ""
+        place = end + 4
+    return "it is cut off: its last part is missing"

@@ -1,0 +1,197 @@
+"""Proposals of patterns by which labels belong to images, and label maps recognized by their names."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from typing import NamedTuple
+
+from cpsl.data.names import Pattern, split_suffix
+
+LABEL_WORDS = frozenset(
+    (
+        *("label", "labels", "labelid", "labelids", "labeltrainids", "lbl", "mask", "masks", "manual"),
+        *("annotation", "annotations", "annot", "anno", "gt", "gts", "gtfine", "gtcoarse", "groundtruth"),
+        *("truth", "seg", "segm", "segmentation", "segmentations", "semantic", "semantics", "panoptic"),
+        *("instance", "instances", "instanceid", "instanceids", "trainids", "labelmap", "labelmaps"),
+    )
+)
+"""Words in the names of label maps or their folders, in lower case."""
+
+LABEL_HINT = re.compile(
+    "lab|lbl|mask|ann|gt|groundtruth|truth|seg|semantic|manual|panoptic|instance|trainid", re.IGNORECASE
+)
+SAMPLES = 20
+"""Images whose names are compared with those of labels."""
+
+
+class PatternProposal(NamedTuple):
+    """Patterns that match images and labels.
+
+    Attributes:
+        image_pattern: Value of the setting of this name.
+        label_pattern: Value of the setting of this name.
+        matched: Number of images for which there is a label.
+    """
+
+    image_pattern: str
+    label_pattern: str
+    matched: int
+
+    def lines(self, image_pattern: str, label_pattern: str) -> list[str]:
+        """Returns the settings that differ from the current ones.
+
+        Example:
+            >>> PatternProposal("*", "*_mask.png", 3).lines("*", "*")
+            ['label_pattern = "*_mask.png"']
+        """
+        current = {"image_pattern": image_pattern, "label_pattern": label_pattern}
+        proposed = {"image_pattern": self.image_pattern, "label_pattern": self.label_pattern}
+        return [f'{name} = "{text}"' for name, text in proposed.items() if text != current[name]]
+
+
+def propose_patterns(images: Sequence[str], labels: Sequence[str]) -> PatternProposal | None:
+    """Returns the patterns that give most images a label, None if there are none for half of them.
+
+    Args:
+        images: Relative paths with slashes and extensions.
+        labels: The same of the labels.
+
+    Example:
+        >>> propose_patterns(["a/1_image.png", "b/2_image.png"], ["1_labels.png", "2_labels.png"])
+        PatternProposal(image_pattern='**/*_image.png', label_pattern='*_labels.png', matched=2)
+    """
+    votes = Counter[tuple[str, str]]()
+    candidates = _likely_pairs(sorted(images), sorted(labels))
+    for image, label in candidates:
+        pair = _generalize(split_suffix(image)[0], split_suffix(label)[0])
+        if pair is not None:
+            votes[pair] += 1
+            votes[_without_folders(pair[0]), _without_folders(pair[1])] += 1
+    best: PatternProposal | None = None
+    extensions = _common_extension(images), _common_extension(labels)
+    for pair, _ in votes.most_common(12):
+        first, second = (
+            text + extension if text != "*" else text
+            for text, extension in zip(pair, extensions, strict=True)
+        )
+        matched = count_matches(images, labels, Pattern(first), Pattern(second))
+        better = best is None or (matched, -len(first + second)) > (
+            best.matched,
+            -len(best.image_pattern + best.label_pattern),
+        )
+        if 2 * matched >= len(images) and better:
+            best = PatternProposal(first, second, matched)
+    return best
+
+
+def _likely_pairs(images: Sequence[str], labels: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Yields some images, each with a label whose name shares the most, and the rarest, words."""
+    words = {label: set(_words(label)) for label in labels[:2000]}
+    frequency = Counter(word for found in words.values() for word in found)
+    labels_of = defaultdict[str, list[str]](list)
+    for label, found in words.items():
+        for word in found:
+            labels_of[word].append(label)
+    step = max(min(len(images), 2000) // SAMPLES, 1)
+    for image in images[:2000:step]:
+        scores = Counter[str]()
+        for word in set(_words(image)):
+            for label in labels_of.get(word, []):
+                scores[label] += 1_000_000 // frequency[word]
+        if scores:
+            yield image, max(scores, key=lambda label: (scores[label], -len(label), label))
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in _tokens(split_suffix(name)[0]) if word.isalnum()]
+
+
+def _tokens(name: str) -> list[str]:
+    return re.findall(r"\d+|[^\W\d_]+|[\W_]", name)
+
+
+def _generalize(image: str, label: str) -> tuple[str, str] | None:
+    """Returns two names with stars in place of what they share, None if they share nothing."""
+    first, second = _tokens(image), _tokens(label)
+    patterns, ends = ["", ""], (0, 0)
+    for a, b, size in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
+        shared = first[a : a + size]
+        start, end = 0, size
+        # Separators beside a difference are part of the pattern, not of the star.
+        while start < end and not shared[start].isalnum() and (a + start > 0 or b + start > 0):
+            start += 1
+        while end > start and not shared[end - 1].isalnum():
+            end -= 1
+        if start == end:
+            continue
+        for side, (tokens, place) in enumerate(((first, a), (second, b))):
+            patterns[side] += "".join(tokens[ends[side] : place + start]) + "*"
+        ends = a + end, b + end
+    patterns = [
+        text + "".join(tokens[e:]) for text, tokens, e in zip(patterns, (first, second), ends, strict=True)
+    ]
+    return (patterns[0], patterns[1]) if "*" in patterns[0] and "**" not in " ".join(patterns) else None
+
+
+def _without_folders(pattern: str) -> str:
+    """Replaces the folders before the first star by any folders."""
+    folders, slash, _ = pattern[: pattern.index("*")].rpartition("/")
+    return f"**/{pattern[len(folders) + 1 :]}" if slash else pattern
+
+
+def _common_extension(names: Iterable[str]) -> str:
+    """Returns the extension that all names have, in lower case, or nothing."""
+    extensions = {split_suffix(name)[1].lower() for name in names}
+    return extensions.pop() if len(extensions) == 1 else ""
+
+
+def count_matches(images: Iterable[str], labels: Iterable[str], first: Pattern, second: Pattern) -> int:
+    """Counts the images with exactly one label; 0 if two images or labels are the same for the patterns."""
+    keys = [
+        [key for name in names if (key := p.key(name))] for names, p in ((images, first), (labels, second))
+    ]
+    if any(len(set(of)) < len(of) for of in keys):
+        return 0
+    return len(set(keys[0]) & set(keys[1]))
+
+
+def find_label_maps(names: Sequence[str]) -> dict[str, str]:
+    """Returns the files that seem to be label maps of others among them, each with its image.
+
+    They have a word of `LABEL_WORDS` in their relative path, and are otherwise named like another file.
+
+    Example:
+        >>> find_label_maps(["images/1.jpg", "images/2.jpg", "labels/1.png", "labels/2.png"])
+        {'labels/1.png': 'images/1.jpg', 'labels/2.png': 'images/2.jpg'}
+    """
+    possible = [name for name in names if LABEL_HINT.search(name)]  # fast, for long lists
+    maps = {name for name in possible if not LABEL_WORDS.isdisjoint(word.lower() for word in _words(name))}
+    images = [name for name in names if name not in maps] if maps else []
+    if not images or (proposal := propose_patterns(sorted(maps), images)) is None:
+        return {}
+    first, second = Pattern(proposal.image_pattern), Pattern(proposal.label_pattern)
+    image_of = {key: name for name in images if (key := second.key(name))}
+    return {name: image_of[key] for name in possible if name in maps and (key := first.key(name)) in image_of}
+
+
+def propose_for_one_folder(names: Sequence[str]) -> PatternProposal | None:
+    """Returns the patterns of images and labels that are in one folder, None if they are not recognized.
+
+    Labels are recognized by words of `LABEL_WORDS`, or as lossless files beside JPEGs of the same names.
+
+    Example:
+        >>> propose_for_one_folder(["1.jpg", "1.png", "2.jpg", "2.png"])
+        PatternProposal(image_pattern='*.jpg', label_pattern='*.png', matched=2)
+    """
+    labels = set(find_label_maps(names))
+    if not labels:
+        labels = {name for name in names if not split_suffix(name)[1].lower().startswith(".j")}
+    images = [name for name in names if name not in labels]
+    proposal = propose_patterns(images, sorted(labels))
+    if proposal is None or proposal.label_pattern != "*":
+        return proposal
+    extensions = _common_extension(images), _common_extension(labels)
+    if not all(extensions) or extensions[0] == extensions[1]:
+        return None
+    return PatternProposal(f"*{extensions[0]}", f"*{extensions[1]}", proposal.matched)

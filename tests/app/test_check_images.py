@@ -1,0 +1,114 @@
+"""Warnings about images that can be read: their lines can be copied, and help."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpsl.app.check_images import warn_of_images
+from cpsl.app.domain import Domain
+from cpsl.app.settings import override
+from cpsl.data import SegmentationFolder, check_dataset
+
+NOISE = np.random.default_rng(0)
+
+
+def photos(folder: Path, high: int, dtype: type = np.uint16, name: str = "{}.png") -> Domain:
+    """Writes four images of noise below a value."""
+    folder.mkdir(exist_ok=True)
+    for index in range(4):
+        values = NOISE.uniform(0, 1, (32, 40)) * high
+        Image.fromarray(values.astype(dtype)).save(folder / name.format(index))
+    return Domain(images=folder)
+
+
+def warnings_of(**domains: Domain) -> list[str]:
+    datasets = {
+        name: SegmentationFolder(
+            str(domain.images), image_pattern=domain.image_pattern, value_range=domain.value_range
+        )
+        for name, domain in domains.items()
+    }
+    results = {name: check_dataset(dataset, threads=1) for name, dataset in datasets.items()}
+    return [" ".join(line.split()) for line in warn_of_images(datasets, results, domains)]
+
+
+def lines_of(warning: str) -> dict[str, object]:
+    """Returns the settings that a warning proposes."""
+    start = min(
+        place for place in (warning.find("value_range ="), warning.find("image_pattern =")) if place >= 0
+    )
+    return tomllib.loads(warning[start:])
+
+
+@pytest.mark.parametrize(("high", "dtype"), [(1023, np.uint16), (4095, np.uint16), (0.98, np.float32)])
+def test_dark_values_are_warned_of_with_the_range_that_helps(
+    tmp_path: Path, high: float, dtype: type
+) -> None:
+    name = "{}.tif" if dtype is np.float32 else "{}.png"
+    domain = photos(tmp_path / "target", high, dtype, name)  # type: ignore[arg-type]
+    (warning,) = warnings_of(target=domain)
+    assert "target: 4 of 4 images" in warning
+    assert "[target]" in warning
+    corrected = override(domain, lines_of(warning), "proposal")
+    assert corrected.value_range == (0, high if high > 1 else 1)
+    assert warnings_of(target=corrected) == []
+
+
+def test_full_ranges_and_8_bits_need_no_warning(tmp_path: Path) -> None:
+    assert (
+        warnings_of(source=photos(tmp_path / "a", 65535), target=photos(tmp_path / "b", 40, np.uint8)) == []
+    )
+
+
+def test_a_range_that_one_domain_alone_has_is_named(tmp_path: Path) -> None:
+    source, target = photos(tmp_path / "a", 65535), photos(tmp_path / "b", 65535)
+    (warning,) = warnings_of(source=replace(source, value_range=(0, 60000)), target=target)
+    assert "0 and 60000 in [source], 0 and 65535 (no value_range) in [target]" in warning
+    eight = photos(tmp_path / "c", 255, np.uint8)
+    assert warnings_of(source=replace(source, value_range=(0, 60000)), target=eight) == []
+    # The proposed range is said once, not again as a difference.
+    dark = photos(tmp_path / "d", 4000)
+    (warning,) = warnings_of(source=replace(source, value_range=(0, 60000)), target=dark)
+    assert lines_of(warning) == {"value_range": [0, 4095]}
+
+
+def maps(folder: Path, name: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for index in range(4):
+        Image.fromarray(np.kron(NOISE.integers(0, 4, (4, 4)), np.ones((8, 10))).astype(np.uint8)).save(
+            folder / name.format(index)
+        )
+
+
+@pytest.mark.parametrize(
+    ("photo", "label", "image_pattern"),
+    [
+        ("{}.jpg", "{}_L.png", "*"),
+        ("im_{}_rgb.png", "im_{}_color.png", "*"),
+        ("{}_a.png", "{}_b.png", "*.png"),
+    ],
+)
+def test_label_maps_of_any_name_are_warned_of_with_the_pattern(
+    tmp_path: Path, photo: str, label: str, image_pattern: str
+) -> None:
+    domain = replace(photos(tmp_path, 255, np.uint8, photo), image_pattern=image_pattern)
+    maps(tmp_path, label)
+    (warning,) = warnings_of(target=domain)
+    assert "4 of 8 images look like label maps" in warning
+    corrected = override(domain, lines_of(warning), "proposal")
+    assert warnings_of(target=corrected) == []
+    assert len(SegmentationFolder(tmp_path, image_pattern=corrected.image_pattern)) == 4
+
+
+def test_label_maps_that_no_pattern_excludes(tmp_path: Path) -> None:
+    domain = photos(tmp_path, 255, np.uint8)
+    maps(tmp_path, "{}_L.png")
+    (warning,) = warnings_of(target=domain)
+    assert "another folder" in warning
+    maps(tmp_path / "alone", "{}.png")
+    (warning,) = warnings_of(target=Domain(images=tmp_path / "alone"))
+    assert "`images`" in warning
