@@ -7,6 +7,7 @@ and training steps in `cpsl.methods`. `Segmenter` applies a trained network.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cpsl._internal import interrupts as _interrupts  # noqa: F401  # before all that takes time
 from cpsl._internal import threads as _threads  # noqa: F401  # before torch is loaded
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering

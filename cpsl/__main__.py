@@ -1,8 +1,11 @@
 """The command `cpsl`, also as `python -m cpsl` and `torchrun -m cpsl`."""
 
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+
+from cpsl._internal.interrupts import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODES, keyboard_interrupts
 
 COMMANDS = {
     "adapt": "adapt a network to unlabeled images: all stages, then a report",
@@ -26,6 +29,7 @@ Unsupervised domain adaptation of semantic segmentation.
 
 {_LIST}
 
+To begin: cpsl demo, or for your own images: cpsl adapt
 cpsl COMMAND --help lists the options of a command.
 Several processes: torchrun --nproc_per_node=N -m cpsl adapt OPTIONS"""
 
@@ -34,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command with its options, by default those of the process.
 
     Raises:
-        SystemExit: The command does not succeed. The exit code is 2 for wrong options and settings, 75 for a
-            run that was stopped, 1 otherwise.
+        SystemExit: The command does not succeed. The exit code is 2 for wrong options and settings, 130 after
+            Ctrl-C, 75 for a run that SIGTERM stopped, 1 otherwise.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command, *options = arguments or ["--help"]
@@ -57,16 +61,23 @@ def _run(command: str, options: list[str]) -> None:
         raise SystemExit(
             f"cpsl {command} needs {', '.join(missing)}: pip install 'cpsl[train]', or '.[train]' in a clone"
         )
+    module = import_module(f"cpsl.app.{command}")
+    from cpsl.app.settings import UsageError
+    from cpsl.app.usage import after_stop
+
     try:
-        module = import_module(f"cpsl.app.{command}")
-        from cpsl.app.settings import UsageError
-    except KeyboardInterrupt:  # imports take seconds
-        raise SystemExit(130) from None
-    try:
-        module.main(options)
+        with keyboard_interrupts():
+            module.main(options)
     except UsageError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except (KeyboardInterrupt, SystemExit) as error:
+        code = error.code if isinstance(error, SystemExit) else INTERRUPTED_EXIT_CODE
+        if code not in STOPPED_EXIT_CODES:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(after_stop(command, options), file=sys.stderr)
+        raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

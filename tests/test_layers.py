@@ -25,7 +25,7 @@ ALLOWED = {
     "cpsl": METHOD | {"visualize", "models", "data", "testing", "methods", "authors", "inference"},
 }
 ALLOWED["app"] = {*ALLOWED, "app"}
-ALLOWED["__main__"] = {"cpsl", "app"}
+ALLOWED["__main__"] = {"_internal", "cpsl", "app"}
 """What each part of the package may import; "method" are the modules directly in `cpsl`."""
 
 EXCEPTIONS = {("cpsl.models", "cpsl.authors.checkpoints")}

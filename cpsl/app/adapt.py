@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from shlex import quote
 
 from cpsl.app.check_settings import advice, validate
 from cpsl.app.command_line import parse
@@ -13,10 +12,12 @@ from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import read_metrics
 from cpsl.app.pseudo_labels import describe_target
 from cpsl.app.report import collect
-from cpsl.app.report_page import metrics_table, write_report
+from cpsl.app.report_page import write_report
+from cpsl.app.results import next_steps, results_table, too_short
 from cpsl.app.run import begin_run, run_stage
 from cpsl.app.selection import choose
 from cpsl.app.stages import TRAINERS
+from cpsl.app.usage import program
 from cpsl.training import Process, load, logger, save
 from cpsl.training.checkpoints import write_text
 from cpsl.training.signals import exit_when_stopped
@@ -36,22 +37,21 @@ def conclude(config: Config, process: Process) -> None:
     `model.pt` is that of the best stage, which `choose` determines without labels.
     """
     keys = ("miou", "miou_13", "iou", "seconds", "scores", "collapses")
+    complete = read_metrics(config)
     metrics = {
-        stage: {key: values[key] for key in keys if key in values}
-        for stage, values in read_metrics(config).items()
+        stage: {key: values[key] for key in keys if key in values} for stage, values in complete.items()
     }
     write_text(config.output / "metrics.json", json.dumps(metrics, indent=1))
     chosen, reason = choose(metrics)
     model = config.output / "model.pt"
     save(model, load(config.output / chosen / "model.pt"))
     write_report(collect(config, process), config.output / "report.html")
-    logger.info(metrics_table(metrics, label_space(config).names))
-    logger.info(
-        f"\nReport: {config.output / 'report.html'}\nModel: {model}, from {chosen}: {reason}\n"
-        f"To use it: cpsl predict --weights {quote(str(model))} --input IMAGES --output RESULTS"
-    )
+    logger.info(f"\n{results_table(complete, label_space(config).names, chosen)}\n")
+    if warning := too_short(config):
+        logger.warning(f"{warning}\n")
+    logger.info(f"Model: {model}, from {chosen}: {reason}\n\n{next_steps(config)}")
     if config.target.streets:
-        logger.info("To adapt to your own images: cpsl adapt --help, and docs/your_data.md")
+        logger.info(f"  adapt to your own images:\n    {program()} adapt")
 
 
 def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = ()) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from cpsl._internal.interrupts import STOPPED_EXIT_CODES
 from cpsl.app.check_hints import describe_files, propose
 from cpsl.app.check_images import warn_of_images
 from cpsl.app.check_picture import write_contact_sheet
@@ -37,7 +38,7 @@ from cpsl.data import DatasetCheck, check_dataset
 from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger, progress, start_logging, start_process
 from cpsl.training.checkpoints import write_text
-from cpsl.training.signals import STOPPED_EXIT_CODE, exit_when_stopped
+from cpsl.training.signals import exit_when_stopped
 
 IMAGES_PER_PROCESS = 32
 """Images from which on another process is started."""
@@ -157,14 +158,14 @@ def _check_cost(config: Config, process: Process, report: bool) -> list[str]:
             "Try --precision bfloat16, more --gradient-accumulation-steps or a smaller --views.crop."
         ]
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code == STOPPED_EXIT_CODE:
+        if isinstance(error, SystemExit) and error.code in STOPPED_EXIT_CODES:
             raise  # by the user
         return [f"the dry run fails: {error}"] if report else []
     needed, free = sum(part.disk for part in parts), shutil.disk_usage(config.output).free
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "CPU"
     logger.info(
         f"{table(parts)}\nMeasured with one process on this machine ({device}, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}, {config.precision}). N processes need about 1/N of the hours.\n"
+        f"torch {torch.__version__}, {config.precision}). N processes need about 1/N of the time.\n"
         f"Free disk space: {free / 1e9:.1f} GB"
     )
     if needed <= free:

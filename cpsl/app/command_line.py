@@ -1,19 +1,23 @@
 """The command line of a run: recipes and files of settings, then options that override them."""
 
+import inspect
 import os
-from argparse import ArgumentParser
-from collections.abc import Sequence
-from dataclasses import replace
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields, replace
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TypeVar
 
 import tyro
 
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
-from cpsl.app.settings import UsageError, check, check_numbers, override, read_toml, schema
+from cpsl.app.options import RUNS, check_options, options_of, spell, values_of
+from cpsl.app.settings import UsageError, check, override, read_toml
+from cpsl.app.usage import EXAMPLES, SUMMARY, examples, how_to_begin
 
 RECIPES = Path(str(files("cpsl.app.recipes")))
 """Folder of the recipes."""
@@ -84,14 +88,6 @@ def _read_sources(settings: Config, table: dict[str, Any], path: Path) -> Config
     return replace(settings, source=first, more_sources=tuple(others))
 
 
-SUMMARY = {
-    "adapt": "Adapts a network to unlabeled images: trains all stages, evaluates each, writes "
-    "a report. The same command resumes an interrupted run.",
-    "check": "Checks data, weights and settings, runs a few steps of each stage, and estimates "
-    "time and memory.",
-    "demo": "Runs all stages on generated street scenes, in minutes on two CPU cores.",
-}
-
 SHORT_HELP = (
     *("output", "source.images", "source.labels", "target.images"),
     *("evaluation.images", "evaluation.labels", "classes", "seed", "device", "precision"),
@@ -113,40 +109,29 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
         SystemExit: Help was asked for, or an option does not fit.
     """
     if not (arguments or base):
-        raise UsageError(
-            f"cpsl {command} needs settings: cpsl {command} --config FILE, or try cpsl demo.\n"
-            f"cpsl recipes lists the recipes, cpsl {command} --help the options."
-        )
-    parser = ArgumentParser(
-        f"cpsl {command}", "%(prog)s [OPTIONS]", SUMMARY[command], add_help=False, allow_abbrev=False
-    )
+        raise UsageError(how_to_begin(command))
+    parser = _parser(command, SUMMARY[command])
     about = "recipe or TOML file; later ones override earlier ones"
-    parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="NAME", help=about)
+    parser.add_argument("--config", nargs="*", action="append", default=[], metavar="NAME", help=about)
+    parser.add_argument("-h", "--help", action="store_true", help="show this help")
     parser.add_argument("--help-all", action="store_true", help="list all settings")
     first, options = parser.parse_known_args(arguments)
-    settings = read_layers([*base, *first.config])
+    if [] in first.config:
+        raise UsageError(
+            "command line: --config: expected a recipe or a TOML file, got none; cpsl recipes lists recipes"
+        )
+    settings = read_layers([*base, *(name for names in first.config for name in names)])
     if first.help_all:
         options = ["--help"]
-    elif {"-h", "--help"} & set(options):
-        _add_settings(parser, settings)
+    elif first.help:
+        _add_options(parser, Config, settings, SHORT_HELP)
         parser.print_help()
         raise SystemExit(0)
-    return parse_arguments(Config, options, command, settings)
-
-
-def _add_settings(parser: ArgumentParser, settings: Config) -> None:
-    """Adds the settings of `SHORT_HELP` to the help of a parser, with their values."""
-    known = schema(Config)
-    for name in SHORT_HELP:
-        value = attrgetter(name)(settings)
-        default = "" if value is None else f" [{' '.join(value) if name == 'classes' else value}]"
-        choices = known[name].get("enum")
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            choices=choices,
-            metavar=None if choices else "VALUE",
-            help=(known[name]["description"] + default).replace("%", "%%"),
-        )
+    else:
+        check_options(Config, options, command)
+    if "NO_COLOR" in os.environ:
+        tyro._experimental_options["ansi_codes"] = False
+    return check(tyro.cli(Config, args=options, prog=f"cpsl {command}", default=settings), "command line")
 
 
 def parse_arguments(kind: type[S], arguments: Sequence[str], command: str, default: S | None = None) -> S:
@@ -159,16 +144,63 @@ def parse_arguments(kind: type[S], arguments: Sequence[str], command: str, defau
         default: Values of the options that are not given; those of the dataclass if omitted.
 
     Raises:
-        UsageError: Options are out of range.
-        SystemExit: Options are missing, unknown or of another type; or help was asked for.
+        UsageError: Options are missing, unknown, of another type, or out of range.
+        SystemExit: Help was asked for.
     """
-    if "NO_COLOR" in os.environ:
-        tyro._experimental_options["ansi_codes"] = False
-    check_numbers(kind, arguments, "command line")
-    options = tyro.cli(
+    missing = [] if default is not None else _required(kind)
+    if {"-h", "--help", "--help-all"} & set(arguments):
+        parser = _parser(command, str(inspect.getdoc(kind)))
+        parser.add_argument("-h", "--help", action="store_true", help="show this help")
+        _add_options(parser, kind, default, required=_required(kind))
+        parser.print_help()
+        raise SystemExit(0)
+    check_options(kind, arguments, command, missing)
+    chosen = tyro.cli(
         kind,
         args=arguments,
         prog=f"cpsl {command}",
         default=tyro.MISSING_NONPROP if default is None else default,
     )
-    return check(options, "command line")
+    return check(chosen, "command line")
+
+
+def _required(kind: Any) -> list[str]:
+    """Returns the fields of a dataclass without a default."""
+    return [
+        field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING
+    ]
+
+
+def _parser(command: str, summary: str) -> ArgumentParser:
+    end = examples(command) if command in EXAMPLES else ""
+    if command in RUNS:
+        end = f"cpsl {command} --help-all lists all settings, docs/your_data.md explains files.\n\n{end}"
+    return ArgumentParser(
+        f"cpsl {command}",
+        "%(prog)s [OPTIONS]",
+        fill(summary, 78),
+        end.replace("%", "%%"),
+        formatter_class=RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+
+
+def _add_options(
+    parser: ArgumentParser, kind: type, settings: Any, names: Iterable[str] = (), required: Sequence[str] = ()
+) -> None:
+    """Adds some or all options to the help of a parser, with their values or else their defaults."""
+    known = options_of(kind)
+    for name in names or known:
+        entry = known[name]
+        value = entry.get("default") if settings is None else attrgetter(name)(settings)
+        if isinstance(value, list | tuple):
+            value = " ".join(map(str, value))
+        shown = "" if value is None or value is False or value in ("", {}) else f" [{value}]"
+        if name in required:
+            shown = " (required)"
+        values, about = values_of(entry), f"{entry['description']}{shown}".replace("%", "%%")
+        if values.is_switch:
+            parser.add_argument(spell(name), action="store_true", help=about)
+        else:
+            parser.add_argument(spell(name), metavar=values.metavar, help=about)

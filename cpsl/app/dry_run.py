@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
+from cpsl._internal.durations import describe_duration
 from cpsl.app.config import PREVIOUS, Config, Distill, InitFrom, Online, SelfLabel, WarmUp
 from cpsl.app.datasets import evaluation_dataset, target_dataset
 from cpsl.app.evaluate import evaluate
@@ -93,17 +94,17 @@ def table(parts: list[Part]) -> str:
 
     Example:
         >>> print(table([Part("warmup", 0.5, 90_000, 12 * 10**9, 2 * 10**9)]))
-                 seconds    count   hours   memory GB   disk GB
-        warmup      0.50   90,000    12.5        12.0       2.0
-        total                        12.5        12.0       2.0
+                 seconds    count          time   memory GB   disk GB
+        warmup      0.50   90,000   12 h 30 min        12.0       2.0
+        total                       12 h 30 min        12.0       2.0
     """
-    hours = [part.seconds * part.times / 3600 for part in parts]
+    times = [part.seconds * part.times for part in parts]
     memory, disk = max(part.peak_memory for part in parts), sum(part.disk for part in parts)
-    rows = [["", "seconds", "count", "hours", "memory GB", "disk GB"]]
-    for part, needed in zip(parts, hours, strict=True):
+    rows = [["", "seconds", "count", "time", "memory GB", "disk GB"]]
+    for part, needed in zip(parts, times, strict=True):
         sizes = (f"{size / 1e9:.1f}" if size else "" for size in (part.peak_memory, part.disk))
-        rows.append([part.name, f"{part.seconds:.2f}", f"{part.times:,}", f"{needed:.1f}", *sizes])
-    rows.append(["total", "", "", f"{sum(hours):.1f}", f"{memory / 1e9:.1f}", f"{disk / 1e9:.1f}"])
+        rows.append([part.name, f"{part.seconds:.2f}", f"{part.times:,}", describe_duration(needed), *sizes])
+    rows.append(["total", "", "", describe_duration(sum(times)), f"{memory / 1e9:.1f}", f"{disk / 1e9:.1f}"])
     return text_table(rows)
 
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from cpsl.app.report_compare import Comparison
 
+SHORTEST = 100
+"""Iterations of a stage below which its results mean nothing."""
+
 TITLES = {
     "source_only": "Source only",
     "warmup": "Warm-up",

@@ -5,11 +5,8 @@ from shlex import quote
 from typing import Literal, NamedTuple
 
 from cpsl.app.report_compare import confusions
-from cpsl.app.report_content import Report, title_of
+from cpsl.app.report_content import SHORTEST, Report, title_of
 from cpsl.app.report_words import duration, listing, number, plural, share, size
-
-FEW_STEPS = 100
-"""A stage with fewer steps has hardly learned anything."""
 
 FEW_IMAGES = 10
 """With fewer images nothing can be said about a data set."""
@@ -126,11 +123,11 @@ def _shortness(report: Report) -> list[str]:
     """Returns why the run means nothing, in sentences."""
     found = []
     steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
-    if short := {stage: n for stage, n in steps.items() if n < FEW_STEPS}:
+    if short := {stage: n for stage, n in steps.items() if n < SHORTEST}:
         trained = listing(f"“{title_of(stage)}” {plural(n, 'step')}" for stage, n in short.items())
         found.append(
             f"This run is too short to mean anything: {trained}. A network learns little in fewer than "
-            f"{FEW_STEPS} steps; the figures below show only that everything runs."
+            f"{SHORTEST} steps; the figures below show only that everything runs."
         )
     for data in report.data_sets:
         if data.images < FEW_IMAGES and not (data.name.startswith("source ") or data.images == 0):

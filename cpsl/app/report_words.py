@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from cpsl._internal.durations import describe_duration
+
 DASH = "–"
 """Stands for a number that does not exist."""
 
@@ -39,27 +41,13 @@ def share(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Writes a time in its two largest units.
+    """Writes a time as people say it.
 
     Example:
-        >>> [duration(s) for s in (0.4, 42, 312, 7500, 432_000, 450_000, None)]
-        ['under a second', '42 s', '5 min 12 s', '2 h 5 min', '5 days', '5 days 5 h', '–']
+        >>> [duration(s) for s in (42, 7500, 450_000, None)]
+        ['42 s', '2 h 5 min', '5 days 5 h', '–']
     """
-    if seconds is None or not math.isfinite(seconds):
-        return DASH
-    if seconds < 1:
-        return "under a second"
-    total = round(seconds)
-    if total >= 600:  # seconds do not matter any more
-        total = round(total / 60) * 60
-    if total >= 86_400:
-        total = round(total / 3600) * 3600
-    days, rest = divmod(total, 86_400)
-    hours, rest = divmod(rest, 3600)
-    minutes, rest = divmod(rest, 60)
-    day = "day" if days == 1 else "days"
-    parts = [(days, day), (hours, "h"), (minutes, "min"), (rest, "s")]
-    return " ".join(f"{count} {unit}" for count, unit in parts if count)
+    return DASH if seconds is None or not math.isfinite(seconds) else describe_duration(seconds)
 
 
 def size(count: float | None) -> str:

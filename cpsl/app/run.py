@@ -5,12 +5,13 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
 
+from cpsl._internal.durations import describe_duration
 from cpsl._internal.files import check_sums
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.config import METHODS, Config
@@ -42,10 +43,10 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
     if trained:
         earlier = read_metrics(config)[stage]
         if earlier.get("evaluation_data") == version:
-            logger.info(f"{stage}: already finished")
+            logger.info(f"{stage}: already finished{_evaluated(earlier)}")
             return
     process.barrier()  # before rank 0 writes, all have read
-    title = f"{stage} (stage {config.stages.index(stage) + 1} of {len(config.stages)})"
+    title = f"stage {config.stages.index(stage) + 1} of {len(config.stages)}: {stage}"
     if trained:
         logger.info(f"{title}: evaluated again, not trained again")
         cost = Cost(*(earlier.get(name, 0) for name in Cost._fields))
@@ -74,12 +75,16 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
         write_text(folder / "metrics.json", json.dumps(result, indent=1))
         labeled = "no labels" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}"
         logger.info(
-            f"{stage}: {labeled}, trained in {timedelta(seconds=round(cost.seconds))}, "
+            f"{stage}: {labeled}, trained in {describe_duration(cost.seconds)}, "
             f"peak memory {cost.peak_memory / 1e9:.1f} GB"
         )
         if metrics["collapses"]:
             logger.warning(f"{stage}: {summarize(metrics['collapses'])}")
     process.barrier()
+
+
+def _evaluated(metrics: dict[str, Any]) -> str:
+    return "" if metrics["miou"] is None else f", mIoU {metrics['miou']:.1f}"
 
 
 def _is_intact(model: Path) -> bool:

@@ -68,15 +68,28 @@ def _score(metrics: Metrics) -> float:
     return -math.inf if value is None else float(value)
 
 
-def earlier_metrics(config: Config, stage: str) -> Metrics | None:
-    """Returns the metrics of the first stage of the run, with which a later one is compared."""
+def earlier_metrics(config: Config, stage: str, latest: bool = False) -> Metrics | None:
+    """Returns the metrics of the first earlier stage, with which others are compared, or of the latest."""
     stages = METHODS[config.method]
     finished = {
         name: metrics
         for name, metrics in read_metrics(config).items()
         if stages.index(name) < stages.index(stage)
     }
-    return next(iter(finished.values()), None)
+    return next(iter(reversed(finished.values()) if latest else finished.values()), None)
+
+
+def evaluation_in_brief(metrics: Metrics) -> str:
+    """Returns the mIoU of an evaluation, without labels its score, for a line about the progress.
+
+    Example:
+        >>> evaluation_in_brief({"miou": 41.38}), evaluation_in_brief({"miou": None, "scores": {}})
+        ('mIoU 41.4', '')
+    """
+    if metrics["miou"] is not None:
+        return f"mIoU {metrics['miou']:.1f}"
+    score = _score(metrics)
+    return "" if score == -math.inf else f"{SCORE} {score:.3f}"
 
 
 def describe_collapses(
@@ -111,6 +124,8 @@ class CheckpointSelection:
 
     def start(self, loop: TrainingLoop) -> None:
         """Evaluates the weights before the first step, if they are a candidate; call it on every rank."""
+        latest = self._last or earlier_metrics(self._config, self._stage, latest=True)
+        loop.evaluated = evaluation_in_brief(latest) if latest else ""
         if self._mode == "best" or not self._evaluates:
             return
         if loop.start == 0 and _starts_trained(self._config, self._stage):
@@ -123,6 +138,7 @@ class CheckpointSelection:
             metrics = self._evaluate(done)
             curves = {"miou": metrics["miou"], **{name: metrics["scores"].get(name) for name in SCORES}}
             loop.log.scalars(done, {name: value for name, value in curves.items() if value is not None})
+            loop.evaluated = evaluation_in_brief(metrics)
 
     @property
     def _evaluates(self) -> bool:

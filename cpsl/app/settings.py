@@ -6,7 +6,7 @@ Knows no particular setting. A dotted name, such as `self_label.iterations`, is 
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass, replace
 from difflib import get_close_matches
@@ -156,54 +156,6 @@ def schema(kind: type) -> dict[str, dict[str, Any]]:
 
     collect(whole, "")
     return known
-
-
-def check_numbers(kind: type, arguments: Sequence[str], source: str) -> None:
-    """Checks the options of settings that are numbers, or several numbers.
-
-    Raises:
-        UsageError: Values are no numbers; the message begins with the source and names the settings.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass
-        ... class Run:
-        ...     seed: int = 0
-        >>> check_numbers(Run, ["--seed", "abc"], "command line")
-        Traceback (most recent call last):
-        cpsl.app.settings.UsageError: command line: seed: expected a whole number, got 'abc'
-    """
-    known, wrong, numbers = schema(kind), [], ""
-    name = ""
-    for word in arguments:
-        if word.startswith("--"):
-            option, equals, value = word[2:].partition("=")
-            name = option.replace("-", "_")
-            numbers = _numbers(known.get(name, {}))
-            if not equals:
-                continue
-            word = value
-        parse = {"integer": int, "number": float}.get(numbers)
-        try:
-            if parse is not None and word != "None":
-                parse(word)
-        except ValueError:
-            expected = "a whole number" if numbers == "integer" else "a number"
-            wrong.append(f"{source}: {name}: expected {expected}, got {word!r}")
-    if wrong:
-        raise UsageError("\n".join(wrong))
-
-
-def _numbers(entry: dict[str, Any]) -> str:
-    """Returns "integer" or "number" if a setting consists of them only, else ""."""
-    inner = [*entry.get("prefixItems", ()), *entry.get("anyOf", ())]
-    if isinstance(entry.get("items"), dict):
-        inner.append(entry["items"])
-    kind = entry.get("type", "")
-    kinds = {_numbers(each) or each.get("type", "") for each in inner} - {"null"}
-    if kind in ("integer", "number"):
-        return str(kind)
-    return kinds.pop() if len(kinds) == 1 and kinds <= {"integer", "number"} else ""
 
 
 def to_toml(settings: Any) -> str:

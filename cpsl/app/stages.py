@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from cpsl.app.config import PREVIOUS, Authors, Config, Online
+from cpsl.app.curves import TITLES
 from cpsl.app.datasets import label_space, source_batches, target_batches
 from cpsl.app.evaluate import source_distribution
 from cpsl.app.networks import build_clustering, build_model, build_optimizer, compile_networks, save_model
@@ -23,7 +24,7 @@ from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, Se
 from cpsl.models import Discriminator, ExponentialMovingAverage, SegmentationNetwork, freeze_batch_norm
 from cpsl.rectification import PseudoLabelRectifier
 from cpsl.thresholds import DiceThresholds
-from cpsl.training import Cost, Optimization, Process, TrainingLoop, autocast, save
+from cpsl.training import Cost, Optimization, Position, Process, TrainingLoop, autocast, save
 from cpsl.training.loop import Stateful
 from cpsl.visualize import overlay, panel
 
@@ -33,6 +34,14 @@ Method = AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling
 def trained_stages(config: Config) -> list[str]:
     """Returns the stages of a run whose network is not read from a file."""
     return [stage for stage in config.stages if not getattr(config.init_from, stage)]
+
+
+def position_of(stage: str, config: Config) -> Position:
+    """Returns the number of a stage in its run, the number of stages, and the iterations that follow."""
+    index = config.stages.index(stage)
+    later = [other for other in trained_stages(config) if other in config.stages[index + 1 :]]
+    iterations = sum(config.settings_of(other).iterations for other in later)
+    return Position(index + 1, len(config.stages), iterations)
 
 
 def warm_up(config: Config, process: Process, stage: str = "warmup") -> Cost:
@@ -229,7 +238,10 @@ def train(
         state={**state, "optimization": optimization, "selection": selection},
         state_of_rank=state_of_rank,
         checkpoint_every=config.checkpoint_every,
+        log_every=min(20, max(settings.iterations // 10, 1)),
         trace_non_finite=config.trace_non_finite,
+        position=position_of(stage, config),
+        titles=TITLES,
     )
     sources = source_batches(config, stage, process, settings.batch_size, loop.start)
     targets: Iterator[Any] = repeat(None)  # the source alone
@@ -247,9 +259,11 @@ def train(
             source, target = next(sources), next(targets)
             losses = method.losses(source, target, last_micro_batch=part + 1 == parts)
             with autocast(process.device, config.precision):
+                total = torch.zeros((), device=process.device)
                 for loss in losses:
                     optimization.backward(loss)
-            loop.record(method.metrics)
+                    total += loss.detach()
+            loop.record({"loss": total, **method.metrics})
             images += source.names + ([] if target is None else target.names)
             if part == 0 and loop.shows(iteration):
                 _log_picture(loop, iteration, method, target, config)
@@ -268,14 +282,14 @@ def _log_picture(
     """Logs the first image of a batch, beside its labels."""
     if method.supervision is None:
         return
-    name, (images, labels) = "source with labels", method.supervision
+    name, (images, labels) = "source image, its labels", method.supervision
     enlarged = F.interpolate(labels[:1, None].float(), images.shape[2:])[0, 0].long()
     pictures = [images[0], overlay(images[0], enlarged, label_space(config).palette, alpha=0.7)]
     if isinstance(method, SelfLabeling) and target is not None:
-        name = "target with pseudo labels, strong view"
+        name = "target image, its pseudo labels, its strong view"
         pictures.append(target.strong[0])
     elif isinstance(method, Distillation):
-        name = "strong view with pseudo labels"
+        name = "strong view of a target image, its pseudo labels"
     elif isinstance(method, OnlineSelfLabeling):
-        name = "strong view with pseudo labels, mixed with the source"
+        name = "target image with parts of a source image, its labels"
     loop.picture(iteration, name, panel(pictures, columns=len(pictures)).cpu())

@@ -12,6 +12,7 @@ if missing := [name for name in ("tensorboard", "tqdm") if find_spec(name) is No
 
 from cpsl.training.checkpoints import load, save
 from cpsl.training.cost import Cost
+from cpsl.training.display import Position
 from cpsl.training.log import logger, progress, read_scalars, start_logging
 from cpsl.training.loop import TrainingLoop
 from cpsl.training.optimization import Optimization, Precision, autocast
@@ -20,6 +21,7 @@ from cpsl.training.process import Process, start_process
 __all__ = [
     "Cost",
     "Optimization",
+    "Position",
     "Precision",
     "Process",
     "TrainingLoop",

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,8 +47,10 @@ def progress(items: Iterable[T], title: str, process: Process, **options: int) -
         yield from tqdm(items, title, leave=False, dynamic_ncols=True, **options)
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
+def text_table(rows: Sequence[Sequence[str]], gap: int = 3) -> str:
     """Formats rows of cells as lines of text, the first column aligned left, the others right.
+
+    `gap` is the number of spaces between columns.
 
     Example:
         >>> print(text_table([("", "mIoU"), ("warm-up", "41.4")]))
@@ -57,16 +59,25 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     """
     width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ([first.ljust(width), *map(str.rjust, others, widths)] for first, *others in rows)
-    return "\n".join("   ".join(cells).rstrip() for cells in aligned)
+    return "\n".join((" " * gap).join(cells).rstrip() for cells in aligned)
 
 
 class ScalarLog:
     """Curves and pictures of one stage: TensorBoard events and `scalars.jsonl`, written by rank 0.
 
-    Points after iteration `start`, which an interrupted run wrote, are removed.
+    Points after iteration `start`, which an interrupted run wrote, are removed. TensorBoard shows curves and
+    pictures in a group, and curves by their titles; the file has their names.
     """
 
-    def __init__(self, folder: Path, process: Process, start: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        process: Process,
+        start: int = 0,
+        group: str = "training",
+        titles: Mapping[str, str] | None = None,
+    ) -> None:
+        self._group, self._titles = group, titles or {}
         self._path = folder / "scalars.jsonl"
         self._writer: SummaryWriter | None = None
         if process.is_main:
@@ -82,12 +93,12 @@ class ScalarLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
         for name, value in values.items():
-            self._writer.add_scalar(name, value, iteration)
+            self._writer.add_scalar(f"{self._group}/{self._titles.get(name, name)}", value, iteration)
 
     def picture(self, iteration: int, name: str, image: Tensor) -> None:
         """Writes a picture, (3, H, W) uint8."""
         if self._writer is not None:
-            self._writer.add_image(name, image, iteration)
+            self._writer.add_image(f"{self._group}/{name}", image, iteration)
 
     def close(self) -> None:
         """Flushes the buffers and closes the files."""

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,16 +13,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from cpsl._internal.distributed import all_reduce_sum
+from cpsl._internal.interrupts import STOPPED_EXIT_CODES
 from cpsl._internal.randomness import derive_seed
 from cpsl.training.checkpoints import load_checkpoint, save_checkpoint
 from cpsl.training.cost import Cost, peak_memory, reset_peak_memory
+from cpsl.training.display import Position, Progress, State
 from cpsl.training.finite import SkippedSteps, all_finite, trace_non_finite
-from cpsl.training.log import ScalarLog, logger, progress
+from cpsl.training.log import ScalarLog, logger
 from cpsl.training.process import Process
-from cpsl.training.signals import STOPPED_EXIT_CODE, StopSignals
-
-FIRST_REPORT = 30.0
-"""Seconds after which a stage first reports its progress."""
+from cpsl.training.signals import StopSignals
 
 MAX_SKIPPED, WINDOW = 10, 100
 """A stage stops if more than this many of the last WINDOW steps were skipped."""
@@ -61,7 +59,7 @@ class TrainingLoop:
 
     Before each iteration the global random state is seeded from (seed, stage, iteration, rank), so that
     dropout and sampling need no state in a checkpoint. SIGTERM or SIGINT, to any rank, writes a checkpoint
-    after the iteration and exits with code 75. Skipped steps are counted and logged with their images;
+    after the iteration and exits with code 75 or 130. Skipped steps are counted and logged with their images;
     on a CUDA device two iterations later, which avoids synchronization.
 
     Args:
@@ -77,8 +75,11 @@ class TrainingLoop:
         log_every: Iterations between points of the curves.
         picture_every: Iterations between sample pictures.
         trace_non_finite: Whether to find the first module with non-finite numbers; slow, for debugging.
+        position: Position of the stage in the run, for the progress that is shown.
+        titles: Titles of recorded scalars in TensorBoard; others have their own names.
 
     Attributes:
+        evaluated: Result of the last evaluation in a few words, for the progress that is shown.
         start: Number of iterations completed by earlier processes.
         log: Curves and pictures.
 
@@ -102,7 +103,10 @@ class TrainingLoop:
         log_every: int = 20,
         picture_every: int = 500,
         trace_non_finite: bool = False,
+        position: Position | None = None,
+        titles: Mapping[str, str] | None = None,
     ) -> None:
+        self.evaluated = ""
         self.stage = stage
         self.iterations = iterations
         self.seed = seed
@@ -117,7 +121,7 @@ class TrainingLoop:
         self._trace = trace_non_finite
         self._iteration = 0
         self._seconds = 0.0
-        self._report_at = FIRST_REPORT
+        self._position = position or Position()
         self._peak_memory = 0
         self._durations: deque[float] = deque(maxlen=1000)
         self._values: dict[str, list[Tensor]] = {}
@@ -126,7 +130,7 @@ class TrainingLoop:
         self._steps = SkippedSteps(process.device)
         self._skipped: deque[int] = deque()
         self._resume()
-        self.log = ScalarLog(folder, process, self.start)
+        self.log = ScalarLog(folder, process, self.start, f"{self._position.number} {stage}", titles)
 
     @property
     def cost(self) -> Cost:
@@ -135,18 +139,28 @@ class TrainingLoop:
         durations = durations[1:] or durations
         return Cost(self._seconds, statistics.median(durations) if durations else 0.0, self._peak_memory)
 
+    @property
+    def _step_seconds(self) -> float | None:
+        """Seconds per iteration, the mean of the last ones of this process; None after its first."""
+        known = list(self._durations)[1:]  # the first is slower
+        return statistics.fmean(known) if known else None
+
     def __iter__(self) -> Iterator[int]:
         """Yields the remaining iterations."""
         begun = time.perf_counter() - self._seconds
         reset_peak_memory(self.process.device)
         left = range(self.start, self.iterations)
-        bar = progress(left, self.stage, self.process, total=self.iterations, initial=self.start)
+        state = State(self.stage, self._position, self.start, self.iterations)
         tracing: AbstractContextManager[list[str]] = nullcontext([])
         if self._trace:
             tracing = trace_non_finite({**self._state, **self._state_of_rank})
         try:
-            with StopSignals() as stopped, tracing as self._origins:
-                for iteration in bar:
+            with (
+                StopSignals() as stopped,
+                tracing as self._origins,
+                Progress(state, self.process, self._seconds) as progress,
+            ):
+                for iteration in left:
                     self._begin(iteration)
                     yield iteration
                     before, self._seconds = self._seconds, time.perf_counter() - begun
@@ -154,21 +168,21 @@ class TrainingLoop:
                     done = iteration + 1
                     for name, values in self._recorded.items():
                         self._values.setdefault(name, []).extend(values)
-                    (stop,) = self.process.any_rank(bool(stopped))
+                    stop, interrupted = self.process.any_rank(bool(stopped), stopped.interrupted)
                     last = done == self.iterations
                     save = done % self._checkpoint_every == 0 or last or stop
                     for step in self._steps.take(wait=save):
                         self._report_skipped(step)
+                    progress.advance(self._step_seconds, self.evaluated)
                     if done % self.log_every == 0 or last:
-                        self._write_scalars(done)
+                        progress.report(self._seconds, self._write_scalars(done))
                     if save:
                         self._save(done)
                     if stop:
                         after = f"{done} of {self.iterations} iterations"
-                        logger.info(f"{self.stage}: stopped after {after}; run the same command to continue")
-                        raise SystemExit(STOPPED_EXIT_CODE)
+                        logger.info(f"{self.stage}: stopped after {after}, with a checkpoint")
+                        raise SystemExit(STOPPED_EXIT_CODES[interrupted])
         finally:
-            bar.close()  # restores the handlers of the log
             self._peak_memory = peak_memory(self.process.device)
             self.log.close()
 
@@ -229,19 +243,12 @@ class TrainingLoop:
                 "names the first module with non-finite numbers."
             )
 
-    def _write_scalars(self, done: int) -> None:
+    def _write_scalars(self, done: int) -> dict[str, float]:
         values = self._means()
         self._values.clear()
-        if not values:
-            return
-        self.log.scalars(done, values)
-        if self._seconds < self._report_at:
-            return
-        # At growing intervals: every half minute at first, a few hundred lines in a stage of days.
-        self._report_at = 1.05 * self._seconds + FIRST_REPORT
-        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        left = timedelta(seconds=round((self.iterations - done) * self._seconds / done))
-        logger.info(f"{self.stage}: {done} of {self.iterations}, {left} left  {text}")
+        if values:
+            self.log.scalars(done, values)
+        return values
 
     def _means(self) -> dict[str, float]:
         """Averages the finite values recorded since the last point of the curves."""
@@ -301,7 +308,6 @@ class TrainingLoop:
                 )
         self.start = checkpoint["iteration"]
         self._seconds = checkpoint["seconds"]
-        self._report_at = self._seconds + FIRST_REPORT
         self._values = {name: list(v.unbind()) for name, v in checkpoint["unlogged"].items()}
         self._skipped = deque(checkpoint["skipped"])
         if 0 < self.start < self.iterations:

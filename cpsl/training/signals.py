@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT stop a run so that the same command resumes it."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -7,8 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
-STOPPED_EXIT_CODE = 75
-"""Exit code of a stopped run; "temporary failure" in sysexits.h: run the same command again."""
+from cpsl._internal.interrupts import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -17,6 +17,9 @@ class StopSignals:
     """Context that records SIGTERM and SIGINT instead of exiting; true once one was received.
 
     A second signal, if it is SIGINT, exits at once, without a checkpoint.
+
+    Attributes:
+        interrupted: Whether one of the signals was SIGINT.
 
     Example:
         >>> import os
@@ -28,7 +31,9 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        self.interrupted = False
         self._received = False
+        self._process = os.getpid()
         self._handlers = _handlers(self._record)
 
     def __bool__(self) -> bool:
@@ -42,16 +47,23 @@ class StopSignals:
         self._handlers.__exit__(*error)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        if self._received and number == signal.SIGINT:
-            raise SystemExit(STOPPED_EXIT_CODE)
-        self._received = True
+        again, self._received = self._received, True
+        if number != signal.SIGINT:
+            return
+        self.interrupted = True
+        if os.getpid() != self._process:
+            return  # a process that loads images: it ends with its parent
+        if again:
+            raise SystemExit(INTERRUPTED_EXIT_CODE)
+        if os.environ.get("RANK", "0") == "0":  # a handler must not use buffered streams
+            os.write(2, b"\nStopping after this iteration; Ctrl-C again stops without a checkpoint.\n")
 
 
 def exit_when_stopped() -> AbstractContextManager[None]:
-    """Exits with code 75 on SIGTERM or SIGINT, outside of training loops; files are written atomically."""
+    """Exits on SIGTERM with code 75, on SIGINT with 130, outside of training loops; files are complete."""
 
     def exit_(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(STOPPED_EXIT_CODE)
+        raise SystemExit(INTERRUPTED_EXIT_CODE if number == signal.SIGINT else STOPPED_EXIT_CODE)
 
     return _handlers(exit_)
 

@@ -32,7 +32,9 @@ def test_help_fits_a_screen() -> None:
 def test_each_command_has_a_short_help_of_its_own_options(name: str) -> None:
     ended = cpsl(name, "--help")
     assert ended.code == 0
-    assert_fits_a_terminal(ended.text, 50)
+    assert_fits_a_terminal(ended.text, 60)
+    assert "\nexamples:\n" in ended.text or name == "report"
+    assert ("--help-all" in ended.text) == (name in ("adapt", "check", "demo"))
     assert f"usage: cpsl {name}" in ended.text
     if name in ("evaluate", "predict", "export"):
         assert "--self-label" not in ended.text
@@ -57,6 +59,13 @@ def test_help_shows_the_values_of_the_recipe() -> None:
         (["frobnicate"], "frobnicate"),
         (["adapt"], "cpsl demo"),
         (["check"], "cpsl demo"),
+        (["adapt", "--check"], "--check"),
+        (["adapt", "--output", "r", "--views.crop", "5"], "2 whole numbers, got '5'"),
+        (["adapt", "--output", "r", "--seed"], "a whole number, got none"),
+        (["adapt", "--output", "r", "--method", "papers"], "did you mean paper?"),
+        (["adapt", "--output", "r", "--no-seed"], "--no-seed"),
+        (["evaluate", "--weights"], "--weights: expected a path, got none"),
+        (["predict", "--weights", "a", "--input", "b", "--output", "c", "--write", "color"], "colors"),
         (["adapt", "settings.toml"], "settings.toml"),
         (["adapt", "--config"], "--config"),
         (["adapt", "--config", "no_recipe"], "no_recipe"),
@@ -72,6 +81,7 @@ def test_help_shows_the_values_of_the_recipe() -> None:
         (["export", "--weights", "a", "--output", "b", "--size", "5", "7"], "size"),
         (["recipes", "no_recipe"], "no_recipe"),
         (["report"], "run"),
+        (["predict", "photo.png"], "photo.png"),
         (["report", "nowhere"], "nowhere"),
     ],
 )
@@ -106,14 +116,6 @@ def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPat
     assert ended.code == 1
     assert "tomli_w" in ended.text
     assert "pip install 'cpsl[train]'" in ended.text
-
-
-def test_an_interruption_during_imports_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(name: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "import_module", interrupt)
-    assert cpsl("adapt", "--config", "demo") == (130, "")
 
 
 def test_a_run_is_resumed_by_its_own_settings(finished: Run) -> None:

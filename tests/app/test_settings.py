@@ -193,12 +193,12 @@ def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ("--seed abc", ["seed", "whole number", "'abc'"]),
-        ("--seed=1.5", ["seed", "'1.5'"]),
-        ("--views.crop 16 x", ["views.crop", "'x'"]),
-        ("--views.full-size a b", ["views.full_size", "'a'", "'b'"]),
-        ("--self-label.temperature warm", ["self_label.temperature", "a number", "'warm'"]),
-        ("--warmup.optimizer.learning_rate 1e-", ["warmup.optimizer.learning_rate", "'1e-'"]),
+        ("--seed abc", ["--seed", "whole number", "'abc'"]),
+        ("--seed=1.5", ["--seed", "'1.5'"]),
+        ("--views.crop 16 x", ["--views.crop", "2 whole numbers", "'x'"]),
+        ("--views.full-size a b", ["--views.full-size", "'a'", "'b'"]),
+        ("--self-label.temperature warm", ["--self-label.temperature", "a number", "'warm'"]),
+        ("--warmup.optimizer.learning_rate 1e-", ["--warmup.optimizer.learning_rate", "'1e-'"]),
     ],
 )
 def test_an_option_that_is_no_number_is_named(options: str, names: list[str]) -> None:

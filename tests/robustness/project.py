@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cpsl.__main__ import main
-from cpsl.training.signals import STOPPED_EXIT_CODE
+from cpsl._internal.interrupts import STOPPED_EXIT_CODES
 
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
 
@@ -100,7 +100,7 @@ def run(line: str) -> str:
         try:
             main([name, *options])
         except SystemExit as ended:
-            if ended.code == STOPPED_EXIT_CODE:
+            if ended.code in STOPPED_EXIT_CODES:
                 raise  # the user stops the tests
             if ended.code:
                 message = ended.code if isinstance(ended.code, str) else ""

@@ -27,7 +27,9 @@ class StoppedError(Exception):
     pass
 
 
-def train(folder: Path, stop_at: int | None = None, by_signal: bool = False) -> dict[str, Any]:
+def train(
+    folder: Path, stop_at: int | None = None, by_signal: bool = False, number: int = signal.SIGTERM
+) -> dict[str, Any]:
     """Trains a toy with momentum, dropout and noise; stopped in the middle of an iteration if asked to.
 
     Returns the state of its weights, optimizer and schedule.
@@ -50,7 +52,7 @@ def train(folder: Path, stop_at: int | None = None, by_signal: bool = False) -> 
         if iteration == stop_at:
             if not by_signal:
                 raise StoppedError
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         loss = (model(torch.randn(6, 4)) - 1).square().mean()
         optimization.backward(loss)
         loop.step(optimization.step())
@@ -81,6 +83,13 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
     assert_equal(train(folder), state)
     assert read_scalars(folder) == curves
     assert [row["iteration"] for row in curves] == list(range(2, ITERATIONS + 1, 2))
+
+
+def test_ctrl_c_has_the_exit_code_of_a_shell(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as leave:
+        train(tmp_path, 4, by_signal=True, number=signal.SIGINT)
+    assert leave.value.code == 130
+    assert load(tmp_path / "checkpoint.pt")["iteration"] == 5
 
 
 @pytest.mark.parametrize("stop_at", [4, ITERATIONS - 1])

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from cpsl.training.signals import STOPPED_EXIT_CODE, StopSignals, exit_when_stopped
+from cpsl._internal.interrupts import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
+from cpsl.training.signals import StopSignals, exit_when_stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -26,10 +27,13 @@ def test_only_a_second_interrupt_exits_at_once() -> None:
 
     with pytest.raises(SystemExit) as leave:
         signal_thrice()
-    assert leave.value.code == STOPPED_EXIT_CODE
+    assert leave.value.code == INTERRUPTED_EXIT_CODE
 
 
-def test_a_signal_outside_of_loops_exits_with_its_own_code() -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, STOPPED_EXIT_CODE), (signal.SIGINT, INTERRUPTED_EXIT_CODE)]
+)
+def test_a_signal_outside_of_loops_exits_with_its_own_code(number: int, code: int) -> None:
     program = (
         "import time; from cpsl.training.signals import exit_when_stopped\n"
         "with exit_when_stopped(): print('in', flush=True); time.sleep(60)"
@@ -38,9 +42,9 @@ def test_a_signal_outside_of_loops_exits_with_its_own_code() -> None:
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "in\n"
-        process.terminate()
+        process.send_signal(number)
         assert process.communicate()[1] == ""
-    assert process.returncode == STOPPED_EXIT_CODE
+    assert process.returncode == code
 
 
 def test_handlers_are_restored_after_work_outside_of_loops() -> None:

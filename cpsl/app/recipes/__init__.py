@@ -6,14 +6,21 @@ import argparse
 def main(arguments: list[str]) -> None:
     """Runs `cpsl recipes`."""
     from cpsl.app.command_line import find_settings, read_layers, recipe_names
-    from cpsl.app.settings import to_toml
+    from cpsl.app.settings import UsageError, to_toml
 
-    parser = argparse.ArgumentParser("cpsl recipes", description="Lists the recipes, or prints one.")
-    parser.add_argument("name", nargs="?", metavar="NAME", choices=recipe_names(), help="recipe to print")
+    parser = argparse.ArgumentParser(
+        "cpsl recipes",
+        description="Lists the recipes, or prints one.",
+        epilog="examples:\n  cpsl recipes cpu\n  cpsl recipes gta5_to_cityscapes --complete > my.toml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe to print")
     parser.add_argument(
         "--complete", action="store_true", help="print all settings, not only the differences"
     )
     options = parser.parse_args(arguments)
+    if options.name not in (None, *recipe_names()):
+        raise UsageError(f"there is no recipe {options.name}; the recipes are {', '.join(recipe_names())}")
     if options.name is None:
         for name in recipe_names():
             first = find_settings(name).read_text(encoding="utf-8").partition("\n")[0]

@@ -1,0 +1,132 @@
+"""Results of a run in the terminal: a table of its stages, and what to do next."""
+
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from shlex import quote
+from textwrap import fill
+from typing import Any
+
+from cpsl._internal.durations import describe_duration
+from cpsl.app.config import Config
+from cpsl.app.report_content import SHORTEST
+from cpsl.app.stages import trained_stages
+from cpsl.app.usage import program
+from cpsl.training.log import text_table
+
+SCORES = {
+    "flip_miou": "consistency (+)",
+    "flip_agreement": "agreement (+)",
+    "information": "information (+)",
+    "density": "density (+)",
+    "entropy": "entropy (-)",
+    "class_variation": "distance (-)",
+}
+"""Label-free scores of the table, and whether higher (+) or lower (-) is better."""
+
+Metrics = Mapping[str, Mapping[str, Any]]
+
+
+def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") -> str:
+    """Returns the results of all stages as a table of text, with the change from the first to another stage.
+
+    With labels it has the IoU of each class. Without, it has the share of each class in the predictions, and
+    the scores that need no labels.
+
+    Args:
+        metrics: Content of `metrics.json` by stage.
+        classes: Names of the classes.
+        chosen: Stage that is compared with the first; the last stage if it is the first itself.
+
+    Example:
+        >>> before = {"miou": 50.0, "iou": {"road": 50.0, "sky": None}, "seconds": 3.2}
+        >>> after = {"miou": 52.0, "iou": {"road": 52.0, "sky": 1.0}, "seconds": 7500}
+        >>> print(results_table({"source_only": before, "online": after}, ("road", "sky")))
+        IoU in %  source_only  online  change
+        road             50.0    52.0    +2.0
+        sky                 -     1.0       -
+        mIoU             50.0    52.0    +2.0
+        change: online compared with source_only
+        trained in: source_only 3 s, online 2 h 5 min
+    """
+    stages = list(metrics)
+    first = stages[0]
+    other = chosen if chosen not in ("", first) else stages[-1]
+    labeled = any(values["miou"] is not None for values in metrics.values())
+    title = "IoU in %" if labeled else "pixels in %"
+    rows = [[title, *stages, "change"]]
+
+    def add(name: str, digits: int, numbers: list[float | None]) -> None:
+        before, after = (numbers[stages.index(stage)] for stage in (first, other))
+        cells = ["-" if number is None else f"{number:.{digits}f}" for number in numbers]
+        change = "-" if before is None or after is None else f"{after - before:+.{digits}f}"
+        rows.append([name, *cells, change])
+
+    results = list(metrics.values())
+    for index, name in enumerate(classes):
+        ious = [values["iou"].get(name) for values in results]
+        add(name, 1, ious if labeled else [_share(values, index) for values in results])
+    if labeled:
+        add("mIoU", 1, [values["miou"] for values in results])
+        if any("miou_13" in values for values in results):
+            add("mIoU, 13 classes", 1, [values.get("miou_13") for values in results])
+    else:
+        for key, name in SCORES.items():
+            scores = [(values.get("scores") or {}).get(key) for values in results]
+            if any(score is not None for score in scores):
+                add(name, 3, scores)
+    notes = [] if labeled else ["No target labels: no IoU. Scores: (+) higher is better, (-) lower."]
+    if other == first:
+        rows = [row[:-1] for row in rows]
+    else:
+        notes.insert(0, f"change: {other} compared with {first}")
+    times = [f"{stage} {describe_duration(values['seconds'])}" for stage, values in metrics.items()]
+    notes.append(fill(f"trained in: {', '.join(times)}", 78))
+    return "\n".join([text_table(rows, gap=2), *notes])
+
+
+def _share(values: Mapping[str, Any], index: int) -> float | None:
+    shares = values.get("class_frequency")
+    return 100 * shares[index] if shares else None
+
+
+def too_short(config: Config) -> str:
+    """Returns a warning if stages were trained too short for their results to mean anything, else ""."""
+    iterations = {stage: config.settings_of(stage).iterations for stage in trained_stages(config)}
+    short = [f"{stage} {count}" for stage, count in iterations.items() if count < SHORTEST]
+    if not short:
+        return ""
+    return (
+        f"This run is too short for its figures to mean anything: iterations of {', '.join(short)}. "
+        "It shows that everything works."
+    )
+
+
+def next_steps(config: Config) -> str:
+    """Returns the commands that use the results of a run, ready to be copied."""
+    run = program()
+    model, results = config.output / "model.pt", config.output / "predictions"
+    file = "model.onnx" if find_spec("onnxruntime") and find_spec("onnxscript") else "model.pt2"
+    images = quote(str(target_images(config)))
+    steps = {
+        "open the report in a browser": quote(str(config.output / "report.html")),
+        "segment images": f"{run} predict --weights {quote(str(model))} --input {images} "
+        f"--output {quote(str(results))}",
+        "export the model": f"{run} export --weights {quote(str(model))} "
+        f"--output {quote(str(config.output / file))}",
+        "compare curves and pictures": f"tensorboard --logdir {quote(str(config.output))}",
+    }
+    return "\n".join(["Next:", *(f"  {what}:\n    {command}" for what, command in steps.items())])
+
+
+def target_images(config: Config) -> Path:
+    """Returns the folder of the target's images."""
+    domain = config.target
+    folders = {
+        "cityscapes": Path("leftImg8bit") / domain.split,
+        "gta5": Path("images"),
+        "synthia": Path("RGB"),
+    }
+    if domain.dataset == "folder":
+        return domain.images or Path("IMAGES")
+    return (domain.root or Path()) / folders[domain.dataset]

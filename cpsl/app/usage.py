@@ -1,0 +1,98 @@
+"""Texts of the command line: summaries, examples, and how to begin. Loads no other module."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SUMMARY = {
+    "adapt": "Adapts a network to unlabeled images: trains all stages, evaluates each, writes "
+    "a report. The same command resumes an interrupted run.",
+    "check": "Checks data, weights and settings, runs a few steps of each stage, and estimates "
+    "time and memory.",
+    "demo": "Runs all stages on generated street scenes, in minutes on two CPU cores.",
+}
+
+EXAMPLES = {
+    "adapt": (
+        "cpsl adapt --config my.toml",
+        "cpsl adapt --config my.toml --config cpu --output runs/second --seed 1",
+        "cpsl adapt --config my.toml --online.iterations 5000",
+    ),
+    "check": ("cpsl check --config my.toml", "cpsl check --config my.toml --config one_gpu_16gb"),
+    "demo": ("cpsl demo", "cpsl demo --method paper --output runs/demo_paper"),
+    "evaluate": (
+        "cpsl evaluate --weights runs/my/model.pt --config runs/my/config.toml",
+        "cpsl evaluate --weights model.pt --images photos --labels masks",
+    ),
+    "predict": (
+        "cpsl predict --weights runs/my/model.pt --input photos --output results",
+        "cpsl predict --weights model.pt --input a.jpg --output results --write colors",
+    ),
+    "export": (
+        "cpsl export --weights runs/my/model.pt --output model.onnx",
+        "cpsl export --weights model.pt --output model.pt2 --size 512 1024",
+    ),
+}
+"""Commands at the end of the help."""
+
+SMALLEST = """\
+classes = ["road", "car", "plant"]    # of the label values 0, 1, 2
+[source]
+images = "source/images"
+labels = "source/labels"              # named like the images
+[target]
+images = "target/images"
+"""
+"""The smallest file of settings of a run."""
+
+BEGIN = (
+    ("cpsl demo", "try it on generated scenes"),
+    ("cpsl check --config my.toml --config cpu", "check files, estimate the time"),
+    ("cpsl adapt --config my.toml --config cpu", "adapt; with a GPU omit cpu"),
+)
+"""The first commands of somebody new, and what they do."""
+
+
+def how_to_begin(command: str) -> str:
+    """Returns the first commands and the smallest file of settings."""
+    commands = "\n".join(f"  {line:42}{what}" for line, what in BEGIN)
+    smallest = "\n".join(f"  {line}" for line in SMALLEST.splitlines())
+    return (
+        f"cpsl {command} needs settings. To begin:\n\n{commands}\n\nThe smallest my.toml:\n\n{smallest}\n\n"
+        f"cpsl recipes lists ready settings, cpsl {command} --help the options."
+    )
+
+
+def examples(command: str) -> str:
+    """Returns the end of the help of a command."""
+    return "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[command])])
+
+
+def program() -> str:
+    """Returns how this process was started, such as "cpsl", to print commands that work."""
+    started = Path(next(iter(sys.argv), ""))
+    if started.name == "__main__.py" and started.parent.name == "cpsl":
+        python = "python" if shutil.which("python") == sys.executable else sys.executable
+        return f"{shlex.quote(python)} -m cpsl"
+    if started.name != "cpsl" or shutil.which("cpsl") == str(started):
+        return "cpsl"
+    return shlex.quote(os.path.relpath(started) if started.is_absolute() else str(started))
+
+
+_KEPT = {
+    "adapt": "Finished stages and the last checkpoint are kept. ",
+    "demo": "Finished stages and the last checkpoint are kept. ",
+    "predict": "Finished images are kept. ",
+}
+
+
+def after_stop(command: str, options: Sequence[str]) -> str:
+    """Returns what a stopped command kept, and how to continue."""
+    kept = _KEPT.get(command, "")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return f"Stopped. {kept}To continue, run the same command."
+    line = " ".join([program(), *map(shlex.quote, (command, *options))])
+    return f"Stopped. {kept}To {'continue' if kept else 'start again'}:\n  {line}"

@@ -1,0 +1,82 @@
+"""Ctrl-C in a terminal, at different moments: no traceback, and what is kept is said."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from app.tiny import ENVIRONMENT, SETTINGS, streets, write_settings
+from cpsl._internal.interrupts import is_command
+
+termios = pytest.importorskip("termios")  # terminals of POSIX
+
+CTRL_C = b"\x03"
+
+
+def interrupt(words: list[object], moment: str, *python: str, columns: int = 80) -> tuple[int, str]:
+    """Runs the command in a terminal of its own, and presses Ctrl-C once a pattern has appeared.
+
+    Returns the exit code and what was printed, all of it.
+    """
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (40, columns))
+    process = subprocess.Popen(
+        [sys.executable, *python, "-m", "cpsl", *map(str, words)],
+        env=ENVIRONMENT,
+        preexec_fn=lambda: os.login_tty(end),
+    )
+    os.close(end)
+    printed, pressed, begun = b"", False, time.monotonic()
+    while time.monotonic() < begun + 300:
+        try:
+            printed += os.read(terminal, 4096)
+        except OSError:  # the process has ended
+            break
+        if not pressed and re.search(moment.encode(), printed):
+            os.write(terminal, CTRL_C)
+            pressed = True
+    os.close(terminal)
+    assert pressed, printed.decode()[-2000:]
+    return process.wait(timeout=60), printed.decode()
+
+
+@pytest.mark.parametrize("module", ["numpy", "torchvision", "pydantic"])
+def test_ctrl_c_during_imports_has_no_traceback(module: str) -> None:
+    code, printed = interrupt(["demo", "--help"], rf"\| +{re.escape(module)}\b", "-X", "importtime")
+    assert code == 130
+    assert "Traceback" not in printed
+    assert "Interrupted while starting" in printed
+
+
+def test_ctrl_c_during_training_keeps_a_checkpoint_and_names_the_command(tmp_path: Path) -> None:
+    config = write_settings(tmp_path, streets(tmp_path), SETTINGS.replace("paper", "online"))
+    options = ["--config", config, "--output", tmp_path / "run", "--source-only.iterations", 5000]
+    code, printed = interrupt(["adapt", *options], "left, run", columns=120)
+    assert code == 130
+    assert "Traceback" not in printed
+    assert "stage 1 of 2: source_only |" in printed  # the bar
+    assert "Stopping after this iteration" in printed
+    assert (tmp_path / "run" / "source_only" / "checkpoint.pt").exists()
+    assert "Finished stages and the last checkpoint are kept" in printed
+    command = " ".join(map(str, ("-m cpsl adapt", *options)))
+    assert command in printed.replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("python -m cpsl adapt", True),
+        ("python -X importtime -m cpsl", True),
+        ("python -u /usr/bin/cpsl demo", True),
+        ("python -m pytest cpsl", False),
+        ("python train.py -m cpsl", False),
+        ("python -c code", False),
+        ("python", False),
+    ],
+)
+def test_only_the_command_changes_its_process(words: str, expected: bool) -> None:
+    assert is_command(words.split()) == expected

@@ -1,0 +1,111 @@
+"""Options of the command line: every mistake names the option, its value and what is expected."""
+
+import shlex
+import tomllib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.tiny import cpsl
+from cpsl.app.command_line import parse, parse_arguments
+from cpsl.app.config import Config
+from cpsl.app.options import RUNS, check_options, options_of, spell, values_of
+from cpsl.app.settings import UsageError
+from cpsl.app.usage import BEGIN, EXAMPLES, SMALLEST
+
+OPTIONS = options_of(Config)
+
+
+@given(st.sampled_from(sorted(OPTIONS)), st.integers(0, 5), st.sampled_from(["x", "", "1e", "-", "nan?"]))
+def test_a_mistake_names_option_value_and_expectation(name: str, count: int, word: str) -> None:
+    """Any number of words that are neither numbers nor keywords."""
+    values, words = values_of(OPTIONS[name]), [word] * count
+    text = {"string", "path"} >= set(values.kinds) and not values.choices
+    size = 2 if values.pairs else len(values.kinds)
+    fits = count % size == 0 if values.most is None else count == values.most
+    if fits and (text or count == 0):
+        check_options(Config, [spell(name), *words], "adapt")
+        return
+    with pytest.raises(UsageError) as refused:
+        check_options(Config, [spell(name), *words], "adapt")
+    message = str(refused.value)
+    assert message.startswith(f"command line: {spell(name)}: ")
+    assert "takes no value" in message or str(values) in message
+    assert (word if count else "none") in message
+    assert len(message.splitlines()) == 1
+
+
+@given(st.sampled_from(sorted(OPTIONS)), st.data())
+def test_a_misspelled_option_is_named_with_one_that_exists(name: str, data: st.DataObject) -> None:
+    if len(name) < 8:
+        return
+    place = data.draw(st.integers(2, len(name) - 1))
+    wrong = name[:place] + name[place + 1 :]
+    if wrong in OPTIONS:
+        return
+    with pytest.raises(UsageError, match="there is no such option") as refused:
+        check_options(Config, [spell(wrong), "1"], "adapt")
+    assert spell(wrong) in str(refused.value)
+    assert "did you mean --" in str(refused.value)
+
+
+def test_all_mistakes_are_listed_at_once() -> None:
+    with pytest.raises(UsageError) as refused:
+        parse(["word", "--seed", "x", "--views.crop", "1", "--nothing-like-this", "--compile", "yes"])
+    assert len(str(refused.value).splitlines()) == 5
+
+
+@dataclass
+class Inputs:
+    images: Path = Path()
+    """Folder of images."""
+
+
+@dataclass
+class More(Inputs):
+    flip: bool = False
+    """Average over the image and
+    its mirror image."""
+
+
+def test_options_are_described_by_the_texts_below_their_fields() -> None:
+    texts = {name: entry["description"] for name, entry in options_of(More).items()}
+    assert texts == {"images": "Folder of images.", "flip": "Average over the image and its mirror image."}
+    for command in ("evaluate", "predict", "export"):
+        assert all(
+            e["description"] for e in options_of(import_module(f"cpsl.app.{command}").Arguments).values()
+        )
+
+
+def read(command: str, options: list[str]) -> object:
+    if command in RUNS:
+        return parse(options, command, ("demo",) if command == "demo" else ())
+    return parse_arguments(import_module(f"cpsl.app.{command}").Arguments, options, command)
+
+
+COMMANDS = [*(line for lines in EXAMPLES.values() for line in lines), *(line for line, _ in BEGIN)]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_help_are_valid(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.toml").write_text(SMALLEST, encoding="utf-8")
+    program, command, *options = shlex.split(line)
+    assert program == "cpsl"
+    assert read(command, options)
+
+
+@pytest.mark.parametrize("command", ["adapt", "check"])
+def test_a_run_without_options_says_how_to_begin(command: str) -> None:
+    ended = cpsl(command)
+    assert ended.code == 2
+    assert max(map(len, ended.text.splitlines())) <= 80
+    for line in (*(first for first, _ in BEGIN), *SMALLEST.splitlines()):
+        assert line in ended.text
+    assert set(tomllib.loads(SMALLEST)) == {"classes", "source", "target"}

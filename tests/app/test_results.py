@@ -1,0 +1,97 @@
+"""The table of results in the terminal, and the commands to run next."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.conftest import Run
+from app.tiny import cpsl
+from cpsl.app.command_line import parse
+from cpsl.app.config import METHODS
+from cpsl.app.results import next_steps, results_table, too_short
+
+CLASSES = ("road", "traffic light", "bicycle")
+percents = st.none() | st.floats(0, 100)
+
+
+def stage_metrics(labeled: bool) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "miou": st.floats(0, 100) if labeled else st.none(),
+            "iou": st.fixed_dictionaries({name: percents if labeled else st.none() for name in CLASSES}),
+            "class_frequency": st.lists(st.floats(0, 1), min_size=3, max_size=3),
+            "scores": st.fixed_dictionaries({"flip_miou": st.floats(0, 1), "entropy": st.floats(0, 1)}),
+            "seconds": st.floats(1, 1e6),
+        }
+    )
+
+
+@given(st.data(), st.sampled_from(sorted(METHODS)), st.booleans())
+def test_a_table_fits_80_columns_and_shows_the_change(data: Any, method: str, labeled: bool) -> None:
+    stages = METHODS[method]
+    metrics = {stage: data.draw(stage_metrics(labeled)) for stage in stages}
+    table = results_table(metrics, CLASSES)
+    assert max(map(len, table.splitlines())) <= 80
+    row = next(line for line in table.splitlines() if line.startswith("traffic light")).split()[2:]
+    ends = [metrics[stages[end]] for end in (0, -1)]
+    values = [end["iou"]["traffic light"] if labeled else 100 * end["class_frequency"][1] for end in ends]
+    if None in values:
+        assert row[-1] == "-"
+    else:
+        assert float(row[0]) == pytest.approx(values[0], abs=0.06)
+        assert float(row[-1]) == pytest.approx(values[1] - values[0], abs=0.06)
+    assert ("mIoU" in table) == labeled
+    assert ("consistency (+)" in table) == (not labeled)
+
+
+def test_the_change_is_that_of_the_chosen_stage() -> None:
+    metrics = {
+        stage: {"miou": miou, "iou": {"road": miou}, "seconds": 60}
+        for stage, miou in zip(METHODS["paper"], (10.0, 20.0, 40.0, 30.0, 30.0), strict=True)
+    }
+    assert "+30.0\n" in results_table(metrics, ("road",), "self_label")
+    assert "self_label compared with source_only" in results_table(metrics, ("road",), "self_label")
+    assert "distill_2 compared with source_only" in results_table(metrics, ("road",), "source_only")
+    alone = results_table({"source_only": metrics["source_only"]}, ("road",))
+    assert "change" not in alone
+
+
+def test_only_a_run_of_some_length_means_anything() -> None:
+    domains = ["--source.images", "a", "--target.images", "b", "--online.iterations"]
+    assert "online 99" in too_short(parse([*domains, "99"]))
+    assert not too_short(parse([*domains, "100"]))
+
+
+def printed_commands(text: str) -> list[list[str]]:
+    return [shlex.split(line) for line in re.findall(r"^    (cpsl \w+ --.*)$", text, re.M)]
+
+
+def test_the_commands_after_a_run_work_as_printed(finished: Run) -> None:
+    commands = printed_commands(finished.printed)
+    assert [words[1] for words in commands] == ["predict", "export"]
+    for words in commands:
+        ended = cpsl(*words[1:])
+        assert ended.code == 0, ended.text
+        written = Path(words[words.index("--output") + 1])
+        assert written.exists()
+        shutil.rmtree(written) if written.is_dir() else written.unlink()  # other tests share the run
+    assert (finished.folder / "report.html").exists()
+    assert f"tensorboard --logdir {finished.folder}" in finished.printed
+    assert "too short" in finished.printed
+    assert "cpsl adapt" in finished.printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder"), [("cityscapes", "leftImg8bit/train"), ("gta5", "images"), ("synthia", "RGB")]
+)
+def test_the_images_of_a_data_set_are_those_of_the_target(dataset: str, folder: str) -> None:
+    config = parse(["--target.dataset", dataset, "--target.root", "data", "--output", "runs/a b"])
+    text = next_steps(config)
+    assert f"--input data/{folder}" in text
+    assert "'runs/a b/model.pt'" in text
