@@ -3,7 +3,7 @@
 import json
 from functools import partial
 
-from cpsl.app.check_settings import advice, validate
+from cpsl.app.checking.settings import advice, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import record_data
@@ -12,7 +12,7 @@ from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import read_metrics
 from cpsl.app.pseudo_labels import describe_target
 from cpsl.app.report import collect
-from cpsl.app.report_page import write_report
+from cpsl.app.reporting.page import write_report
 from cpsl.app.results import next_steps, results_table, too_short
 from cpsl.app.run import begin_run, run_stage
 from cpsl.app.selection import choose

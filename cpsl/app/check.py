@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 
 from cpsl._internal.interrupts import STOPPED_EXIT_CODES
-from cpsl.app.check_hints import describe_files, propose
-from cpsl.app.check_images import warn_of_images
-from cpsl.app.check_picture import write_contact_sheet
-from cpsl.app.check_settings import (
+from cpsl.app.checking.hints import describe_files, propose
+from cpsl.app.checking.images import warn_of_images
+from cpsl.app.checking.picture import write_contact_sheet
+from cpsl.app.checking.settings import (
     FOLDER,
     Opened,
     advice,
@@ -24,7 +24,7 @@ from cpsl.app.check_settings import (
     open_domains,
     validate,
 )
-from cpsl.app.check_words import describe_kinds, find_warnings, summary
+from cpsl.app.checking.words import describe_kinds, find_warnings, summary
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import changed_data

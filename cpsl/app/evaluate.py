@@ -21,7 +21,7 @@ from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option, load_model
 from cpsl.app.ranges import Positive
-from cpsl.app.report_page import describe_scores, metrics_table
+from cpsl.app.reporting.page import describe_scores, metrics_table
 from cpsl.app.settings import UsageError
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, SegmentationDataset
 from cpsl.data.predictions import ColorStore, LabelIdStore

@@ -16,10 +16,10 @@ from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import class_frequencies, evaluation_label, read_metrics
 from cpsl.app.networks import build_clustering, build_model
 from cpsl.app.pseudo_labels import read_start
-from cpsl.app.report_compare import Comparison, Labels, chosen_images, compare
-from cpsl.app.report_content import Clusters, Picture, Report, compared_stages
-from cpsl.app.report_facts import describe_data, describe_run, describe_settings, iterations
-from cpsl.app.report_page import write_report
+from cpsl.app.reporting.compare import Comparison, Labels, chosen_images, compare
+from cpsl.app.reporting.content import Clusters, Picture, Report, compared_stages
+from cpsl.app.reporting.facts import describe_data, describe_run, describe_settings, iterations
+from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
 from cpsl.app.source_sampling import named_sources

@@ -9,7 +9,7 @@ from typing import Any
 
 from cpsl._internal.durations import describe_duration
 from cpsl.app.config import Config
-from cpsl.app.report_content import SHORTEST
+from cpsl.app.reporting.content import SHORTEST
 from cpsl.app.stages import trained_stages
 from cpsl.app.usage import program
 from cpsl.training.log import text_table

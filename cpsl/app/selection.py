@@ -13,8 +13,8 @@ from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import label_space
 from cpsl.app.evaluate import evaluate, evaluating, read_metrics, source_distribution
 from cpsl.app.networks import save_model
-from cpsl.app.report_content import SCORES
-from cpsl.app.report_page import describe_scores
+from cpsl.app.reporting.content import SCORES
+from cpsl.app.reporting.page import describe_scores
 from cpsl.models import SegmentationNetwork
 from cpsl.training import Process, TrainingLoop, load, logger, save
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.check_report import DESKTOP, Page, chromium, problems
 from app.sample_report import sample_report
-from cpsl.app.report_page import write_report
+from cpsl.app.reporting.page import write_report
 from cpsl.data import CITYSCAPES_19
 
 

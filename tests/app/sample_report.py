@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cpsl import class_counts
-from cpsl.app.report_compare import chosen_images, compare
-from cpsl.app.report_content import Clusters, DataSet, Picture, Report, compared_stages
+from cpsl.app.reporting.compare import chosen_images, compare
+from cpsl.app.reporting.content import Clusters, DataSet, Picture, Report, compared_stages
 from cpsl.metrics import ConfusionMatrix
 
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")

@@ -9,7 +9,7 @@ from app.conftest import Run
 from app.test_adapt import write_folders
 from app.tiny import STAGES, cpsl
 from cpsl.app.check import _check_data, _processes
-from cpsl.app.check_settings import open_domains, validate
+from cpsl.app.checking.settings import open_domains, validate
 from cpsl.app.command_line import parse
 from cpsl.app.run import changed_settings
 from cpsl.data.check import usable_cores

@@ -10,7 +10,7 @@ from cpsl.app import evaluate, export, predict
 from cpsl.app.command_line import RECIPES, parse, read_layers, recipe_names
 from cpsl.app.config import METHODS, STAGES, Config
 from cpsl.app.domain import Domain
-from cpsl.app.report_content import TITLES
+from cpsl.app.reporting.content import TITLES
 from cpsl.app.settings import UsageError, override, schema, to_toml
 from cpsl.app.stages import TRAINERS
 

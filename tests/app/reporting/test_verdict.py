@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from app.sample_report import build_report
-from cpsl.app.report_content import DataSet, Report
-from cpsl.app.report_verdict import Kind, class_changes, judge
+from cpsl.app.reporting.content import DataSet, Report
+from cpsl.app.reporting.verdict import Kind, class_changes, judge
 
 TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
 CLASSES = ("road", "sky", "car")

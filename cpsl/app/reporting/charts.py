@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpsl.app.report_compare import ImageResult
-from cpsl.app.report_content import SCORES, Report, title_of
-from cpsl.app.report_words import number, share, ticks
+from cpsl.app.reporting.compare import ImageResult
+from cpsl.app.reporting.content import SCORES, Report, title_of
+from cpsl.app.reporting.words import number, share, ticks
 
 CURVES = {
     "miou": "Mean IoU on the evaluation images, percent",

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpsl.app.check_words import (
+from cpsl.app.checking.words import (
     SHOWN_KINDS,
     SHOWN_VALUES,
     WIDTH,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cpsl.app.check_words import fill, table
+from cpsl.app.checking.words import fill, table
 from cpsl.app.domain import Domain
 from cpsl.data import DatasetCheck, SegmentationDataset
 from cpsl.data.appearance import label_maps_among, value_range_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpsl.app.check_hints import describe_files, propose
+from cpsl.app.checking.hints import describe_files, propose
 from cpsl.app.domain import Domain
 from cpsl.app.settings import override
 from cpsl.data import GTA5, LabelSpace, SegmentationFolder, Subset, write_streets

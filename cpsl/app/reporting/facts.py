@@ -8,8 +8,8 @@ from torch import Tensor
 from cpsl.app.config import Config, WarmUp
 from cpsl.app.datasets import domains, open_dataset
 from cpsl.app.evaluate import evenly_spaced
-from cpsl.app.report_content import UNRECORDED, DataSet, title_of
-from cpsl.app.report_words import plural, sizes
+from cpsl.app.reporting.content import UNRECORDED, DataSet, title_of
+from cpsl.app.reporting.words import plural, sizes
 from cpsl.app.run_record import read_sessions
 from cpsl.app.settings import flatten, to_toml
 from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from shlex import quote
 from typing import Literal, NamedTuple
 
-from cpsl.app.report_compare import confusions
-from cpsl.app.report_content import SHORTEST, Report, title_of
-from cpsl.app.report_words import duration, listing, number, plural, share, size
+from cpsl.app.reporting.compare import confusions
+from cpsl.app.reporting.content import SHORTEST, Report, title_of
+from cpsl.app.reporting.words import duration, listing, number, plural, share, size
 
 FEW_IMAGES = 10
 """With fewer images nothing can be said about a data set."""

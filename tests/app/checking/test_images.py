@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpsl.app.check_images import warn_of_images
+from cpsl.app.checking.images import warn_of_images
 from cpsl.app.domain import Domain
 from cpsl.app.settings import override
 from cpsl.data import SegmentationFolder, check_dataset

@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 import torch
 
-from cpsl.app import report_charts as charts
-from cpsl.app.report_compare import ImageResult, confusions, normalized
-from cpsl.app.report_content import SCORES, UNRECORDED, Report, title_of
-from cpsl.app.report_pictures import draw
-from cpsl.app.report_verdict import class_changes, judge, mious
-from cpsl.app.report_words import DASH, duration, number, plural, share, size
+from cpsl.app.reporting import charts
+from cpsl.app.reporting.compare import ImageResult, confusions, normalized
+from cpsl.app.reporting.content import SCORES, UNRECORDED, Report, title_of
+from cpsl.app.reporting.pictures import draw
+from cpsl.app.reporting.verdict import class_changes, judge, mious
+from cpsl.app.reporting.words import DASH, duration, number, plural, share, size
 from cpsl.training.checkpoints import write_text
 from cpsl.training.log import text_table
 from cpsl.visualize import heatmap

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpsl.app.report_compare import ImageResult, chosen_images, compare, confusions, normalized
+from cpsl.app.reporting.compare import ImageResult, chosen_images, compare, confusions, normalized
 from cpsl.metrics import ConfusionMatrix
 
 CLASSES = 4

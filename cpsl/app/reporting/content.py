@@ -1,11 +1,11 @@
-"""What a report is made from: `cpsl.app.report` collects it, `cpsl.app.report_page` writes it."""
+"""What a report is made from: `cpsl.app.report` collects it, `cpsl.app.reporting.page` writes it."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from cpsl.app.report_compare import Comparison
+from cpsl.app.reporting.compare import Comparison
 
 SHORTEST = 100
 """Iterations of a stage below which its results mean nothing."""

@@ -1,6 +1,6 @@
 """What `cpsl check` adds about folders: lines to copy, files that are not read, rotated pictures."""
 
-from cpsl.app.check_words import table
+from cpsl.app.checking.words import table
 from cpsl.app.domain import Domain
 from cpsl.data import LabelSpace, SegmentationDataset, propose_settings, rotated_images
 from cpsl.data.files import describe_skipped

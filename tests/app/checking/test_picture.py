@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cpsl.app.check_picture import TILE, contact_sheet, write_contact_sheet
+from cpsl.app.checking.picture import TILE, contact_sheet, write_contact_sheet
 from cpsl.data import IGNORE_INDEX, LabelSpace, check_dataset
 from cpsl.data.sample import Sample
 
