@@ -41,7 +41,7 @@ from cpsl.training.log import text_table
 K, CROP, FULL = 19, (32, 64), (48, 96)
 SAMPLES, ITERATIONS = 256, 3
 """Pixels sampled per image, and iterations of the assignment; defaults of the settings."""
-STEPS, COUNTED = 4, 2
+STEPS, COUNTED = 20, 2
 """Steps of each stage, and the one that is counted: DDP arranges its buckets in the first two, and the last
 writes curves and a checkpoint."""
 
@@ -86,7 +86,7 @@ def predict(stage: Stage, run: Run, ranks: int) -> dict[str, int]:
     if ranks == 1:
         return {}
     number, index = 4, 8  # bytes of float32 and int64
-    gradients, flags = number * count_parameters(stage, run), 3  # stop, non-finite loss or gradient
+    gradients, flags = number * count_parameters(stage, run), 4  # stop, how, non-finite loss or gradient
     if stage != "self_label":
         return {"gradients": gradients, "flags": flags}
     pixels = ranks * SAMPLES
@@ -160,6 +160,7 @@ def settings(folder: Path, run: Run, ranks: int) -> Config:
     size: Any = {"iterations": STEPS, "batch_size": ranks * run.micro_batches}
     return Config(
         folder,
+        method="paper",
         gradient_accumulation_steps=run.micro_batches,
         model=Model(f"deeplabv2:{run.backbone}", run.feature_dim),
         warmup=WarmUp("random", **size),

@@ -118,7 +118,8 @@ def begin_run(config: Config, arguments: Sequence[str] = ()) -> Iterator[Process
             if changed := changed_settings(config):
                 raise SystemExit(changed)
             write_text(config.output / "config.toml", to_toml(config))
-            record_session(config.output, arguments, process)
+            if not all((config.output / stage / "metrics.json").exists() for stage in config.stages):
+                record_session(config.output, arguments, process)
             draw_streets(config)
         process.barrier()
         yield process

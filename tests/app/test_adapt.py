@@ -116,7 +116,7 @@ def test_a_recipe_follows_the_authors_code(finished: Run, tmp_path: Path) -> Non
     assert {label.getextrema()[1] for label in labels} == {250}  # their ignore_index
     report = (run / "report.html").read_text()
     assert "Sampled pixels and their assignments" in report
-    assert "the best of its evaluations" in report
+    assert "the best of its evaluations by target labels" in report
 
 
 def test_a_killed_run_ends_with_the_same_weights(finished: Run, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_weights_are_selected_without_labels(finished: Run, tmp_path: Path) -> N
             assert metrics[stage]["scores"]["flip_miou"] == pytest.approx(max(curve))
     for line in ("warmup: mIoU", "after 0 iterations", "after 2 iterations"):
         assert line in ended.text
-    assert "a score without" in (tmp_path / "run" / "report.html").read_text()
+    assert "a score without target labels" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_two_processes_are_stopped_and_one_resumes(finished: Run, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_two_folders_by_options_alone(tmp_path: Path) -> None:
     metrics = metrics_of(tmp_path / "run")
     assert all(values["miou"] is None for values in metrics.values())
     assert metrics["online"]["iou"] == {"road": None, "else": None}
-    assert "No target labels" in (tmp_path / "run" / "report.html").read_text()
+    assert "images, without labels" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_photographs_in_the_layouts_of_the_data_sets(real: Path, tmp_path: Path) -> None:

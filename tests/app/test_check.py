@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def test_a_check_reports_the_cost_of_a_run_and_keeps_pictures_alone(finished: Ru
     ended = cpsl("check", *words, "--evaluate-every", "2")
     assert ended.code == 0, ended.text
     assert "no problems" in ended.text
-    rows = {line.split("  ")[0]: line.split() for line in ended.text.splitlines()}
+    rows = {line.split("  ")[0]: re.split(r" {2,}", line) for line in ended.text.splitlines()}
     for stage in STAGES:
         seconds, times, _, memory = rows[stage][1:5]
         assert float(seconds) > 0

@@ -131,8 +131,8 @@ def test_a_run_with_several_sources_reports_each(tmp_path: Path) -> None:
     ended = cpsl("adapt", *words)
     assert ended.code == 0, ended.text
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for source in ("source 1 (9 images", "source 2 (1 images"):
-        assert f"labels of {source}" in report
+    for source, images in (("source 1", 9), ("source 2", 1)):
+        assert f'<th scope="row">{source}</th><td>{images}</td>' in report
     again = cpsl("adapt", *words)
     assert again.code == 0, again.text
 

@@ -230,7 +230,7 @@ def test_ctrl_c_ends_all_processes_without_a_traceback() -> None:
     assert process.stdout.readline() == "reads\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=50)
-    assert process.returncode == 75, errors
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

@@ -21,6 +21,13 @@ from cpsl.training import Process, load
 MEASURED = 50
 """Most images of a data set, evenly spaced, whose sizes are read."""
 
+SELECTED = {
+    "last": "its last weights",
+    "best": "the best of its evaluations by target labels",
+    "score": "the best of its evaluations by a score without target labels",
+}
+"""Values of `select_checkpoint`."""
+
 
 def describe_data(config: Config, process: Process) -> list[DataSet]:
     """Counts images and labels of each domain, and reads the sizes of some images."""
@@ -68,6 +75,7 @@ def describe_run(config: Config, chosen: str) -> dict[str, list[str]]:
         facts["Started"] = facts["Command"] = [UNRECORDED]
     facts["Stages"] = [_stage(config, stage) for stage in config.stages]
     facts["Network"] = [_network(config, chosen)]
+    facts["Weights"] = [f"each stage ends with {SELECTED[config.select_checkpoint]}"]
     facts["Seed"] = [str(config.seed)]
     facts["Precision"] = [config.precision]
     if sessions:
