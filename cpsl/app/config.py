@@ -165,7 +165,7 @@ class Distill:
 
 @dataclass(frozen=True)
 class Online:
-    """One-stage adaptation: a mean teacher with mixed and masked images, whose labels CPSL rectifies."""
+    """One-stage adaptation: a mean teacher with mixed images and class-balanced pseudo labels."""
 
     start: str = "source_only"
     """Initial weights: source_only (that stage's network), pretrained, random, or a file."""

@@ -21,7 +21,7 @@ from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option, load_model
 from cpsl.app.ranges import Positive
-from cpsl.app.reporting.page import describe_scores, metrics_table
+from cpsl.app.reporting.content import SCORES, title_of
 from cpsl.app.settings import UsageError
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, SegmentationDataset
 from cpsl.data.predictions import ColorStore, LabelIdStore
@@ -32,6 +32,7 @@ from cpsl.metrics import ConfusionMatrix
 from cpsl.models import SegmentationNetwork
 from cpsl.scores import Scores
 from cpsl.training import Precision, Process, autocast, start_process
+from cpsl.training.log import text_table
 
 SCORED = 100
 """Most images, evenly spaced, whose label-free scores are computed."""
@@ -193,6 +194,42 @@ def _label_counts(dataset: SegmentationDataset) -> Tensor:
     return counts
 
 
+def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) -> str:
+    """Returns IoU by class and network, and mIoU as a table of text.
+
+    Example:
+        >>> metrics = {"warmup": {"miou": 50.0, "iou": {"road": 50.0, "sky": None}}}
+        >>> print(metrics_table(metrics, ("road", "sky")))
+               Warm-up
+        road      50.0
+        sky          –
+        mIoU      50.0
+    """
+    rows = [("", *(title_of(stage) for stage in metrics))]
+    for name in classes:
+        rows.append((name, *(_number(values["iou"].get(name)) for values in metrics.values())))
+    rows.append(("mIoU", *(_number(values["miou"]) for values in metrics.values())))
+    if any("miou_13" in values for values in metrics.values()):
+        of_13 = (_number(values.get("miou_13")) for values in metrics.values())
+        rows.append(("mIoU, 13 classes", *of_13))
+    return text_table(rows)
+
+
+def describe_scores(scores: dict[str, Any]) -> str:
+    """Returns the label-free scores of a network in one line of text.
+
+    Example:
+        >>> describe_scores({"entropy": 0.25, "information": None, "flip_agreement": 0.875})
+        'flip_agreement 0.875, entropy 0.250'
+    """
+    known = {name: scores.get(name) for name in SCORES}
+    return ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
 def _grid(scores: Tensor) -> Tensor:
     """Returns the scores (1, K, h, w) of about `SCORED_PIXELS` pixels of an image, given (K, H, W)."""
     step = max(round(math.sqrt(scores[0].numel() / SCORED_PIXELS)), 1)
@@ -311,7 +348,7 @@ def main(arguments: list[str]) -> None:
         metrics = evaluate(model, config, process, stores, scales=options.scales, flip=options.flip)
         if process.is_main:
             name = options.weights.parent.name or "model"
-            print(metrics_table({name: {**metrics, "seconds": None}}, classes.names))
+            print(metrics_table({name: metrics}, classes.names))
             print(f"without labels: {describe_scores(metrics['scores'])}")
             for store in stores:
                 print(f"predictions in {store.folder}")

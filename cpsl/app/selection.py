@@ -11,10 +11,9 @@ from torch import Tensor
 from cpsl import find_collapses
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import label_space
-from cpsl.app.evaluate import evaluate, evaluating, read_metrics, source_distribution
+from cpsl.app.evaluate import describe_scores, evaluate, evaluating, read_metrics, source_distribution
 from cpsl.app.networks import save_model
 from cpsl.app.reporting.content import SCORES
-from cpsl.app.reporting.page import describe_scores
 from cpsl.models import SegmentationNetwork
 from cpsl.training import Process, TrainingLoop, load, logger, save
 

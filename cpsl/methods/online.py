@@ -22,15 +22,16 @@ from cpsl.thresholds import DiceThresholds
 
 
 class OnlineSelfLabeling(Method):
-    """Trains a student on pseudo labels that its moving average predicts and CPSL rectifies, in one stage.
+    """Trains a student on pseudo labels that its moving average predicts, in one stage.
 
-    No pass before training is needed: the teacher labels each batch (Tarvainen and Valpola, 2017), and the
-    prototypes are initialized with the class means of the source features. The labels are the consensus of
-    the teacher's probabilities and of the clusters, to which optimal transport assigns the pixels (CPSL);
-    both follow the class distribution of the target. `DiceThresholds` balance the classes. Half of the
-    classes of a source image are pasted into each target image (DACS, Tranheden et al., 2021). As in
-    DAFormer (Hoyer et al., 2022), the target loss is weighted by the share of pixels with certain labels. As
-    in MIC (Hoyer et al., 2023), the student also labels target images with masked patches.
+    No pass before training is needed: the teacher labels each batch (Tarvainen and Valpola, 2017).
+    `DiceThresholds` balance the classes of the labels, `ShareLimits` keep them from growing without bounds.
+    With a clustering, the labels are the consensus of the teacher's probabilities and of the clusters, to
+    which optimal transport assigns the pixels (CPSL); both follow the class distribution of the target, and
+    the prototypes are initialized with the class means of the source features. Half of the classes of a
+    source image are pasted into each target image (DACS, Tranheden et al., 2021). As in DAFormer (Hoyer et
+    al., 2022), the target loss is weighted by the share of pixels with certain labels. As in MIC (Hoyer et
+    al., 2023), the student also labels target images with masked patches.
 
     Args:
         student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.

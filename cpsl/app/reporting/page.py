@@ -17,7 +17,6 @@ from cpsl.app.reporting.pictures import draw
 from cpsl.app.reporting.verdict import class_changes, judge, mious
 from cpsl.app.reporting.words import DASH, duration, number, plural, share, size
 from cpsl.training.checkpoints import write_text
-from cpsl.training.log import text_table
 from cpsl.visualize import heatmap
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -151,45 +150,6 @@ def _by_share(shares: list[charts.Series]) -> list[int]:
     """Returns the classes by their share in the first series, the largest first."""
     first = shares[0].shares if shares else []
     return sorted(range(len(first)), key=lambda k: -first[k])
-
-
-def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) -> str:
-    """Returns IoU by class and stage, mIoU and the time of training as a table of text.
-
-    Example:
-        >>> metrics = {"warmup": {"miou": 50.0, "iou": {"road": 50.0, "sky": None}, "seconds": 3.2}}
-        >>> print(metrics_table(metrics, ("road", "sky")))
-                  Warm-up
-        road         50.0
-        sky             –
-        mIoU         50.0
-        seconds         3
-    """
-    rows = [("", *(title_of(stage) for stage in metrics))]
-    for name in classes:
-        rows.append((name, *(_number(values["iou"].get(name)) for values in metrics.values())))
-    rows.append(("mIoU", *(_number(values["miou"]) for values in metrics.values())))
-    if any("miou_13" in values for values in metrics.values()):
-        of_13 = (_number(values.get("miou_13")) for values in metrics.values())
-        rows.append(("mIoU, 13 classes", *of_13))
-    if any(values["seconds"] is not None for values in metrics.values()):
-        rows.append(("seconds", *(f"{values['seconds']:.0f}" for values in metrics.values())))
-    return text_table(rows)
-
-
-def describe_scores(scores: dict[str, Any]) -> str:
-    """Returns the label-free scores of a network in one line of text.
-
-    Example:
-        >>> describe_scores({"entropy": 0.25, "information": None, "flip_agreement": 0.875})
-        'flip_agreement 0.875, entropy 0.250'
-    """
-    known = {name: scores.get(name) for name in SCORES}
-    return ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _hexadecimal(colors: Iterable[Sequence[int]]) -> list[str]:

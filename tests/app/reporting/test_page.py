@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from app.outline import Outline
 from app.sample_report import build_report, sample_report
+from cpsl.app.evaluate import metrics_table
 from cpsl.app.reporting.content import TITLES, Report
-from cpsl.app.reporting.page import metrics_table, write_report
+from cpsl.app.reporting.page import write_report
 from cpsl.app.reporting.words import number
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
