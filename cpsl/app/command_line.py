@@ -16,7 +16,8 @@ import tyro
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
 from cpsl.app.options import RUNS, check_options, options_of, spell, values_of
-from cpsl.app.settings import UsageError, check, override, read_toml
+from cpsl.app.settings import UsageError, check, flatten, override, read_toml
+from cpsl.app.sizes import choose_sizes
 from cpsl.app.usage import EXAMPLES, SUMMARY, examples, how_to_begin
 
 RECIPES = Path(str(files("cpsl.app.recipes")))
@@ -58,10 +59,13 @@ def read_layers(names: Sequence[str]) -> Config:
     Raises:
         UsageError: A file cannot be read, or has keys or values that do not fit.
     """
-    return _read_layers(names, Config(), ())
+    return _read_layers(names, Config(), set())
 
 
-def _read_layers(names: Sequence[str], settings: Config, opened: tuple[Path, ...]) -> Config:
+def _read_layers(
+    names: Sequence[str], settings: Config, given: set[str], opened: tuple[Path, ...] = ()
+) -> Config:
+    """Reads the layers, and adds the dotted names of the settings in them to `given`."""
     for name in names:
         path = find_settings(name)
         if path in opened:
@@ -73,7 +77,8 @@ def _read_layers(names: Sequence[str], settings: Config, opened: tuple[Path, ...
                 raise UsageError(f"{path}: base: expected a recipe or file, got {base!r}")
             beside = path.parent / base
             base = str(beside) if beside.is_file() else base
-            settings = _read_layers([base], settings, (*opened, path))
+            settings = _read_layers([base], settings, given, (*opened, path))
+        given |= set(flatten(table))
         settings = override(_read_sources(settings, table, path), table, str(path))
     return settings
 
@@ -120,7 +125,9 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
         raise UsageError(
             "command line: --config: expected a recipe or a TOML file, got none; cpsl recipes lists recipes"
         )
-    settings = read_layers([*base, *(name for names in first.config for name in names)])
+    given = {option.partition("=")[0].lstrip("-").replace("-", "_") for option in options}
+    layers = [*base, *(name for names in first.config for name in names)]
+    settings = _read_layers(layers, Config(), given)
     if first.help_all:
         options = ["--help"]
     elif first.help:
@@ -131,7 +138,8 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
         check_options(Config, options, command)
     if "NO_COLOR" in os.environ:
         tyro._experimental_options["ansi_codes"] = False
-    return check(tyro.cli(Config, args=options, prog=f"cpsl {command}", default=settings), "command line")
+    settings = tyro.cli(Config, args=options, prog=f"cpsl {command}", default=settings)
+    return choose_sizes(check(settings, "command line"), given)
 
 
 def parse_arguments(kind: type[S], arguments: Sequence[str], command: str, default: S | None = None) -> S:

@@ -244,10 +244,9 @@ def test_two_folders_by_options_alone(tmp_path: Path) -> None:
     words = ["--config", "cpu", *write_folders(tmp_path), "--output", tmp_path / "run"]
     for stage in ("source-only", "online"):
         words += [f"--{stage}.iterations", 1]
-    words += ["--views.crop", 48, 96, "--views.width", 130, "--workers", 0]
-    ended = cpsl("adapt", *words, "--views.full-size", 128, 256)
+    ended = cpsl("adapt", *words, "--workers", 0, "--views.full-size", 128, 256, "--views.crop", 48, 96)
     assert ended.code == 0, ended.text
-    assert "--views.full-size 60 120 --views.crop 16 48 --views.width 128" in ended.text
+    assert "--views.full-size 60 120 --views.crop 48 96 --views.width 120" in ended.text
     metrics = metrics_of(tmp_path / "run")
     assert all(values["miou"] is None for values in metrics.values())
     assert metrics["online"]["iou"] == {"road": None, "else": None}

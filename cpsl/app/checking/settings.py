@@ -7,6 +7,7 @@ from typing import NamedTuple
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
 from cpsl.app.datasets import domains, label_space, micro_batch_size, open_dataset, target_dataset
 from cpsl.app.networks import build_model, custom_builder, load_model
+from cpsl.app.sizes import fit_crop
 from cpsl.app.stages import trained_stages
 from cpsl.data import SegmentationDataset
 from cpsl.training import Process, logger
@@ -97,13 +98,13 @@ def advice(config: Config, target: SegmentationDataset | None = None) -> list[st
     full_height, full_width = config.views.full_size
     if full_height <= 1.5 * height or full_width <= 1.5 * width:
         return []
-    crop = [max(extent // 32 * 16, 16) for extent in (height, width)]
+    crop = fit_crop((height, width))
     factor = full_height * full_width / (height * width)
     return [
         f"Target images of {height}x{width} are enlarged to views.full_size {full_height}x{full_width}, "
         f"which needs {factor:.0f} times the time and memory. For their own size:\n"
         f"  --views.full-size {height} {width} --views.crop {crop[0]} {crop[1]} "
-        f"--views.width {round(1.07 * width)}"
+        f"--views.width {width}"
     ]
 
 

@@ -1,0 +1,90 @@
+"""Sizes of images and crops that the settings leave open: those of the person's own images."""
+
+from collections.abc import Collection
+from statistics import median
+
+from cpsl.app.config import Config
+from cpsl.app.domain import Domain
+from cpsl.app.ranges import Size
+from cpsl.app.settings import override
+from cpsl.data.files import find_files
+from cpsl.data.names import IMAGE_SUFFIXES, Pattern
+from cpsl.data.reading import read_header
+
+LOOKED_AT = 25
+"""Images of a folder whose sizes are read, evenly spaced."""
+SAME_SHAPE = 1.05
+"""Aspect ratios of source and target up to this factor apart count as equal."""
+
+
+def choose_sizes(config: Config, given: Collection[str]) -> Config:
+    """Returns the settings with sizes that fit the images of the target, where they are folders of images.
+
+    The defaults are the sizes of the paper, which would distort other images. Nothing is chosen if the
+    images cannot be read: the check of the settings names the reason.
+
+    Args:
+        config: All settings.
+        given: Dotted names of the settings that a file or an option sets; these are kept.
+    """
+    if config.target.dataset != "folder":
+        return config
+    chosen: dict[str, Size] = {}
+    full_size = config.views.full_size
+    if "views.full_size" not in given:
+        if (shape := _shape(config.target)) is None:
+            return config
+        full_size = chosen["full_size"] = fit_size(shape, config.views.pixels)
+        source = _shape(config.source) if config.source.dataset == "folder" else None
+        if source and not 1 / SAME_SHAPE < (source[0] * shape[1]) / (source[1] * shape[0]) < SAME_SHAPE:
+            chosen["source_size"] = max(round(full_size[1] * source[0] / source[1]), 16), full_size[1]
+    chosen["crop"] = fit_crop(full_size)
+    views = {"width": full_size[1], **chosen}
+    views = {name: value for name, value in views.items() if f"views.{name}" not in given}
+    return override(config, {"views": views}, "sizes of the images")
+
+
+def fit_size(shape: Size, pixels: int) -> Size:
+    """Returns the size at which images (H, W) are processed: their own, or a smaller one of their shape.
+
+    At least 16 pixels each, as settings require.
+
+    Example:
+        >>> fit_size((240, 320), 80_000), fit_size((3000, 4000), 80_000)
+        ((240, 320), (240, 320))
+    """
+    height, width = shape
+    if height * width <= pixels:
+        return max(height, 16), max(width, 16)
+    factor = (pixels / (height * width)) ** 0.5
+    return _multiple(height * factor), _multiple(width * factor)
+
+
+def fit_crop(full_size: Size) -> Size:
+    """Returns the size of training crops for whole images (H, W): four fifths, a multiple of 16.
+
+    Example:
+        >>> fit_crop((240, 320)), fit_crop((512, 1024)), fit_crop((16, 20))
+        ((192, 256), (400, 816), (16, 16))
+    """
+    height, width = (max(extent * 4 // 5 // 16, 1) * 16 for extent in full_size)
+    return height, width
+
+
+def _multiple(extent: float) -> int:
+    """Returns the nearest multiple of 16, for which the maps of most networks come out even; at least 16."""
+    return max(round(extent / 16), 1) * 16
+
+
+def _shape(domain: Domain) -> Size | None:
+    """Returns the median height and width of the images of a folder; None if they cannot be read."""
+    if domain.images is None:
+        return None
+    try:
+        pattern = None if domain.image_pattern == "*" else Pattern(domain.image_pattern)
+        files = [*find_files(domain.images, IMAGE_SUFFIXES, "images", pattern=pattern).values()]
+        step = max(len(files) // LOOKED_AT, 1)
+        shapes = [read_header(path)[0] for path in files[::step][:LOOKED_AT]]
+    except (OSError, ValueError):
+        return None
+    return round(median(h for h, _ in shapes)), round(median(w for _, w in shapes))
