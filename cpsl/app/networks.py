@@ -1,9 +1,7 @@
-"""Networks, clustering and optimizers built from the settings; model files."""
+"""Networks and optimizers built from the settings; model files."""
 
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cpsl.app.config import Authors, Config, Optimizer
+from cpsl.app.config import Config, Optimizer
 from cpsl.app.datasets import label_space
-from cpsl.authors import AuthorsClustering, RepeatedSGD
-from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.authors import RepeatedSGD
 from cpsl.inference import Segmenter
 from cpsl.models import SegmentationNetwork, build_network, segment
 from cpsl.models.build import LIBRARIES, Builder, call_builder, check_rebuilds, is_named
@@ -121,30 +118,6 @@ def save_model(path: Path, model: SegmentationNetwork, config: Config) -> None:
     """Saves a network with its classes, and the size and the range of values of the target's images."""
     segmenter = Segmenter(model, label_space(config), config.views.full_size, config.target.value_range)
     segmenter.save(path)
-
-
-def build_clustering(config: Config, num_classes: int, feature_dim: int) -> ClassBalancedPrototypeClustering:
-    """Builds the clustering of self-labeling."""
-    settings, authors = config.self_label, config.authors
-    build: Callable[..., ClassBalancedPrototypeClustering] = ClassBalancedPrototypeClustering
-    if authors != Authors():
-        build = partial(
-            AuthorsClustering,
-            image_by_image=authors.image_by_image,
-            dot_product_bank_scores=authors.dot_product_bank_scores,
-            logit_assignments=authors.logit_assignments,
-        )
-    return build(
-        num_classes,
-        feature_dim,
-        bank_size=settings.bank_size,
-        samples_per_image=settings.samples_per_image,
-        temperature=settings.temperature,
-        epsilon=settings.epsilon,
-        sinkhorn_iterations=settings.sinkhorn_iterations,
-        sampling=settings.sampling,
-        distribution_momentum=settings.distribution_momentum,
-    )
 
 
 def build_optimizer(

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from cpsl import ClassBalancedPrototypeClustering, PseudoLabelRectifier, class_counts, prototype_similarity
 from cpsl._internal.randomness import derive_seed
+from cpsl.app.clusterings import self_label_clustering
 from cpsl.app.command_line import read_layers
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
 from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import class_frequencies, evaluation_label, read_metrics
-from cpsl.app.networks import build_clustering, build_model
+from cpsl.app.networks import build_model
 from cpsl.app.pseudo_labels import read_start
 from cpsl.app.reporting.compare import Comparison, Labels, chosen_images, compare
 from cpsl.app.reporting.content import Clusters, Picture, Report, compared_stages
@@ -84,7 +85,7 @@ def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeC
         # The bank is the share of rank 0, whatever the number of ranks was.
         settings = replace(config.self_label, bank_size=len(state["bank.features"]))
         config = replace(config, self_label=settings)
-        clustering = build_clustering(config, *state["prototypes"].shape)
+        clustering = self_label_clustering(config, *state["prototypes"].shape)
         clustering.load_state_dict(state)
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not the clustering of this run: {error}") from error

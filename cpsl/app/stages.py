@@ -8,15 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from cpsl.app.clusterings import online_clustering, self_label_clustering
 from cpsl.app.config import PREVIOUS, Authors, Config, Online
 from cpsl.app.curves import TITLES
 from cpsl.app.datasets import label_space, source_batches, target_batches
 from cpsl.app.evaluate import source_distribution
-from cpsl.app.networks import build_clustering, build_model, build_optimizer, compile_networks, save_model
+from cpsl.app.networks import build_model, build_optimizer, compile_networks, save_model
 from cpsl.app.pseudo_labels import label_target, read_start
 from cpsl.app.selection import CheckpointSelection
 from cpsl.authors import AuthorsSelfLabeling, probability_distillation
-from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.data import HardLabelStore, SoftLabelStore, StrongAugmentation, TargetBatch
 from cpsl.limits import ShareLimits
 from cpsl.losses import distillation
@@ -75,7 +75,7 @@ def self_label(config: Config, process: Process, stage: str = "self_label") -> C
     settings, authors = config.self_label, config.authors
     student = build_model(config, config.output / "warmup" / "model.pt").to(process.device).train()
     teacher = ExponentialMovingAverage(student, "training" if authors.training_mode_teacher else "evaluation")
-    clustering = build_clustering(config, student.num_classes, student.feature_dim)
+    clustering = self_label_clustering(config, student.num_classes, student.feature_dim)
     clustering.to(process.device)
     clustering.initialize(*read_start(config, clustering.prototypes.shape))
     rate = settings.optimizer.learning_rate * settings.prototype_multiplier
@@ -151,16 +151,7 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
     optimizer = build_optimizer(config, settings.optimizer, student)
     clustering = None
     if settings.clustering:
-        clustering = ClassBalancedPrototypeClustering(
-            student.num_classes,
-            student.feature_dim,
-            bank_size=settings.bank_size,
-            samples_per_image=settings.samples_per_image,
-            temperature=settings.temperature,
-            sampling="stratified",
-            prototype_update="labels",
-            align_corners=student.align_corners,
-        ).to(process.device)
+        clustering = online_clustering(config, student).to(process.device)
     thresholds = DiceThresholds(student.num_classes).to(process.device) if settings.balanced else None
     limits = None
     if settings.limited and (source := source_distribution(config)) is not None:
