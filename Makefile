@@ -28,7 +28,9 @@ browser: .venv/installed  ## tests of the report and the site in Chromium, which
 docs: .venv/installed  ## build the documentation in site/; dead links are errors
 	$(BIN)/mkdocs build --strict
 
-pictures: .venv/installed  ## draw the pictures of docs/method.md from the paper's stages on the scenes of the demo
+pictures: .venv/installed  ## draw the pictures of docs/method.md from both methods on the scenes of the demo
+	$(BIN)/cpsl demo
+	$(BIN)/python docs/online_pictures.py --config demo
 	$(BIN)/cpsl demo --method paper --output runs/demo_paper
 	$(BIN)/python docs/method_pictures.py --config demo --method paper --output runs/demo_paper
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
 from textwrap import fill
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -18,7 +18,7 @@ from cpsl.app.domain import Domain
 from cpsl.app.options import RUNS, check_options, options_of, spell, values_of
 from cpsl.app.settings import UsageError, check, flatten, override, read_toml
 from cpsl.app.sizes import choose_sizes
-from cpsl.app.usage import EXAMPLES, SUMMARY, examples, how_to_begin
+from cpsl.app.usage import EXAMPLES, SUMMARY, examples, how_to_begin, how_to_use
 
 RECIPES = Path(str(files("cpsl.app.recipes")))
 """Folder of the recipes."""
@@ -162,6 +162,8 @@ def parse_arguments(kind: type[S], arguments: Sequence[str], command: str, defau
         _add_options(parser, kind, default, required=_required(kind))
         parser.print_help()
         raise SystemExit(0)
+    if missing and not arguments:
+        raise UsageError(how_to_use(command, [spell(name) for name in missing]))
     check_options(kind, arguments, command, missing)
     chosen = tyro.cli(
         kind,
@@ -170,6 +172,24 @@ def parse_arguments(kind: type[S], arguments: Sequence[str], command: str, defau
         default=tyro.MISSING_NONPROP if default is None else default,
     )
     return check(chosen, "command line")
+
+
+class CommandParser(ArgumentParser):
+    """Options of a command without settings: mistakes raise UsageError, with an example."""
+
+    def __init__(self, command: str, summary: str) -> None:
+        super().__init__(
+            f"cpsl {command}",
+            description=fill(summary, 78),
+            epilog=examples(command),
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        raise UsageError(f"command line: {message}\nFor example: {EXAMPLES[self.command][0]}")
 
 
 def _required(kind: Any) -> list[str]:

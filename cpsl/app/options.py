@@ -10,6 +10,7 @@ from textwrap import dedent
 from typing import Any, NamedTuple
 
 from cpsl.app.settings import UsageError, schema
+from cpsl.app.usage import EXAMPLES
 
 RUNS = ("adapt", "check", "demo")
 """Commands with the settings of a run, from files that `--config` names."""
@@ -154,12 +155,10 @@ def check_options(kind: type, arguments: Sequence[str], command: str, missing: S
             wrong.append(f"{option}: {problem}")
     for name in missing:
         if name not in given:
-            wrong.append(
-                f"{spell(name)} is missing: {known[name]['description'].rstrip('.')}; "
-                f"cpsl {command} --help has examples"
-            )
+            wrong.append(f"{spell(name)} is missing: {known[name]['description'].rstrip('.')}")
     if wrong:
-        raise UsageError("\n".join(f"command line: {line}" for line in wrong))
+        example = f"For example: {EXAMPLES[command][0]}" if set(missing) - given else ""
+        raise UsageError("\n".join([*(f"command line: {line}" for line in wrong), example]).rstrip())
 
 
 def _intended(name: str, known: Collection[str], command: str) -> str:

@@ -1,30 +1,31 @@
-"""`cpsl report`: the report of a run, from the files in its folder and the images of its data sets."""
+"""`cpsl report`: the report of a run, from the files in its folder and, if they exist, its images."""
 
-import argparse
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cpsl import ClassBalancedPrototypeClustering, PseudoLabelRectifier, class_counts, prototype_similarity
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.clusterings import self_label_clustering
-from cpsl.app.command_line import read_layers
+from cpsl.app.command_line import CommandParser, read_layers
 from cpsl.app.config import METHODS, Config
-from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
+from cpsl.app.datasets import evaluation_dataset, label_space
 from cpsl.app.errors import friendly_errors
-from cpsl.app.evaluate import class_frequencies, evaluation_label, read_metrics
+from cpsl.app.evaluate import read_metrics
 from cpsl.app.networks import build_model
 from cpsl.app.pseudo_labels import read_start
-from cpsl.app.reporting.compare import Comparison, Labels, chosen_images, compare
+from cpsl.app.reporting.compare import chosen_images
 from cpsl.app.reporting.content import Clusters, Picture, Report, compared_stages
-from cpsl.app.reporting.facts import describe_data, describe_run, describe_settings, iterations
+from cpsl.app.reporting.evidence import UnreadableDataError, gather, read_prediction, reading_data
+from cpsl.app.reporting.facts import describe_run, describe_settings, iterations
 from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
-from cpsl.app.source_sampling import named_sources
-from cpsl.data import HardLabelStore, whole_image
+from cpsl.app.usage import how_to_use
+from cpsl.data import SegmentationDataset, whole_image
 from cpsl.data.sample import read_label
 from cpsl.methods.step import to_float
 from cpsl.models import resize, segment
@@ -40,14 +41,19 @@ def collect(config: Config, process: Process) -> Report:
     classes, metrics = label_space(config), read_metrics(config)
     chosen, reason = choose(metrics)
     curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
-    comparison = _compare(config, compared_stages(list(metrics), chosen))
+    evidence = gather(config, process, compared_stages(list(metrics), chosen))
+    shown = {
+        evidence.comparison.images[i].name: choice
+        for i, choice in chosen_images(evidence.comparison.images, EACH).items()
+    }
+    pictures, unreadable = _pictures(config, process, shown)
     return Report(
         title=config.output.resolve().name,
         classes=classes.names,
         palette=classes.palette,
         metrics=metrics,
         curves={stage: of_stage for stage, of_stage in curves.items() if of_stage},
-        pictures=_pictures(config, process, chosen_images(comparison.images, EACH)),
+        pictures=pictures,
         config=to_toml(config),
         settings=describe_settings(config),
         chosen=chosen,
@@ -55,26 +61,13 @@ def collect(config: Config, process: Process) -> Report:
         selected=config.select_checkpoint,
         model=(config.output / "model.pt").as_posix(),
         iterations=iterations(config),
-        comparison=comparison,
-        data_sets=describe_data(config, process),
-        source_labels={
-            name: class_frequencies(open_dataset(config, source))
-            for name, source in named_sources(config).items()
-        },
+        comparison=evidence.comparison,
+        data_sets=evidence.data_sets,
+        source_labels=evidence.source_labels,
+        unreadable=list(dict.fromkeys([*evidence.unreadable, *unreadable])),
         clustering=_clustering(config, process),
         facts=describe_run(config, chosen),
     )
-
-
-def _compare(config: Config, stages: tuple[str, str]) -> Comparison:
-    """Compares the stored predictions of two stages on all evaluation images."""
-    dataset = evaluation_dataset(config)
-
-    def read(index: int) -> Labels:
-        before, after = (_read_labels(config, stage, dataset.names[index]) for stage in stages)
-        return evaluation_label(read_label(dataset, index), config), before, after
-
-    return compare(dataset.names, read, len(dataset.label_space))
 
 
 def load_clustering(config: Config, process: Process) -> ClassBalancedPrototypeClustering:
@@ -122,13 +115,32 @@ def _read_curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]
     return {name: [(int(row["iteration"]), row[name]) for row in rows if name in row] for name in names}
 
 
-def _pictures(config: Config, process: Process, chosen: dict[int, str]) -> list[Picture]:
-    dataset, stages = evaluation_dataset(config), list(read_metrics(config))
+def _pictures(config: Config, process: Process, chosen: dict[str, str]) -> tuple[list[Picture], list[str]]:
+    """Returns the pictures of images, given their names and choices, and why photographs are missing."""
+    stages, unreadable = list(read_metrics(config)), list[str]()
+    dataset: SegmentationDataset | None = None
+    try:
+        with reading_data():
+            dataset = evaluation_dataset(config)
+    except UnreadableDataError as error:
+        unreadable.append(str(error))
     pictures = []
-    for index, choice in chosen.items():
-        image, label, name = dataset[index]
-        predictions = {stage: _read_labels(config, stage, name) for stage in stages}
+    for name, choice in chosen.items():
+        image = label = None
+        try:
+            if dataset is not None and name in dataset.names:
+                with reading_data():
+                    index = dataset.names.index(name)
+                    image, label = dataset.image(index), read_label(dataset, index)
+        except UnreadableDataError as error:
+            unreadable.append(str(error))
+        predictions = {stage: read_prediction(config, stage, name) for stage in stages}
         pictures.append(Picture(name, image, label, predictions, choice=choice))
+    return [*_with_clusters(config, process, pictures)], unreadable
+
+
+def _with_clusters(config: Config, process: Process, pictures: list[Picture]) -> Iterable[Picture]:
+    """Adds pseudo labels and clusters to the pictures, if self-labeling ran in this run."""
     if not _self_labeled(config):
         return pictures
     files = (config.output / "warmup" / "model.pt", config.output / "self_label" / "teacher.pt")
@@ -138,6 +150,8 @@ def _pictures(config: Config, process: Process, chosen: dict[int, str]) -> list[
     rectifier = PseudoLabelRectifier(settings.temperature, settings.confidence_threshold)
 
     def rectify(picture: Picture) -> Picture:
+        if picture.image is None:
+            return picture
         image = to_float(whole_image(picture.image, config.views.full_size)[None].to(process.device))
         with autocast(process.device, config.precision):
             soft = segment(warmup, image).logits.float().softmax(dim=1)
@@ -159,33 +173,33 @@ def _pictures(config: Config, process: Process, chosen: dict[int, str]) -> list[
             ),
         )
 
-    return list(map(rectify, pictures))
-
-
-def _read_labels(config: Config, stage: str, name: str) -> Tensor:
-    try:
-        return HardLabelStore(config.output / stage / "predictions").read(name)
-    except (OSError, ValueError) as error:
-        metrics = config.output / stage / "metrics.json"
-        raise ValueError(f"{error}. Delete {metrics} to evaluate the stage again.") from error
+    return map(rectify, pictures)
 
 
 def main(arguments: list[str]) -> None:
     """Runs `cpsl report`."""
-    parser = argparse.ArgumentParser(
-        "cpsl report",
-        description="Regenerates the report of a run. The folder may have been moved; paths of data sets in "
-        "its config.toml must still be valid.",
+    parser = CommandParser(
+        "report",
+        "Regenerates the report of a run, whose folder may have been moved. Images that cannot be read any "
+        "more are omitted.",
     )
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     options = parser.parse_args(arguments)
+    if options.run is None:
+        raise UsageError(how_to_use("report", ["the folder of a run"]))
     if not (options.run / "config.toml").is_file():
-        raise UsageError(f"{options.run} is not a run: there is no file {options.run / 'config.toml'}")
+        raise UsageError(
+            f"{options.run} is not a run: there is no file {options.run / 'config.toml'}; "
+            "name the folder that a run had as --output"
+        )
     config = replace(read_layers([str(options.run / "config.toml")]), output=options.run)
     with friendly_errors(options.debug), start_process(options.device) as process:
         if not read_metrics(config):
             raise UsageError(f"{options.run} has no finished stage to report")
-        write_report(collect(config, process), options.run / "report.html")
+        report = collect(config, process)
+        write_report(report, options.run / "report.html")
+        if report.unreadable:
+            print(f"without images that cannot be read: {'; '.join(report.unreadable)}", file=sys.stderr)
         print(f"wrote {options.run / 'report.html'}")

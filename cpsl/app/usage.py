@@ -35,6 +35,8 @@ EXAMPLES = {
         "cpsl export --weights runs/my/model.pt --output model.onnx",
         "cpsl export --weights model.pt --output model.pt2 --size 512 1024",
     ),
+    "recipes": ("cpsl recipes cpu", "cpsl recipes gta5_to_cityscapes --complete > my.toml"),
+    "report": ("cpsl report runs/my",),
 }
 """Commands at the end of the help."""
 
@@ -66,6 +68,28 @@ def how_to_begin(command: str) -> str:
     )
 
 
+def how_to_use(command: str, needed: Sequence[str]) -> str:
+    """Returns what a command needs, with examples.
+
+    Example:
+        >>> print(how_to_use("report", ["the folder of a run"]))
+        cpsl report needs the folder of a run. For example:
+        <BLANKLINE>
+          cpsl report runs/my
+        <BLANKLINE>
+        cpsl demo and cpsl adapt make a run and its model.pt.
+        cpsl report --help lists the options.
+    """
+    *others, last = needed
+    listed = f"{', '.join(others)} and {last}" if others else last
+    commands = "\n".join(f"  {line}" for line in EXAMPLES[command])
+    return (
+        f"cpsl {command} needs {listed}. For example:\n\n{commands}\n\n"
+        "cpsl demo and cpsl adapt make a run and its model.pt.\n"
+        f"cpsl {command} --help lists the options."
+    )
+
+
 def examples(command: str) -> str:
     """Returns the end of the help of a command."""
     return "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[command])])
@@ -92,7 +116,12 @@ _KEPT = {
 def after_stop(command: str, options: Sequence[str]) -> str:
     """Returns what a stopped command kept, and how to continue."""
     kept = _KEPT.get(command, "")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return f"Stopped. {kept}To continue, run the same command."
-    line = " ".join([program(), *map(shlex.quote, (command, *options))])
-    return f"Stopped. {kept}To {'continue' if kept else 'start again'}:\n  {line}"
+    again = "continue" if kept else "start again"
+    line = shlex.join([command, *options])
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return f"Stopped. {kept}To {again}:\n  {program()} {line}"
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    of_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and processes.isdecimal()
+    if of_torchrun and os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        return f"Stopped. {kept}To {again}:\n  torchrun --nproc_per_node={processes} -m cpsl {line}"
+    return f"Stopped. {kept}To {again}, start all processes as before, of:\n  cpsl {line}"

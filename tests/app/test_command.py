@@ -1,5 +1,6 @@
 """`cpsl` as a whole: its help, its mistakes, its exit codes."""
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from app.conftest import Run
 from app.tiny import ENVIRONMENT, cpsl
 from cpsl import __version__
 from cpsl.app.command_line import recipe_names
+from cpsl.app.usage import EXAMPLES
 
 
 def assert_fits_a_terminal(text: str, lines: int) -> None:
@@ -33,7 +35,7 @@ def test_each_command_has_a_short_help_of_its_own_options(name: str) -> None:
     ended = cpsl(name, "--help")
     assert ended.code == 0
     assert_fits_a_terminal(ended.text, 60)
-    assert "\nexamples:\n" in ended.text or name == "report"
+    assert "\nexamples:\n" in ended.text
     assert ("--help-all" in ended.text) == (name in ("adapt", "check", "demo"))
     assert f"usage: cpsl {name}" in ended.text
     if name in ("evaluate", "predict", "export"):
@@ -80,7 +82,7 @@ def test_help_shows_the_values_of_the_recipe() -> None:
         (["predict", "--flip", "yes"], "yes"),
         (["export", "--weights", "a", "--output", "b", "--size", "5", "7"], "size"),
         (["recipes", "no_recipe"], "no_recipe"),
-        (["report"], "run"),
+        (["report", "run", "another"], "another"),
         (["predict", "photo.png"], "photo.png"),
         (["report", "nowhere"], "nowhere"),
     ],
@@ -93,6 +95,33 @@ def test_a_mistake_on_the_command_line_is_named(
     assert ended.code == 2
     assert named in ended.text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", set(command.COMMANDS) - {"demo", "recipes"})
+def test_a_command_without_arguments_says_how_to_begin(name: str) -> None:
+    ended = cpsl(name)
+    assert ended.code == 2
+    assert "usage:" not in ended.text
+    assert f"cpsl {name} needs " in ended.text
+    assert re.search(rf"^  cpsl {name} \S", ended.text, re.MULTILINE)  # a whole command
+    assert_fits_a_terminal(ended.text, 24)
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_an_unknown_option_is_named_without_a_usage_line(name: str) -> None:
+    ended = cpsl(name, "--frobnicate")
+    assert ended.code == 2
+    assert "--frobnicate" in ended.text
+    assert "usage:" not in ended.text
+
+
+@pytest.mark.parametrize("line", [*EXAMPLES["recipes"], *EXAMPLES["report"]])
+def test_the_examples_of_recipes_and_report_are_valid(line: str) -> None:
+    ended = cpsl(*line.partition(" > ")[0].split()[1:])
+    if "report" in line:  # there is no such run
+        assert "runs/my is not a run" in ended.text
+    else:
+        assert ended.code == 0
 
 
 def test_recipes_are_listed_and_printed() -> None:

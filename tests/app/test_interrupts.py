@@ -11,6 +11,7 @@ import pytest
 
 from app.tiny import ENVIRONMENT, SETTINGS, streets, write_settings
 from cpsl._internal.interrupts import is_command
+from cpsl.app.usage import after_stop
 
 termios = pytest.importorskip("termios")  # terminals of POSIX
 
@@ -64,6 +65,33 @@ def test_ctrl_c_during_training_keeps_a_checkpoint_and_names_the_command(tmp_pat
     assert "Finished stages and the last checkpoint are kept" in printed
     command = " ".join(map(str, ("-m cpsl adapt", *options)))
     assert command in printed.replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, " adapt --output 'my run'"),
+        (
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none"},
+            "torchrun --nproc_per_node=4 -m cpsl adapt --output 'my run'",
+        ),
+        (
+            {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"},
+            "start all processes as before, of:\n  cpsl adapt --output 'my run'",
+        ),
+        ({"WORLD_SIZE": "8"}, "start all processes as before, of:\n  cpsl adapt --output 'my run'"),
+    ],
+)
+def test_the_command_to_continue_is_named_whatever_started_it(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said = after_stop("adapt", ["--output", "my run"])
+    assert said.endswith(expected)
+    assert "Finished stages and the last checkpoint are kept" in said
 
 
 @pytest.mark.parametrize(

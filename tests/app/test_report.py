@@ -1,4 +1,8 @@
+import json
+import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,8 @@ import torch
 from app.conftest import Run
 from app.tiny import cpsl
 from cpsl.app import report
+from cpsl.app.command_line import read_layers
+from cpsl.app.evaluate import read_metrics
 from cpsl.app.settings import UsageError
 
 
@@ -22,6 +28,84 @@ def test_the_report_is_written_from_a_run_that_was_moved(finished: Run, tmp_path
     # The same pixels are sampled.
     first = "Pixels sampled from"
     assert new.partition(first)[2].partition('"')[0] == old.partition(first)[2].partition('"')[0]
+
+
+def without_data(run: Path, moved: Path, *folders: str) -> Path:
+    """Copies a run, and makes its settings name data that do not exist."""
+    shutil.copytree(run, moved)
+    config = moved / "config.toml"
+    text = config.read_text()
+    for folder in folders:
+        assert f"/streets/{folder}" in text
+        text = text.replace(f"/streets/{folder}", f"/streets/gone/{folder}")
+    config.write_text(text)
+    return moved
+
+
+FIGURES = r">(?:\d[\d.,]* ?%?|[+−]\d+\.\d)<"
+"""Figures in the cells of the report's tables."""
+
+
+@pytest.mark.parametrize("gone", [("gta5",), ("cityscapes",), ("gta5", "cityscapes")])
+def test_without_data_sets_the_report_keeps_all_figures(
+    finished: Run, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    moved = without_data(finished.folder, tmp_path / "moved", *gone)
+    ended = cpsl("report", moved, "--device", "cpu")
+    assert ended.code == 0, ended.text
+    assert f"streets/gone/{gone[0]}" in ended.text
+    old, new = ((run / "report.html").read_text() for run in (finished.folder, moved))
+    assert "data that cannot be read any more" in new
+    assert f"streets/gone/{gone[-1]}" in new
+    assert "data that cannot be read any more" not in old
+    figures = [re.findall(FIGURES, text) for text in (old, new)]
+    assert len(figures[0]) > 100
+    assert figures[0] == figures[1]
+    photographs = new.count("Target image")
+    assert photographs == (0 if "cityscapes" in gone else old.count("Target image"))
+    assert new.count("Before: ") == old.count("Before: ")  # predictions
+
+
+def test_an_older_run_without_its_data_sets_has_a_report(finished: Run, tmp_path: Path) -> None:
+    moved = without_data(finished.folder, tmp_path / "moved", "gta5", "cityscapes")
+    (moved / "report.json").unlink()
+    ended = cpsl("report", moved, "--device", "cpu")
+    assert ended.code == 0, ended.text
+    new = (moved / "report.html").read_text()
+    assert "Before: " in new
+    assert "Target image" not in new
+    for values in read_metrics(replace(read_layers([str(moved / "config.toml")]), output=moved)).values():
+        assert f"<strong>{values['miou']:.1f}</strong>" in new
+    assert not (moved / "report.json").exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no picture")])
+def test_without_one_photograph_the_others_stay(
+    finished: Run, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    shutil.copytree(finished.folder.parent / "streets", tmp_path / "streets")
+    moved = tmp_path / "moved"
+    shutil.copytree(finished.folder, moved)
+    config = moved / "config.toml"
+    config.write_text(config.read_text().replace(str(finished.folder.parent), str(tmp_path)))
+    photograph = sorted((tmp_path / "streets" / "cityscapes").rglob("val/**/*_leftImg8bit.png"))[0]
+    damage(photograph)
+    ended = cpsl("report", moved, "--device", "cpu")
+    assert ended.code == 0, ended.text
+    old, new = ((run / "report.html").read_text() for run in (finished.folder, moved))
+    assert new.count('alt="Target image') == old.count('alt="Target image') - 1
+    name = photograph.stem.removesuffix("_leftImg8bit")
+    assert re.search(rf"data that cannot be read any more[^<]*{name}", new)
+
+
+def test_what_was_stored_for_other_stages_is_not_reported(finished: Run, tmp_path: Path) -> None:
+    moved = without_data(finished.folder, tmp_path / "moved", "cityscapes")
+    stored = json.loads((moved / "report.json").read_text())
+    stored["key"][1] = "another"
+    (moved / "report.json").write_text(json.dumps(stored))
+    ended = cpsl("report", moved, "--device", "cpu")
+    assert ended.code == 0, ended.text
+    assert "Confusion matrices" not in (moved / "report.html").read_text()
 
 
 @pytest.mark.parametrize("part", ["self_label/clustering.pt", "distill_1/metrics.json"])

@@ -41,7 +41,9 @@ def test_whole_images_keep_their_shape_and_are_never_enlarged(height: int, width
 @given(st.integers(16, 6000), st.integers(16, 6000))
 def test_crops_are_inside_of_whole_images(height: int, width: int) -> None:
     for crop, extent in zip(fit_crop((height, width)), (height, width), strict=True):
-        assert 16 <= crop <= extent and crop % 16 == 0 and -16 < crop - 0.8 * extent <= 16 / 5
+        assert 16 <= crop <= extent
+        assert crop % 16 == 0
+        assert -16 < crop - 0.8 * extent <= 16 / 5
 
 
 @given(st.sets(st.sampled_from(["full_size", "crop", "width", "source_size"])), st.booleans())

@@ -1,19 +1,12 @@
 """`cpsl recipes`: the recipes that come with the package, as TOML files beside this module."""
 
-import argparse
-
 
 def main(arguments: list[str]) -> None:
     """Runs `cpsl recipes`."""
-    from cpsl.app.command_line import find_settings, read_layers, recipe_names
+    from cpsl.app.command_line import CommandParser, find_settings, read_layers, recipe_names
     from cpsl.app.settings import UsageError, to_toml
 
-    parser = argparse.ArgumentParser(
-        "cpsl recipes",
-        description="Lists the recipes, or prints one.",
-        epilog="examples:\n  cpsl recipes cpu\n  cpsl recipes gta5_to_cityscapes --complete > my.toml",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("recipes", "Lists the recipes, or prints one.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="recipe to print")
     parser.add_argument(
         "--complete", action="store_true", help="print all settings, not only the differences"

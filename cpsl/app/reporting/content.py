@@ -45,7 +45,7 @@ class Picture:
     """A target image and its predictions; the last three fields are empty if self-labeling did not run."""
 
     name: str
-    image: Tensor  # (3, H, W) uint8
+    image: Tensor | None  # (3, H, W) uint8, None if the file cannot be read any more
     ground_truth: Tensor | None  # (H, W) class indices
     predictions: dict[str, Tensor]  # (H, W) class indices by stage
     pseudo_labels: dict[str, Tensor] = field(default_factory=dict)  # (H, W) class indices by description
@@ -89,6 +89,7 @@ class Report:
     source_labels: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by source
     clustering: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by description
     facts: dict[str, list[str]] = field(default_factory=dict)  # lines by what they are about
+    unreadable: list[str] = field(default_factory=list)  # why data sets could not be read
 
     @property
     def ends(self) -> tuple[str, str]:

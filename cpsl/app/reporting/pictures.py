@@ -44,7 +44,9 @@ def draw(picture: Picture, report: Report) -> Row:
     """Draws an image, its labels, the predictions before and after, and where they differ."""
     first, last = report.ends
     ends = [stage for stage in dict.fromkeys((first, last)) if stage in picture.predictions]
-    figures = [Figure("Image", _embed(picture.image), f"Target image {picture.name}")]
+    figures = []
+    if picture.image is not None:
+        figures.append(Figure("Image", _embed(picture.image), f"Target image {picture.name}"))
     if picture.ground_truth is not None:
         figures.append(_labels("Labels", picture.ground_truth, picture, report))
     times = ("Before: ", "After: ") if len(ends) == 2 else ("",)
@@ -71,7 +73,8 @@ def _labels(caption: str, label: Tensor, picture: Picture, report: Report) -> Fi
 
 def _difference(picture: Picture, report: Report) -> Figure:
     """Shows which pixels differ between both ends; with labels, which of them are right."""
-    image = _shrunk(picture.image)
+    size = picture.predictions[report.ends[1]].shape
+    image = _shrunk(picture.image if picture.image is not None else torch.full((3, *size), 128).byte())
     before, after = (_fit(picture.predictions[stage], image) for stage in report.ends)
     gray = image.float().mean(dim=0).to(torch.uint8).expand(3, -1, -1)
     if picture.ground_truth is None:
@@ -97,7 +100,7 @@ def _clustering(picture: Picture, report: Report) -> list[Figure]:
         mean = float(picture.confidence.mean())
         alt = f"Confidence of the pseudo labels of {name}, {mean:.2f} on average"
         figures.append(Figure("Confidence after rectification", _embed(heatmap(picture.confidence)), alt))
-    if picture.clusters is None:
+    if picture.clusters is None or picture.image is None:
         return figures
     similarity, indices, assignments, corners = picture.clusters
     image = _shrunk(picture.image)  # before the dots are drawn, which keep their size

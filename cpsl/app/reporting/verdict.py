@@ -17,11 +17,12 @@ NOTABLE = 1.0
 RARE = 0.002
 """Share of the pixels below which a class is rare."""
 
-Kind = Literal["better", "worse", "unclear", "rejected", "short", "unlabeled", "single"]
+Kind = Literal["better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single"]
 BADGES: dict[Kind, str] = {
     "better": "Adaptation helped",
     "worse": "Adaptation did harm",
     "unclear": "No clear change",
+    "untested": "Change not tested",
     "rejected": "Adaptation was rejected",
     "short": "Too short to judge",
     "unlabeled": "Accuracy unknown",
@@ -113,7 +114,9 @@ def _kind(report: Report, short: bool) -> Kind:
         return "rejected"
     if before is None or after is None:
         return "unlabeled"
-    gain = report.comparison.gain if report.comparison else None
+    if report.comparison is None or not report.comparison.labeled:
+        return "untested"
+    gain = report.comparison.gain
     if gain is None or not gain.clear:
         return "unclear"
     return "better" if gain.low > 0 else "worse"
@@ -145,7 +148,8 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
     if before is None or after is None:
         return _outcome_without_labels(report)
     comparison = report.comparison
-    labeled = f" on {plural(comparison.labeled, 'labeled target image')}" if comparison else ""
+    count = comparison.labeled if comparison else 0
+    labeled = f" on {plural(count, 'labeled target image')}" if count else ""
     gain = number(abs(after - before))
     rose, by = (
         ("rose" if after > before else "fell", f"by {gain} points") if float(gain) else ("went", "unchanged")
@@ -264,6 +268,11 @@ def _trust(report: Report, kind: Kind) -> list[str]:
             "that is consistently wrong scores well."
         )
         found.append("The pictures below tell more than the scores: look for classes that are gone.")
+    elif kind == "untested":
+        found.append(
+            "The labels cannot be read any more, so that nothing tells how much of the change is due to the "
+            "choice of images."
+        )
     if kind != "single":
         found.append(
             "This is one run with one seed; another seed can give a figure that differs by a point or more."
@@ -310,7 +319,7 @@ def _steps(report: Report, kind: Kind) -> list[Step]:
         )
     elif kind != "rejected":
         found += map(Step, _advice_on_classes(report))
-    if kind in ("better", "unclear", "worse"):
+    if kind in ("better", "unclear", "untested", "worse"):
         found.append(
             Step("Repeat with --seed 1 and --seed 2 before you rely on a difference of a point or two.")
         )

@@ -45,6 +45,14 @@ def test_the_kind_of_a_run(made: Report, kind: Kind) -> None:
     assert verdict.steps
 
 
+def test_without_the_labels_of_a_moved_run_the_change_is_not_called_clear() -> None:
+    labeled, unlabeled = report(BAD, GOOD), report(BAD, GOOD, labeled=False)
+    verdict = judge(replace(labeled, comparison=unlabeled.comparison))
+    assert verdict.kind == "untested"
+    assert "0 labeled" not in " ".join(verdict.sentences)
+    assert "labels cannot be read" in " ".join(verdict.trust)
+
+
 def test_gains_losses_and_costs_are_named() -> None:
     # Sky is found, half of the car is lost.
     before = torch.where(TRUTH == 1, 0, TRUTH)
