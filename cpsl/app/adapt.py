@@ -3,11 +3,12 @@
 import json
 from functools import partial
 
-from cpsl.app.checking.settings import advice, validate
+from cpsl.app.checking.images import warn_of_label_maps
+from cpsl.app.checking.settings import advice, open_domains, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import record_data
-from cpsl.app.datasets import label_space
+from cpsl.app.datasets import domains, label_space
 from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import read_metrics
 from cpsl.app.pseudo_labels import describe_target
@@ -58,10 +59,13 @@ def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = (
     """Runs `cpsl adapt`."""
     config = parse(arguments, command, base)
     with begin_run(config, [command, *arguments]) as process:
-        if problems := validate(config, process):
+        opened = open_domains(config)
+        if problems := validate(config, process, opened):
             raise SystemExit("\n".join(problems))
-        for line in advice(config):
-            logger.warning(line)
+        if process.is_main:
+            warnings = warn_of_label_maps(opened.datasets, domains(config))
+            for line in [*advice(config, opened.datasets["target"]), *warnings]:
+                logger.warning(line)
         if process.is_main:
             record_data(config)
         process.barrier()

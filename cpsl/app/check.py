@@ -124,10 +124,13 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
             picture = config.output / FOLDER / f"{name.replace(' ', '_')}.png"
             write_contact_sheet(picture, dataset, result)
             logger.info(f"  as read: {picture}")
-        problems += describe_kinds(name, domain, result, classes)
-        wrong = any(finding.kind in ("label", "values") for finding in result.findings)
-        if wrong and (proposal := propose(name, domain, classes)):
+        kinds = {finding.kind for finding in result.findings}
+        rotated = dataset if "orientation" in kinds else None
+        wrong = kinds & {"label", "values", "orientation"}
+        proposal = propose(name, domain, classes, rotated) if wrong else ""
+        if proposal:
             logger.info(proposal)
+        problems += describe_kinds(name, domain, result, classes, proposed=bool(proposal))
         complete += [f"{name}: {problem}" for problem in result.problems]
         if name != "target" and not result.problems and not int(result.counts.sum()):
             reason = "all pixels of all labels are ignored" if result.labeled else "no image has a label"

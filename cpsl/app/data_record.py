@@ -1,86 +1,28 @@
 """The files that a run was computed from: stored in `data.json` of its folder, compared when it resumes.
 
-A file is unchanged if its size and modification time are. If only the time differs, contents are compared by
-the stored checksum, which large data sets have of some files only: if all files have new times and these have
-the same content, the data set is a copy. Files that share size and time with others, as after some archives
-are unpacked, could be swapped unnoticed: of these, the first and last bytes are compared as well.
 docs/faults.md lists what follows from a change.
 """
 
 import hashlib
 import json
-import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from cpsl.app.config import Config
 from cpsl.app.datasets import domains, open_dataset
+from cpsl.app.file_lists import Difference, File, FileList, add_checksums, compare, stat_files
 from cpsl.app.stages import trained_stages
 from cpsl.data import SegmentationDataset
 from cpsl.data.sample import files_of
 from cpsl.training import logger
 from cpsl.training.checkpoints import write_text
 
-T = TypeVar("T")
-
 NAME = "data.json"
 """Name of the record in the folder of a run."""
 
-CHECKED_BYTES = 2**27
-"""Checksums are stored of about this many bytes of each list: of all files of a small data set."""
-
-THREADS = 16
-"""Files that are read at once: network drives answer many requests as fast as one."""
-
-FEW = 8
-"""Checksums are stored of at least this many files of each list."""
-
-ENDS = 4096
-"""First and last bytes that are compared of files that share size and time."""
-
 EVALUATION = ("evaluation images", "evaluation labels")
 """The lists of files on which stages are evaluated."""
-
-
-class File(NamedTuple):
-    """What is known of a file.
-
-    Attributes:
-        size: Bytes, -1 if absent.
-        time: Modification time in ns.
-        checksum: SHA-256 of the content, "" if not computed.
-        ends: SHA-256 of the first and last `ENDS` bytes, "" if not computed.
-    """
-
-    size: int
-    time: int
-    checksum: str = ""
-    ends: str = ""
-
-
-FileList = dict[str, File]
-"""FileList by path."""
-
-
-class Difference(NamedTuple):
-    """How files differ from those of a record; `touched` have a new time but the same content."""
-
-    changed: list[str]
-    added: list[str]
-    removed: list[str]
-    touched: list[str]
-
-    def __str__(self) -> str:
-        """Returns the counts and two examples of each, "" without differences; `touched` are none."""
-        parts = {"changed": self.changed, "added": self.added, "removed": self.removed}
-        return "; ".join(
-            f"{len(paths)} {what}, such as {' and '.join(paths[:2])}"
-            for what, paths in parts.items()
-            if paths
-        )
 
 
 def record_data(config: Config) -> None:
@@ -158,99 +100,10 @@ def _weights(config: Config) -> Iterator[str]:
                 yield Path(path).as_posix()
 
 
-def compare(before: FileList, now: FileList) -> Difference:
-    """Compares files with those of a record."""
-    same_content, unknown, changed = list[str](), list[str](), _find_swapped(before, now)
-    for path in now.keys() & before.keys():
-        old = before[path]
-        if now[path].size != old.size:
-            changed.append(path)
-        elif now[path].time != old.time:
-            if not old.checksum:
-                unknown.append(path)
-            else:
-                (same_content if _checksum(path) == old.checksum else changed).append(path)
-    added, removed = now.keys() - before.keys(), before.keys() - now.keys()
-    copied = same_content and len(same_content) + len(unknown) == len(before) and not (changed or added)
-    touched = same_content + unknown if copied else same_content
-    changed += [] if copied else unknown
-    return Difference(*map(sorted, (changed, added, removed, touched)))
-
-
-def add_checksums(now: FileList, before: FileList) -> FileList:
-    """Adds checksums to files: of `FEW` evenly spaced ones, of more in small data sets.
-
-    Of the others that share size and time, the ends alone are read. Checksums of files that are the same as
-    before are not computed again.
-    """
-    files, total = dict(now), sum(file.size for file in now.values())
-    share = min(max(CHECKED_BYTES / max(total, 1), FEW / max(len(now), 1)), 1)
-    for index, (path, file) in enumerate(now.items()):
-        old = before.get(path)
-        if old is not None and old[:2] == file[:2]:
-            files[path] = old
-        elif int((index + 1) * share) > int(index * share):
-            files[path] = file._replace(checksum=_checksum(path))
-    unread = [path for path in _twins(files) if not (files[path].checksum or files[path].ends)]
-    return files | {path: files[path]._replace(ends=ends) for path, ends in _map(_ends, unread)}
-
-
-def _twins(files: FileList) -> list[str]:
-    """Returns the files that share size and time with another."""
-    count = Counter(file[:2] for file in files.values())
-    return [path for path, file in files.items() if count[file[:2]] > 1 and file.size > 0]
-
-
-def _find_swapped(before: FileList, now: FileList) -> list[str]:
-    """Returns the files with the size and time of before, and of others, whose content is another."""
-    same = [path for path in _twins(before) if path in now and now[path][:2] == before[path][:2]]
-    whole = [path for path in same if before[path].checksum]
-    parts = [path for path in same if before[path].ends]
-    changed = [path for path, checksum in _map(_checksum, whole) if checksum != before[path].checksum]
-    return changed + [path for path, ends in _map(_ends, parts) if ends != before[path].ends]
-
-
-def _map(function: Callable[[str], T], paths: Sequence[str]) -> Iterator[tuple[str, T]]:
-    """Yields files with what a function returns for them, in threads."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from zip(paths, pool.map(function, paths), strict=True)
-
-
 def _stat_lists(
     config: Config, datasets: Mapping[str, SegmentationDataset] | None = None
 ) -> dict[str, FileList]:
     return {name: stat_files(paths) for name, paths in list_files(config, datasets).items()}
-
-
-def stat_files(paths: Collection[str]) -> FileList:
-    """Returns size and time of files, without checksums."""
-
-    def stat(path: str) -> File:
-        try:
-            status = os.stat(path)  # faster than by a Path
-        except OSError:  # such as a broken link: reading it names it
-            return File(-1, 0)
-        return File(status.st_size, status.st_mtime_ns)
-
-    return dict(_map(stat, list(paths)))
-
-
-def _checksum(path: str) -> str:
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
-def _ends(path: str) -> str:
-    try:
-        with open(path, "rb", buffering=0) as file:  # faster than by a Path
-            first = file.read(ENDS)
-            file.seek(max(os.fstat(file.fileno()).st_size - ENDS, 0))
-            return hashlib.sha256(first + file.read(ENDS)).hexdigest()[:16]
-    except OSError:
-        return ""
 
 
 def _digest(content: object) -> str:
@@ -262,10 +115,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
         files = {
-            name: {
-                path: File(int(size), int(time), *map(str, sums)) for path, (size, time, *sums) in f.items()
-            }
-            for name, f in record["files"].items()
+            name: {path: _file(*known) for path, known in f.items()} for name, f in record["files"].items()
         }
         return {"evaluation": str(record["evaluation"]), "files": files}
     except FileNotFoundError:
@@ -274,6 +124,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged ({error}): delete it to record the data as they are now"
         ) from error
+
+
+def _file(size: object, time: object, checksum: object = "", ends: object = "", status: object = 0) -> File:
+    """Returns a recorded file; those of earlier versions have no status time."""
+    return File(int(str(size)), int(str(time)), str(checksum), str(ends), int(str(status)))
 
 
 def _refusal(config: Config, differences: Mapping[str, Difference]) -> str:

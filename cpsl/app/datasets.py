@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 FOLDER_SETTINGS = (
     *("ids", "image_pattern", "label_pattern", "first_id", "tolerance", "ignore_unknown", "resize_labels"),
-    *("label_orientation", "value_range"),
+    *("skip_unpaired", "label_orientation", "value_range"),
 )
 """Settings of a domain that only data sets of folders have."""
 

@@ -58,6 +58,8 @@ class Domain:
     """Largest difference per channel from the numbers or colors of `ids`, for inexact labels such as JPEG."""
     ignore_unknown: bool = False
     """Ignore pixels whose stored number or color has no class, which are errors otherwise."""
+    skip_unpaired: bool = False
+    """Skip images without a label and labels without an image, which are errors otherwise."""
     resize_labels: bool = False
     """Resize labels of another size than their image, which are errors otherwise."""
     label_orientation: Literal["auto", "rotated", "stored"] = "auto"

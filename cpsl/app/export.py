@@ -1,8 +1,10 @@
 """`cpsl export`: a model for other programs, as ONNX, torch.export or a checkpoint of the authors' code.
 
 Input `image`: (B, 3, H, W) uint8 RGB, H and W at least 16. Output `logits`: (B, K, H, W) float32. The
-program normalizes colors. Resize images to `full_size` first; the file stores `full_size`, `classes` and
-`palette` as JSON. Of some networks, only programs of fixed H and W, or of a fixed B too, can be made.
+program normalizes colors. Resize images to `full_size` first; the file stores `full_size`, `classes`,
+`palette` and `value_range` as JSON: the stored values of black and white of gray images of more than 8 bits,
+null if their bits are scaled as a whole. Of some networks, only programs of fixed H and W, or of a fixed B
+too, can be made.
 
 The file is kept only if its outputs agree with the model's.
 """
@@ -86,6 +88,7 @@ def export(segmenter: Segmenter, path: Path) -> None:
         "classes": json.dumps(segmenter.classes.names),
         "palette": json.dumps(segmenter.classes.palette),
         "full_size": json.dumps(segmenter.full_size),
+        "value_range": json.dumps(segmenter.value_range),
     }
 
     def write(partial: Path) -> None:

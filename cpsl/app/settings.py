@@ -9,13 +9,14 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
+
+from cpsl.app.mistakes import describe_mistakes, names
 
 S = TypeVar("S")
 
@@ -114,21 +115,12 @@ def check(settings: S, source: str) -> S:
 
 @contextmanager
 def _usage_errors(kind: type, source: str) -> Iterator[None]:
-    """Reports the errors of pydantic, one per line."""
+    """Reports the errors of pydantic in our words, one per line."""
     try:
         yield
     except ValidationError as error:
-        lines = []
-        for mistake in error.errors():
-            name = ".".join(map(str, mistake["loc"]))
-            problem = f"{mistake['msg']}, got {mistake['input']!r}"
-            if mistake["type"] == "unexpected_keyword_argument":
-                known = schema(kind)
-                leaf = [other for other in known if other.endswith(f".{mistake['loc'][-1]}")]
-                close = " or ".join(get_close_matches(name, known, cutoff=0.7) or leaf[:3])
-                problem = "there is no such setting" + (f"; did you mean {close}?" if close else "")
-            lines.append(f"{source}: {name}: {problem}")
-        raise UsageError("\n".join(lines)) from None
+        lines = describe_mistakes(error.errors(), _adapter(kind).json_schema())
+        raise UsageError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
 def schema(kind: type) -> dict[str, dict[str, Any]]:
@@ -145,17 +137,7 @@ def schema(kind: type) -> dict[str, dict[str, Any]]:
         >>> schema(Run)["warmup.iterations"]
         {'default': 5, 'title': 'Iterations', 'type': 'integer'}
     """
-    whole = _adapter(kind).json_schema()
-    known: dict[str, dict[str, Any]] = {}
-
-    def collect(table: dict[str, Any], prefix: str) -> None:
-        for name, entry in table["properties"].items():
-            known[prefix + name] = entry
-            if "$ref" in entry:
-                collect(whole["$defs"][entry["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
-
-    collect(whole, "")
-    return known
+    return names(_adapter(kind).json_schema())
 
 
 def to_toml(settings: Any) -> str:

@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
-from cpsl.data.matching import propose_patterns
-from cpsl.data.names import Pattern, split_suffix
+from cpsl.data.matching import pattern_of_some, propose_patterns
 from cpsl.data.pictures import Numbers, Picture, Range
 
 GRID = 64
@@ -183,23 +181,6 @@ def label_maps_among(
         return None
     if not images:
         return LabelMaps(maps, None)
-    pattern = _pattern_of_some(images, [*maps, *others])
+    pattern = pattern_of_some(images, [*maps, *others])
     twins = propose_patterns(maps, images)
     return LabelMaps(maps, pattern) if pattern or twins else None
-
-
-def _pattern_of_some(chosen: Sequence[str], others: Sequence[str]) -> str | None:
-    """Returns a pattern that matches all chosen names and no others, the shortest of some kinds."""
-    first = PurePosixPath(chosen[0])
-    stem, extension = split_suffix(first.name)
-    folders = first.parts[:-1]
-    proposals = [f"*{extension}"]
-    for depth, folder in enumerate(folders):
-        proposals.append(f"{'*/' * bool(depth)}{folder}/*")
-    ends = [stem[place:] for place in range(1, len(stem)) if not stem[place].isalnum()]
-    proposals += [f"*{end}{suffix}" for end in reversed(ends) for suffix in ("", extension)]
-    for text in proposals:
-        pattern = Pattern(text)
-        if all(pattern.key(name) for name in chosen) and not any(pattern.key(name) for name in others):
-            return text
-    return None

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from cpsl.alignment import class_counts
 from cpsl.data.appearance import Appearance, appearance_of, appearance_of_numbers
 from cpsl.data.examples import ClassExamples
+from cpsl.data.orientation import OrientationError
 from cpsl.data.pictures import UnscaledError
 from cpsl.data.sample import SegmentationDataset, files_of, picture_of, sample_of, stored_label
 from cpsl.data.unknown import UnknownValuesError
 
-Kind = Literal["image", "label", "values", "size", "unlabeled", "other"]
+Kind = Literal["image", "label", "values", "size", "orientation", "unlabeled", "other"]
 
 CHUNK = 4
 """Images that a process reads before it returns their results."""
@@ -36,7 +37,8 @@ class Finding(NamedTuple):
 
     Attributes:
         kind: The "image" or the "label" cannot be read; the label has unknown "values"; image and label
-            differ in "size"; the image is "unlabeled", though others are not; or an "other" problem.
+            differ in "size"; nothing tells the "orientation" of the label; the image is "unlabeled", though
+            others are not; or an "other" problem.
         file: Path of the image or the label, or the key of the image if the data set has no files.
         message: A sentence that names the file.
         reason: The sentence without the names of files.
@@ -234,7 +236,8 @@ def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Re
     if not findings and size is not None and label is not None and size != label.shape:
         findings.append(pair.problem("size", error))
     if not findings:
-        findings.append(pair.problem("other", error))
+        kind: Kind = "orientation" if isinstance(error, OrientationError) else "other"
+        findings.append(pair.problem(kind, error))
     return _Record(None if size is None else (size[0], size[1]), labeled, None, findings, appearance)
 
 

@@ -2,12 +2,20 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from torch import Tensor
 
 from cpsl.data.files import and_skipped, find_files
 from cpsl.data.labels import LabelSpace, distinct_palette
-from cpsl.data.matching import PatternProposal, find_label_maps, propose_for_one_folder, propose_patterns
+from cpsl.data.matching import (
+    PatternProposal,
+    find_label_maps,
+    label_names,
+    pattern_of_some,
+    propose_all_patterns,
+    propose_for_one_folder,
+)
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, match_labels
 from cpsl.data.orientation import Convention
 from cpsl.data.propose import is_suspicious_mask
@@ -38,6 +46,8 @@ class SegmentationFolder(Files):
         first_id: Without `ids`, the stored number of the first class; smaller ones are ignored.
         tolerance: Largest difference from the numbers or colors of `ids`, for inexact labels such as JPEG.
         ignore_unknown: Whether other numbers or colors are ignored; they are errors otherwise.
+        skip_unpaired: Whether images without a label, and labels without an image, are skipped; errors
+            otherwise.
         resize_labels: Whether labels of another size than their image are resized; errors otherwise.
         label_orientation: Whether labels belong to the picture that EXIF rotates ("rotated") or to its stored
             pixels ("stored"); "auto" recognizes it by the size, or refuses the image. See `fit_label`.
@@ -77,6 +87,7 @@ class SegmentationFolder(Files):
         first_id: int = 0,
         tolerance: int = 0,
         ignore_unknown: bool = False,
+        skip_unpaired: bool = False,
         resize_labels: bool = False,
         label_orientation: Convention = "auto",
         value_range: tuple[float, float] | None = None,
@@ -95,7 +106,7 @@ class SegmentationFolder(Files):
         skipped: dict[Path, str] = {}
         patterns = Pattern(image_pattern), Pattern(label_pattern)
         found, label_files = _find_pairs(
-            Path(images), None if labels is None else Path(labels), patterns, skipped
+            Path(images), None if labels is None else Path(labels), patterns, skipped, skip_unpaired
         )
         super().__init__(
             classes,
@@ -129,7 +140,11 @@ class SegmentationFolder(Files):
 
 
 def _find_pairs(
-    image_folder: Path, label_folder: Path | None, patterns: tuple[Pattern, Pattern], skipped: dict[Path, str]
+    image_folder: Path,
+    label_folder: Path | None,
+    patterns: tuple[Pattern, Pattern],
+    skipped: dict[Path, str],
+    skip_unpaired: bool,
 ) -> tuple[dict[str, Path], Sequence[Path | None]]:
     """Finds the images by key, and the label of each."""
     image_pattern, label_pattern = patterns
@@ -149,31 +164,52 @@ def _find_pairs(
     by_path = _by_relative_path(image_folder, images)
     matched, orphans = match_labels(by_path, labels, image_pattern, label_pattern)
     without = [name for name, label in matched.items() if label is None]
-    if without or orphans:
-        first, second = image_folder.resolve(), label_folder.resolve()
-        fitting = None if first == second else propose_patterns(list(by_path), list(labels))
-        if fitting is not None and fitting.matched <= len(matched) - len(without):
-            fitting = None  # not better than the settings
-        proposal = _describe_proposal(fitting, patterns, f" of {len(by_path)}")
-    if without:
-        key = image_pattern.key(without[0])
-        assert key is not None
-        expected = label_folder / label_pattern.fill(key)
-        extension = "" if expected.suffix else " with an extension of an image"
-        raise FileNotFoundError(
-            f"{len(without)} of {len(images)} images have no label of their name in {label_folder}, such as "
-            f"{', '.join(without[:3])}: the label of {without[0]} would be {expected}{extension}, but the "
-            f"labels are {', '.join(list(labels)[:3])}{and_skipped(skipped)}{proposal}"
-        )
-    if orphans:
-        raise FileNotFoundError(
-            f"{len(orphans)} of {len(labels)} labels in {label_folder} have no image of their name in "
-            f"{image_folder}, such as {', '.join(orphans[:3])}{and_skipped(skipped)}{proposal}"
-        )
+    if skip_unpaired and len(without) < len(matched):
+        skipped |= {by_path[name]: "it has no label" for name in without}
+        skipped |= {labels[name]: "it has no image" for name in orphans}
+        images = {name: path for name, path in images.items() if path not in skipped}
+    elif without or orphans:
+        _raise_unpaired(image_folder, label_folder, by_path, labels, matched, orphans, patterns, skipped)
     label_of: dict[Path, Path] = {
         by_path[name]: labels[label] for name, label in matched.items() if label is not None
     }
     return images, [label_of[path] for path in images.values()]
+
+
+def _raise_unpaired(
+    image_folder: Path,
+    label_folder: Path,
+    images: Mapping[str, Path],  # by relative path
+    labels: Mapping[str, Path],
+    matched: Mapping[str, str | None],
+    orphans: Sequence[str],
+    patterns: tuple[Pattern, Pattern],
+    skipped: Mapping[Path, str],
+) -> NoReturn:
+    """Raises FileNotFoundError about images and labels without their counterparts."""
+    without = [name for name, label in matched.items() if label is None]
+    pairs = len(matched) - len(without)
+    proposal = and_skipped(skipped)
+    if pairs:
+        proposal += f". skip_unpaired = true uses the {pairs} pairs alone"
+    if image_folder.resolve() != label_folder.resolve():
+        kinds = propose_all_patterns(list(images), list(labels))
+        if kinds and kinds[0].matched > pairs:  # better than the settings
+            proposal += _describe_proposal(kinds[0], patterns, f" of {len(images)}")
+    if without:
+        key = patterns[0].key(without[0])
+        assert key is not None
+        expected = label_folder / patterns[1].fill(key)
+        extension = "" if expected.suffix else " with an extension of an image"
+        raise FileNotFoundError(
+            f"{len(without)} of {len(matched)} images have no label of their name in {label_folder}, such as "
+            f"{', '.join(without[:3])}: the label of {without[0]} would be {expected}{extension}, but the "
+            f"labels are {', '.join(list(labels)[:3])}{proposal}"
+        )
+    raise FileNotFoundError(
+        f"{len(orphans)} of {len(labels)} labels in {label_folder} have no image of their name in "
+        f"{image_folder}, such as {', '.join(orphans[:3])}{proposal}"
+    )
 
 
 def _by_relative_path(folder: Path, files: Mapping[str, Path]) -> dict[str, Path]:
@@ -228,7 +264,10 @@ def _refuse_label_maps(folder: Path, images: Mapping[str, Path]) -> None:
     if not (maps := find_label_maps(list(by_path))):
         return
     label, image = next(iter(maps.items()))
+    named = set(label_names(list(by_path)))  # more than `maps`, if images have several kinds
+    pattern = pattern_of_some([name for name in by_path if name not in named], sorted(named))
+    advice = f'image_pattern = "{pattern}"' if pattern else 'image_pattern, such as "**/*.jpg"'
     raise ValueError(
-        f"{len(maps)} of {len(by_path)} files in {folder} seem to be label maps of the others, such as "
-        f'{label} of {image}: name the folder of the images alone, or set image_pattern, such as "**/*.jpg"'
+        f"{len(named)} of {len(by_path)} files in {folder} seem to be label maps of the others, such as "
+        f"{label} of {image}: name the folder of the images alone, or set {advice}"
     )

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from cpsl.data.names import Pattern, split_suffix
@@ -21,8 +22,16 @@ LABEL_WORDS = frozenset(
 LABEL_HINT = re.compile(
     "lab|lbl|mask|ann|gt|groundtruth|truth|seg|semantic|manual|panoptic|instance|trainid", re.IGNORECASE
 )
+OTHER_MAPS = re.compile(
+    "color|colour|inst|inv|panoptic|depth|disp|overlay|vis|preview|conf|bound|edge", re.IGNORECASE
+)
+"""Parts of the names of files beside label maps that do not hold one class number per pixel."""
+
 SAMPLES = 20
 """Images whose names are compared with those of labels."""
+
+KINDS = 6
+"""Most kinds of labels of the same images."""
 
 
 class PatternProposal(NamedTuple):
@@ -83,6 +92,28 @@ def propose_patterns(images: Sequence[str], labels: Sequence[str]) -> PatternPro
         if 2 * matched >= len(images) and better:
             best = PatternProposal(first, second, matched)
     return best
+
+
+def propose_all_patterns(images: Sequence[str], labels: Sequence[str]) -> list[PatternProposal]:
+    """Returns the patterns of each kind of labels, if the images have several, the most likely kind first.
+
+    Kinds that match more images come first, then class numbers before colors, instances and other maps.
+
+    Example:
+        >>> labels = ["a_color.png", "a_labelIds.png", "b_color.png", "b_labelIds.png"]
+        >>> [kind.label_pattern for kind in propose_all_patterns(["a_img.png", "b_img.png"], labels)]
+        ['*_labelIds.png', '*_color.png']
+    """
+    found, remaining = list[PatternProposal](), list(labels)
+    while len(found) < KINDS and (proposal := propose_patterns(images, remaining)) is not None:
+        found.append(proposal)
+        pattern = Pattern(proposal.label_pattern)
+        remaining = [name for name in remaining if pattern.key(name) is None]
+    return sorted(found, key=lambda each: (-each.matched, _unlikelihood(each.label_pattern)))
+
+
+def _unlikelihood(label_pattern: str) -> int:
+    return bool(OTHER_MAPS.search(label_pattern)) - bool(re.search("train_?id", label_pattern, re.IGNORECASE))
 
 
 def _likely_pairs(images: Sequence[str], labels: Sequence[str]) -> Iterable[tuple[str, str]]:
@@ -165,14 +196,20 @@ def find_label_maps(names: Sequence[str]) -> dict[str, str]:
         >>> find_label_maps(["images/1.jpg", "images/2.jpg", "labels/1.png", "labels/2.png"])
         {'labels/1.png': 'images/1.jpg', 'labels/2.png': 'images/2.jpg'}
     """
-    possible = [name for name in names if LABEL_HINT.search(name)]  # fast, for long lists
-    maps = {name for name in possible if not LABEL_WORDS.isdisjoint(word.lower() for word in _words(name))}
+    possible = label_names(names)
+    maps = set(possible)
     images = [name for name in names if name not in maps] if maps else []
     if not images or (proposal := propose_patterns(sorted(maps), images)) is None:
         return {}
     first, second = Pattern(proposal.image_pattern), Pattern(proposal.label_pattern)
     image_of = {key: name for name in images if (key := second.key(name))}
-    return {name: image_of[key] for name in possible if name in maps and (key := first.key(name)) in image_of}
+    return {name: image_of[key] for name in possible if (key := first.key(name)) in image_of}
+
+
+def label_names(names: Sequence[str]) -> list[str]:
+    """Returns the names with a word of `LABEL_WORDS` in their relative path."""
+    possible = [name for name in names if LABEL_HINT.search(name)]  # fast, for long lists
+    return [name for name in possible if not LABEL_WORDS.isdisjoint(word.lower() for word in _words(name))]
 
 
 def propose_for_one_folder(names: Sequence[str]) -> PatternProposal | None:
@@ -195,3 +232,25 @@ def propose_for_one_folder(names: Sequence[str]) -> PatternProposal | None:
     if not all(extensions) or extensions[0] == extensions[1]:
         return None
     return PatternProposal(f"*{extensions[0]}", f"*{extensions[1]}", proposal.matched)
+
+
+def pattern_of_some(chosen: Sequence[str], others: Sequence[str]) -> str | None:
+    """Returns a pattern that matches all chosen names and no others, None if there is none.
+
+    Example:
+        >>> pattern_of_some(["images/1.png", "images/2.png"], ["masks/1.png"])
+        'images/*'
+    """
+    first = PurePosixPath(chosen[0])
+    stem, extension = split_suffix(first.name)
+    folders = first.parts[:-1]
+    proposals = [f"*{extension}"]
+    for depth, folder in enumerate(folders):
+        proposals.append(f"{'*/' * bool(depth)}{folder}/*")
+    ends = [stem[place:] for place in range(1, len(stem)) if not stem[place].isalnum()]
+    proposals += [f"*{end}{suffix}" for end in reversed(ends) for suffix in ("", extension)]
+    for text in proposals:
+        pattern = Pattern(text)
+        if all(pattern.key(name) for name in chosen) and not any(pattern.key(name) for name in others):
+            return text
+    return None

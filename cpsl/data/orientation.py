@@ -15,6 +15,10 @@ Convention = Literal["auto", "rotated", "stored"]
 """Whether labels belong to the rotated picture or to its stored pixels; see `fit_label`."""
 
 
+class OrientationError(ValueError):
+    """Nothing tells whether a label belongs to the rotated picture or to its stored pixels."""
+
+
 def fit_label(
     label: Tensor,
     own_orientation: int,
@@ -41,7 +45,8 @@ def fit_label(
         resize: Whether a label of another size is resized, to the nearest neighbor, or refused.
 
     Raises:
-        ValueError: The sizes differ, or the convention cannot be recognized.
+        ValueError: The sizes differ.
+        OrientationError: The convention cannot be recognized.
 
     Example:
         >>> label, paths = torch.tensor([[1, 2]]), (Path("a.jpg"), Path("a.png"))
@@ -58,7 +63,7 @@ def fit_label(
         _raise_sizes(label, size, orientation, paths, convention)
     first, *others = (fitting or candidates).values()
     if any(not torch.equal(first, other) for other in others):
-        raise ValueError(
+        raise OrientationError(
             f"{paths[0]} is rotated by EXIF (orientation {orientation}, its label {own_orientation}), and "
             f"nothing tells whether its label {paths[1]} is: set label_orientation to "
             '"rotated" if labels belong to the displayed picture, or to "stored" if they belong to the '

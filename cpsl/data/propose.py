@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from cpsl.data.files import list_names
 from cpsl.data.labels import IGNORE_INDEX, LabelSpace
-from cpsl.data.matching import PatternProposal, count_matches, propose_for_one_folder, propose_patterns
+from cpsl.data.matching import PatternProposal, count_matches, propose_all_patterns, propose_for_one_folder
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern
 from cpsl.data.values import StoredValues, count_stored_values, format_color, parse_color
 
@@ -47,6 +47,7 @@ def propose_settings(
     image_pattern: str = "*",
     label_pattern: str = "*",
     ids_given: bool = False,
+    skip_unpaired: bool = False,
     max_labels: int = 100,
 ) -> Proposal:
     """Returns the settings with which the labels of a folder could be read.
@@ -58,6 +59,7 @@ def propose_settings(
         image_pattern: The setting as it is.
         label_pattern: The setting as it is.
         ids_given: Whether `ids` or `first_id` are set; then only patterns are proposed.
+        skip_unpaired: The setting as it is.
         max_labels: Label files that are read, evenly spaced.
 
     Raises:
@@ -77,15 +79,23 @@ def propose_settings(
         label_pattern = "*_label.png"
         ids = { "#ff0000" = "?" }
     """
-    found = [list_names(folder, IMAGE_SUFFIXES) for folder in (images, labels)]
-    lines, notes, pattern = list[str](), list[str](), Pattern(label_pattern)
-    proposed = _propose_patterns(found, Pattern(image_pattern), pattern, images.resolve() == labels.resolve())
-    if proposed is not None:
-        pattern = Pattern(proposed.label_pattern)
-        lines += proposed.lines(image_pattern, label_pattern)
-        notes.append(f"{proposed.matched} of {len(found[0])} images have a label with these patterns")
+    names, of_labels = [list_names(folder, IMAGE_SUFFIXES) for folder in (images, labels)]
+    lines, notes, patterns = list[str](), list[str](), (Pattern(image_pattern), Pattern(label_pattern))
+    first, second = images.resolve(), labels.resolve()
+    kinds = _propose_patterns(names, of_labels, patterns, one_folder=first == second)
+    if kinds:
+        patterns = Pattern(kinds[0].image_pattern), Pattern(kinds[0].label_pattern)
+        lines += kinds[0].lines(image_pattern, label_pattern)
+        notes.append(f"{kinds[0].matched} of {len(names)} images have a label with these patterns")
+        if others := [f'"{kind.label_pattern}"' for kind in kinds[1:]]:
+            notes.append(f"the images have other labels as well: label_pattern = {' or '.join(others)}")
+    pairs, unpaired = _pairs(names, of_labels, patterns)
+    apart = not (first.is_relative_to(second) or second.is_relative_to(first))
+    if pairs and unpaired and apart and not skip_unpaired:
+        lines.append("skip_unpaired = true")
+        notes.append(f"skip_unpaired: {unpaired} files would not be read, as they lack a label or an image")
     if not ids_given:
-        chosen = [labels / name for name in found[1] if pattern.key(name) is not None]
+        chosen = [labels / name for name in pairs or of_labels]
         stored = count_stored_values(chosen[:: max(-(-len(chosen) // max_labels), 1)])
         of_values = propose_values(stored, classes)
         lines, notes = lines + of_values.lines, notes + of_values.notes
@@ -95,17 +105,29 @@ def propose_settings(
 
 
 def _propose_patterns(
-    found: Sequence[Sequence[str]], image_pattern: Pattern, label_pattern: Pattern, one_folder: bool
-) -> PatternProposal | None:
-    """Returns patterns that give more images a label than those of the settings."""
+    images: Sequence[str], labels: Sequence[str], patterns: tuple[Pattern, Pattern], one_folder: bool
+) -> list[PatternProposal]:
+    """Returns patterns that give more images a label than those of the settings, the most likely first."""
+    first, second = patterns
     if one_folder:
-        if image_pattern.text != label_pattern.text:
-            return None
-        return propose_for_one_folder(found[0])
-    chosen = [name for name in found[0] if image_pattern.key(name)]
-    matched = count_matches(chosen, found[1], image_pattern, label_pattern)
-    proposal = propose_patterns(found[0], found[1]) if matched < len(chosen) else None
-    return proposal if proposal is not None and proposal.matched > matched else None
+        proposal = propose_for_one_folder(images) if first.text == second.text else None
+        return [] if proposal is None else [proposal]
+    chosen = [name for name in images if first.key(name)]
+    matched = count_matches(chosen, labels, first, second)
+    kinds = propose_all_patterns(images, labels) if matched < len(chosen) else []
+    return kinds if kinds and kinds[0].matched > matched else []
+
+
+def _pairs(
+    images: Sequence[str], labels: Sequence[str], patterns: tuple[Pattern, Pattern]
+) -> tuple[list[str], int]:
+    """Returns the labels that have an image, and the number of other files that match the patterns."""
+    of_images, of_labels = (
+        {key: name for name in names if (key := pattern.key(name))}
+        for names, pattern in zip((images, labels), patterns, strict=True)
+    )
+    paired = [name for key, name in of_labels.items() if key in of_images]
+    return paired, len(of_images) + len(of_labels) - 2 * len(paired)
 
 
 def propose_values(stored: StoredValues, classes: LabelSpace) -> Proposal:

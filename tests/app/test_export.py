@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,13 @@ def test_an_exported_program_has_the_outputs_of_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.pt2"
-    export.export(segmenter(output_norm=True), path)
-    notes = {"classes": "", "palette": "", "full_size": ""}
+    export.export(replace(segmenter(output_norm=True), value_range=(0, 4095)), path)
+    notes = {"classes": "", "palette": "", "full_size": "", "value_range": ""}
     check(torch.export.load(path, extra_files=notes).module())
     assert json.loads(notes["classes"]) == ["road", "sky", "car"]
     assert json.loads(notes["palette"]) == [list(color) for color in CLASSES.palette]
     assert json.loads(notes["full_size"]) == [32, 64]
+    assert json.loads(notes["value_range"]) == [0, 4095]
     assert "differ by at most" in capsys.readouterr().out
 
 
@@ -70,6 +72,7 @@ def test_onnx_computes_what_the_model_does(tmp_path: Path) -> None:
     assert json.loads(notes["classes"]) == ["road", "sky", "car"]
     assert json.loads(notes["palette"]) == [list(color) for color in CLASSES.palette]
     assert json.loads(notes["full_size"]) == [32, 64]
+    assert json.loads(notes["value_range"]) is None
 
 
 @pytest.mark.parametrize("wrong", [lambda x: x + 0.01, lambda x: x * float("nan"), lambda x: x[:1]])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cpsl.data.matching import find_label_maps, propose_patterns
+from cpsl.data.matching import find_label_maps, pattern_of_some, propose_all_patterns, propose_patterns
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, match_labels
 
 words = st.text("abxyé", min_size=1, max_size=4)
@@ -113,3 +113,40 @@ def test_label_maps_among_images_are_found_by_their_names() -> None:
     assert find_label_maps(beside) == {"a_mask.png": "a.jpg", "b_mask.png": "b.jpg"}
     for harmless in (["left/a.png", "right/a.png"], ["mask_ball.jpg", "street.jpg"], ["labels/a.png"], []):
         assert find_label_maps(harmless) == {}
+
+
+NUMBERS = ("labelTrainIds", "labelIds", "labels", "gt")
+OTHERS = ("color", "labelColor", "instanceIds", "invIds", "panoptic", "depth")
+
+
+@given(
+    st.lists(st.sampled_from(NUMBERS), min_size=1, unique=True),
+    st.lists(st.sampled_from(OTHERS), unique=True),
+    st.integers(2, 8),
+)
+def test_of_several_kinds_of_labels_class_numbers_come_first(
+    numbers: list[str], others: list[str], count: int
+) -> None:
+    images = [f"town_{i:04d}_image.jpg" for i in range(count)]
+    labels = [f"town_{i:04d}_{kind}.png" for i in range(count) for kind in (*others, *numbers)]
+    found = propose_all_patterns(images, labels)
+    assert {kind.label_pattern for kind in found} <= {f"*_{kind}.png" for kind in (*numbers, *others)}
+    assert len(found) == min(len(numbers) + len(others), 6)
+    assert all(kind.matched == count for kind in found)
+    first = found[0].label_pattern
+    if "labelTrainIds" in numbers and len(found) == len(numbers) + len(others):
+        assert first == "*_labelTrainIds.png"
+    elif len(found) == len(numbers) + len(others):
+        assert first in {f"*_{kind}.png" for kind in numbers}
+
+
+@given(
+    st.sampled_from([("images/{}.png", "masks/{}.png"), ("{}.jpg", "{}.png"), ("{}_rgb.png", "{}_mask.png")]),
+    st.lists(st.integers(0, 99), min_size=1, max_size=9, unique=True),
+)
+def test_a_pattern_of_some_matches_no_others(names: tuple[str, str], numbers: list[int]) -> None:
+    images, maps = ([name.format(n) for n in numbers] for name in names)
+    text = pattern_of_some(images, maps)
+    assert text is not None
+    assert [name for name in images + maps if Pattern(text).key(name)] == images
+    assert pattern_of_some(images, [*maps, images[0]]) is None

@@ -1,17 +1,21 @@
 """What `cpsl check` says about images that can be read: unused ranges of values, label maps, missing ends."""
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cpsl.app.checking.words import fill, table
 from cpsl.app.domain import Domain
 from cpsl.data import DatasetCheck, SegmentationDataset
-from cpsl.data.appearance import label_maps_among, value_range_of
+from cpsl.data.appearance import Appearance, appearance_of, label_maps_among, value_range_of
 from cpsl.data.pictures import Range
-from cpsl.data.sample import files_of
+from cpsl.data.sample import files_of, picture_of
 
 DARK = 64
 """Colors of 16 bits that stay below, of 255, fill a quarter of their range."""
+
+SAMPLED = 16
+"""Images of each data set that are read before a run to find label maps among them."""
 
 
 def warn_of_images(
@@ -31,6 +35,35 @@ def warn_of_images(
         texts.append(_warn_of_label_maps(name, domains[name], datasets[name], result))
         texts.append(_warn_of_flat_ends(name, datasets[name], result))
     return [fill(f"Warning: {text}") for text in texts if text]
+
+
+def warn_of_label_maps(
+    datasets: Mapping[str, SegmentationDataset], domains: Mapping[str, Domain]
+) -> list[str]:
+    """Returns warnings about label maps among the images, after reading at most `SAMPLED` of each data set.
+
+    Args:
+        datasets: Data sets of the domains by name.
+        domains: Their settings.
+    """
+    texts = []
+    for name, dataset in datasets.items():
+        if domains[name].dataset != "folder":
+            continue
+        paths = [files_of(dataset, index)[0] for index in range(len(dataset))]
+        first = random.Random(0).sample(range(len(paths)), min(SAMPLED // 2, len(paths)))
+        # A label map beside its image is the next or the previous file.
+        chosen = sorted({*first, *(min(index + 1, len(paths) - 1) for index in first)})
+        looks = [_look(dataset, index) for index in chosen]
+        texts.append(_describe_label_maps(name, domains[name], [paths[index] for index in chosen], (), looks))
+    return [fill(text) for text in texts if text]
+
+
+def _look(dataset: SegmentationDataset, index: int) -> Appearance | None:
+    try:
+        return appearance_of(picture_of(dataset, index))
+    except (OSError, ValueError):
+        return None  # training names the file when it reads it
 
 
 def _warn_of_ranges(results: Mapping[str, DatasetCheck], domains: Mapping[str, Domain]) -> list[str]:
@@ -76,19 +109,32 @@ def _said(value_range: Range | None) -> str:
 
 
 def _warn_of_label_maps(name: str, domain: Domain, dataset: SegmentationDataset, result: DatasetCheck) -> str:
-    """Warns of label maps among the images, with the pattern that excludes them."""
-    if domain.dataset != "folder" or domain.images is None:
+    if domain.dataset != "folder":
         return ""
-    paths = [_relative(files_of(dataset, index)[0], domain.images) for index in range(len(dataset))]
-    others = [_relative(path, domain.images) for path in getattr(dataset, "skipped", {})]
-    found = label_maps_among(paths, result.appearances, [path for path in others if path])
+    paths = [files_of(dataset, index)[0] for index in range(len(dataset))]
+    return _describe_label_maps(name, domain, paths, getattr(dataset, "skipped", {}), result.appearances)
+
+
+def _describe_label_maps(
+    name: str,
+    domain: Domain,
+    paths: Sequence[Path | None],
+    skipped: Iterable[Path],
+    looks: Sequence[Appearance | None],
+) -> str:
+    """Describes label maps among images, with the pattern that excludes them, "" if there are none."""
+    if domain.images is None:
+        return ""
+    names = [_relative(path, domain.images) for path in paths]
+    others = [_relative(path, domain.images) for path in skipped]
+    found = label_maps_among(names, looks, [path for path in others if path])
     if found is None:
         return ""
     text = (
-        f"{name}: {len(found.names)} of {result.images} images look like label maps, with few colors in flat "
-        f"areas, such as {_examples(found.names)}"
+        f"{name}: {len(found.names)} of {len(names)} images that were read look like label maps, with few "
+        f"colors in flat areas, such as {_examples(found.names)}"
     )
-    if len(found.names) == sum(look is not None for look in result.appearances):
+    if len(found.names) == sum(look is not None for look in looks):
         return f"{text}. Check the path `images`"
     if found.image_pattern is None:
         return f"{text}. Move them to another folder, since no image_pattern tells them from the others"

@@ -68,11 +68,16 @@ def kinds_of(findings: list[Finding]) -> Kinds:
     return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
 
 
-def describe_kinds(name: str, domain: Domain, result: DatasetCheck, classes: LabelSpace) -> list[str]:
-    """Returns one text for each kind of problem: number, values, two example files, and the fix."""
+def describe_kinds(
+    name: str, domain: Domain, result: DatasetCheck, classes: LabelSpace, *, proposed: bool = False
+) -> list[str]:
+    """Returns one text for each kind of problem: number, values, two example files, and the fix.
+
+    `proposed` says that lines of settings were proposed for the labels, which are the fix then.
+    """
     kinds = list(kinds_of(result.findings).items())
     texts = [
-        _describe_kind(name, domain, kind, findings, result, classes)
+        _describe_kind(name, domain, kind, findings, result, classes, proposed)
         for (kind, _), findings in kinds[:SHOWN_KINDS]
     ]
     if rest := kinds[SHOWN_KINDS:]:
@@ -82,13 +87,20 @@ def describe_kinds(name: str, domain: Domain, result: DatasetCheck, classes: Lab
 
 
 def _describe_kind(
-    name: str, domain: Domain, kind: str, findings: list[Finding], result: DatasetCheck, classes: LabelSpace
+    name: str,
+    domain: Domain,
+    kind: str,
+    findings: list[Finding],
+    result: DatasetCheck,
+    classes: LabelSpace,
+    proposed: bool,
 ) -> str:
     reason, images, labels = findings[0].reason, f"of {result.images} images", f"of {result.labeled} labels"
     values = _union(findings)
     problem, fix = {
         "image": (f"{images} cannot be used: {reason}", "replace or remove these files"),
         "label": (f"{labels} cannot be used: {reason}", "correct these files"),
+        "orientation": (f"{labels} may be rotated or not: {reason}", "set label_orientation"),
         "values": (f"{labels} have unknown values, {len(values)} in all (shares of label pixels):", ""),
         "size": (f"{labels} differ from their image: {reason}", "store labels in the size of their image"),
         "unlabeled": (f"{images} have no label", "add the labels, or move these images away"),
@@ -98,7 +110,12 @@ def _describe_kind(
     if kind == "values":
         lines.append(fill(_list_values(values, result), "  "))
     lines += [f"  {finding.file}" for finding in findings[:2]]
-    fixes = [f"  Fix: {fix}"] if fix else _fix_values(name, domain, list(values), classes)
+    if proposed and kind in ("label", "values", "orientation"):
+        fixes = ["  Fix: copy the lines proposed above"]
+    elif ": set " in reason:  # it names the setting
+        fixes = []
+    else:
+        fixes = [f"  Fix: {fix}"] if fix else _fix_values(name, domain, list(values), classes)
     return "\n".join(lines + fixes)
 
 

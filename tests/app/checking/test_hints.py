@@ -110,3 +110,45 @@ def test_skipped_files_and_rotated_images_are_counted(tmp_path: Path, labeled: b
 def test_nothing_is_said_of_usual_data(tmp_path: Path) -> None:
     write_streets(tmp_path, layout="gta5", style="game", count=2, size=(64, 128))
     assert describe_files("source", GTA5(tmp_path)) == []
+
+
+def test_pairs_alone_are_proposed_where_some_labels_are_missing(tmp_path: Path) -> None:
+    domain = write(tmp_path, "{}.png", "{}.png", np.array([[1, 2]] * 8, np.uint8).repeat(8, axis=1), count=4)
+    (tmp_path / "labels" / "0.png").unlink()
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "labels" / "of_nothing.png")
+    with pytest.raises(FileNotFoundError, match="skip_unpaired = true uses the 3 pairs alone"):
+        SegmentationFolder(domain.images, domain.labels, CLASSES)
+    text = propose("source", domain, CLASSES)
+    lines = tomllib.loads("\n".join(line for line in text.splitlines() if line.startswith("    ")))
+    assert lines == {"skip_unpaired": True, "first_id": 1}  # not the values of a label without an image
+    dataset = SegmentationFolder(domain.images, domain.labels, CLASSES, **lines)
+    assert dataset.names == ["1", "2", "3"]
+    assert sorted(dataset.skipped.values()) == ["it has no image", "it has no label"]
+    assert propose("source", replace(domain, skip_unpaired=True, first_id=1), CLASSES) == ""
+
+
+def test_other_kinds_of_labels_are_named(tmp_path: Path) -> None:
+    domain = write(tmp_path, "{}_image.png", "{}_color.png", np.array([[1, 2]] * 8, np.uint8))
+    for path in list((tmp_path / "labels").iterdir()):
+        path.with_name(path.name.replace("color", "ids")).write_bytes(path.read_bytes())
+    text = propose("source", domain, CLASSES)
+    assert '    label_pattern = "*_ids.png"' in text
+    assert 'other labels as well: label_pattern = "*_color.png"' in text
+
+
+@pytest.mark.parametrize("labels_follow", ["rotated", "stored", None])
+def test_the_orientation_of_labels_is_proposed_from_those_that_tell(
+    tmp_path: Path, labels_follow: str | None
+) -> None:
+    exif = Image.Exif()
+    for index, orientation in enumerate([3, 6, 8] if labels_follow else [3]):
+        exif[0x0112] = orientation
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{index}.jpg", exif=exif)
+        size = (6, 8) if orientation > 4 and labels_follow == "rotated" else (8, 6)
+        label = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size[::-1]) % 2
+        Image.fromarray(label).save(tmp_path / f"{index}_mask.png")
+    domain = Domain(images=tmp_path, labels=tmp_path, image_pattern="*.jpg", label_pattern="*_mask.png")
+    dataset = SegmentationFolder(
+        tmp_path, tmp_path, CLASSES, image_pattern="*.jpg", label_pattern="*_mask.png"
+    )
+    assert f'label_orientation = "{labels_follow or "?"}"' in propose("source", domain, CLASSES, dataset)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpsl.app.checking.images import warn_of_images
+from cpsl.app.checking.images import SAMPLED, warn_of_images, warn_of_label_maps
 from cpsl.app.domain import Domain
 from cpsl.app.settings import override
 from cpsl.data import SegmentationFolder, check_dataset
@@ -98,7 +98,7 @@ def test_label_maps_of_any_name_are_warned_of_with_the_pattern(
     domain = replace(photos(tmp_path, 255, np.uint8, photo), image_pattern=image_pattern)
     maps(tmp_path, label)
     (warning,) = warnings_of(target=domain)
-    assert "4 of 8 images look like label maps" in warning
+    assert "4 of 8 images that were read look like label maps" in warning
     corrected = override(domain, lines_of(warning), "proposal")
     assert warnings_of(target=corrected) == []
     assert len(SegmentationFolder(tmp_path, image_pattern=corrected.image_pattern)) == 4
@@ -112,3 +112,35 @@ def test_label_maps_that_no_pattern_excludes(tmp_path: Path) -> None:
     maps(tmp_path / "alone", "{}.png")
     (warning,) = warnings_of(target=Domain(images=tmp_path / "alone"))
     assert "`images`" in warning
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "pattern"),
+    [
+        ("{:03d}.jpg", "{:03d}_L.png", '"*.jpg"'),
+        ("photo/{:03d}.png", "coded/{:03d}.png", '"photo/*"'),
+        ("{:03d}.png", "{:03d}x.png", None),
+    ],
+)
+def test_a_sample_shows_label_maps_among_many_images(
+    tmp_path: Path, image: str, label: str, pattern: str | None
+) -> None:
+    for index in range(2 * SAMPLED):
+        noise = NOISE.uniform(0, 255, (32, 40, 3)).astype(np.uint8)
+        flat = np.repeat(np.uint8([[10, 90, 200, 30]]), 32, axis=0).repeat(10, axis=1)
+        for name, values in ((image, noise), (label, flat)):
+            path = tmp_path / name.format(index)
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(values).save(path)
+    domain = Domain(images=tmp_path)
+    dataset = SegmentationFolder(tmp_path)
+    read = []
+    original = dataset.picture
+    dataset.picture = lambda index: read.append(index) or original(index)  # type: ignore[method-assign]
+    (text,) = warn_of_label_maps({"target": dataset}, {"target": domain})
+    assert len(read) <= SAMPLED
+    assert "label maps" in text
+    assert (f"image_pattern = {pattern}" if pattern else "Move them") in " ".join(text.split())
+    photos_alone = SegmentationFolder(tmp_path, image_pattern=pattern.strip('"')) if pattern else None
+    if photos_alone is not None:
+        assert warn_of_label_maps({"target": photos_alone}, {"target": domain}) == []

@@ -117,6 +117,21 @@ def test_colors_are_quoted_in_the_fix() -> None:
     assert tomllib.loads(text.splitlines()[-1])["ids"]["#ff0000"] == 255
 
 
+@pytest.mark.parametrize("kind", ["label", "values", "orientation"])
+def test_the_fix_does_not_contradict_what_is_proposed(kind: str) -> None:
+    found = [Finding(kind, "a.png", "a.png", "a reason", {7: 1}, 24)]
+    (text,) = describe_kinds("source", FOLDER, checked([1, 1, 1], found=found), SPACE, proposed=True)
+    assert "ids" not in text
+    assert "correct these files" not in text
+    assert text.splitlines()[-1] == "  Fix: copy the lines proposed above"
+
+
+def test_a_reason_that_names_the_setting_needs_no_other_fix() -> None:
+    found = [Finding("image", "a.tif", "a.tif", "it holds numbers: set value_range to two values")]
+    (text,) = describe_kinds("source", FOLDER, checked([1, 1, 1], found=found), SPACE)
+    assert "Fix" not in text
+
+
 @given(first=st.integers(0, 5))
 def test_the_fix_keeps_the_classes_of_an_offset(first: int) -> None:
     found = [Finding("values", "a.png", "a.png", "", {99: 3}, 24)]
