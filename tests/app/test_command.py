@@ -97,7 +97,7 @@ def test_a_mistake_on_the_command_line_is_named(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", set(command.COMMANDS) - {"demo", "recipes"})
+@pytest.mark.parametrize("name", sorted(set(command.COMMANDS) - {"demo", "recipes"}))
 def test_a_command_without_arguments_says_how_to_begin(name: str) -> None:
     ended = cpsl(name)
     assert ended.code == 2
