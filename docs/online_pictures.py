@@ -3,8 +3,8 @@
     cpsl demo
     python docs/online_pictures.py --config demo
 
-The step has the teacher, thresholds and limits with which the run ended. Labels of the target, which
-generated streets have, are used for the comparison only.
+The step has the teacher, clusters, thresholds and limits with which the run ended. Labels of the target,
+which generated streets have, are used for the comparison only.
 """
 
 import sys
@@ -17,7 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cpsl import ConfusionMatrix, DiceThresholds, ShareLimits, class_counts, warp
+from cpsl import (
+    ClassBalancedPrototypeClustering,
+    ConfusionMatrix,
+    DiceThresholds,
+    ShareLimits,
+    class_counts,
+    consensus,
+    warp,
+)
+from cpsl.app.clusterings import online_clustering
 from cpsl.app.command_line import parse
 from cpsl.app.datasets import label_space, source_batches, target_batches, target_dataset
 from cpsl.app.networks import build_model
@@ -38,11 +47,11 @@ BATCHES = 30  # whose labels are compared; the crop with the most changes is sho
 
 
 class Step(NamedTuple):
-    """What a step of `OnlineSelfLabeling` without clustering computes of its batches.
+    """What a step of `OnlineSelfLabeling` computes of its batches.
 
     Attributes:
         probable: (B, H, W) most probable class of the teacher in the weak view.
-        labels: (B, H, W) pseudo labels in the weak view, after thresholds and limits.
+        labels: (B, H, W) pseudo labels in the weak view, after clusters, thresholds and limits.
         mixed: Strong views with parts of source images, and their labels.
         confident: Share q of pixels above the confidence threshold, the weight of pixels not pasted.
     """
@@ -61,6 +70,7 @@ class Step(NamedTuple):
 @torch.inference_mode()
 def take_step(
     teacher: SegmentationNetwork,
+    clustering: ClassBalancedPrototypeClustering,
     thresholds: DiceThresholds,
     limits: ShareLimits,
     source: SourceBatch,
@@ -69,8 +79,10 @@ def take_step(
 ) -> Step:
     """Computes pseudo labels and mixed images as `OnlineSelfLabeling` does."""
     corners, size = teacher.align_corners, target.weak.shape[2:]
-    teacher_soft = run_network(teacher, to_float(target.weak)).logits.softmax(dim=1)
-    soft = limits(thresholds(teacher_soft))
+    logits, features = run_network(teacher, to_float(target.weak))
+    teacher_soft = logits.softmax(dim=1)
+    rectified = consensus(teacher_soft, clustering.assign(features))
+    soft = limits(thresholds(rectified))
     in_strong, valid = warp(
         soft, target.weak_view, target.strong_view, size, align_corners=corners, output_align_corners=False
     )
@@ -79,7 +91,7 @@ def take_step(
         resize(teacher_soft, size, corners).argmax(dim=1),
         resize(soft, size, corners).argmax(dim=1),
         classmix(target.strong, labels, source.image, source.label),
-        float((teacher_soft.amax(dim=1) > confidence_threshold).float().mean()),
+        float((rectified.amax(dim=1) > confidence_threshold).float().mean()),
     )
 
 
@@ -110,7 +122,7 @@ def draw(
     pictures = {
         "target, weak view": weak,
         "teacher: most probable class": colorize(probable, palette),
-        "after thresholds and limits": colorize(labels, palette),
+        "pseudo labels": colorize(labels, palette),
         "ground truth, for comparison": colorize(truth[index], palette),
         f"changed: {share:.1f} % of the pixels": overlay(gray, new, palette, 0.9),
         "source: half of its classes": torch.where(pasted, source.image[index], faded),
@@ -154,6 +166,8 @@ def main(arguments: list[str]) -> None:
     limits = ShareLimits(torch.ones(teacher.num_classes))
     thresholds.load_state_dict(state["thresholds"])
     limits.load_state_dict(state["limits"])
+    clustering = online_clustering(config, teacher)
+    clustering.load_state_dict(load(config.output / "online" / "clustering.pt", process.device))
     start, size = settings.iterations, settings.batch_size
     strong = StrongAugmentation(jitter=0.25, operations=0, cutout=0)
     batches = zip(
@@ -165,7 +179,9 @@ def main(arguments: list[str]) -> None:
     steps, most = list[tuple[Step, Tensor]](), 0.0
     for source, target in islice(batches, BATCHES):
         torch.manual_seed(config.seed)
-        step = take_step(teacher, thresholds, limits, source, target, settings.confidence_threshold)
+        step = take_step(
+            teacher, clustering, thresholds, limits, source, target, settings.confidence_threshold
+        )
         truth = true_labels(dataset, target)
         steps.append((step, truth))
         changed, index = step.changed.max(dim=0)

@@ -141,7 +141,7 @@ def measured(shift: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("page", [DOCS / "index.md", ROOT / "README.md"], ids=lambda page: page.name)
 def test_results_of_the_streets_are_those_of_the_benchmark(page: Path) -> None:
-    stated = re.search(r"mIoU (\d+\.\d) before and (\d+\.\d) after", page.read_text())
+    stated = re.search(r"\(mIoU\) (\d+\.\d) % before and (\d+\.\d) % after", page.read_text())
     assert stated is not None
     rows = measured("streets")
     assert stated.groups() == (rows["source only"], rows["our recipe"])

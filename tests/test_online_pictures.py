@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cpsl import DiceThresholds, ShareLimits
+from cpsl import ClassBalancedPrototypeClustering, DiceThresholds, ShareLimits
 from cpsl.methods import OnlineSelfLabeling
 from cpsl.models import DeepLabV2, ExponentialMovingAverage
 from cpsl.testing import training_batches
@@ -23,13 +23,16 @@ def test_the_picture_shows_what_the_method_computes() -> None:
     student = DeepLabV2(3, "resnet_tiny", feature_dim=8)
     teacher = ExponentialMovingAverage(student)
     thresholds, limits = DiceThresholds(3), ShareLimits(torch.tensor([0.5, 0.3, 0.2]), start_updates=1)
-    method = OnlineSelfLabeling(student, teacher, None, thresholds, limits, confidence_threshold=0.4)
+    clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
+    method = OnlineSelfLabeling(
+        student, teacher, clustering, thresholds, limits, initial_steps=5, confidence_threshold=0.4
+    )
     for _ in range(5):
         list(method.losses(source, target))
         method.update()
 
     torch.manual_seed(1)
-    step = online_pictures.take_step(teacher.module, thresholds, limits, source, target, 0.4)
+    step = online_pictures.take_step(teacher.module, clustering, thresholds, limits, source, target, 0.4)
     torch.manual_seed(1)
     list(method.losses(source, target))
     assert method.supervision is not None

@@ -29,17 +29,17 @@ class Views:
     """Crops and sizes of training images; all sizes in pixels, height before width."""
 
     full_size: Size = (1024, 2048)
-    """Size of whole target images; if omitted, folders of images keep their own, with at most `pixels`."""
+    """Size of whole target images; folders of images keep their own if omitted."""
     pixels: Count = 524_288
-    """Most pixels of a whole image if `full_size` is omitted; 512x1024 by default, in any shape."""
+    """Most pixels of a whole image without `full_size`."""
     source_size: Size | None = None
     """Size to which source images are resized before scaling; `full_size` if omitted."""
     evaluation_size: Size | None = None
     """Size at which predictions are compared with labels; that of each label if omitted."""
     crop: Size = (512, 896)
-    """Size of a training crop; if omitted, four fifths of `full_size` for folders of images."""
+    """Size of a training crop; 4/5 of images in folders."""
     width: Count = 2200
-    """Width of an image before it is cropped, times a random scale; for folders that of `full_size`."""
+    """Width of an image before it is cropped, times a random scale."""
     scale: Range = (0.5, 1.5)
     """Range of the random scale."""
     color_transfer: Share = 1.0

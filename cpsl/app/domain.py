@@ -59,7 +59,7 @@ class Domain:
     ignore_unknown: bool = False
     """Ignore pixels whose stored number or color has no class, which are errors otherwise."""
     skip_unpaired: bool = False
-    """Skip images without a label and labels without an image, which are errors otherwise."""
+    """Skip images and labels without a partner."""
     resize_labels: bool = False
     """Resize labels of another size than their image, which are errors otherwise."""
     label_orientation: Literal["auto", "rotated", "stored"] = "auto"

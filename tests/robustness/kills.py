@@ -90,7 +90,7 @@ def results(project: Path) -> dict[str, Any]:
     """Returns the fingerprint of each result of the run of a project."""
     kinds = (".pt", ".json", ".jsonl", ".png")
     paths = [path for path in project.glob("run/**/*") if path.suffix in kinds]
-    others = ("checkpoint", "data", "run")  # they depend on times
+    others = ("checkpoint", "data", "report", "run")  # they depend on times
     found = {str(p.relative_to(project)): fingerprint(p) for p in paths if p.stem not in others}
     report = (project / "run" / "report.html").exists()
     return {**found, "report.html": report, "incomplete": incomplete_files(project)}
