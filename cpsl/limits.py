@@ -1,6 +1,5 @@
 """Limits of how much of the images each class of the pseudo labels may take."""
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +26,7 @@ class ShareLimits(FullPrecision):
     Self-training changes how frequent the classes of its labels are, and amplifies the change, right or
     wrong. The share of the pixels that class k may take is
 
-        c_k = (1 + growth) max(source_k, start_k) + margin
+        c_k = max(source_k, start_k) + margin
 
     where start_k is its mean probability in the first updates. Labels are argmax_k b_k p_k. The factors
     b_k ≤ 1 are the dual variables of an optimal transport of the pixels to classes of the capacities c_k:
@@ -36,8 +35,7 @@ class ShareLimits(FullPrecision):
 
     Args:
         source: (K,) class distribution of the source's labels, of any sum.
-        growth: What a class may take in addition, relative to its share; at least 0.
-        margin: The same for rare classes, as a share of all pixels, 0...1.
+        margin: What a class may take in addition, as a share of all pixels, 0...1.
         start_updates: Number of updates whose mean probabilities are the start; limits hold after them.
         momentum: Momentum of the shares of the labels, 0...1.
         group: Process group whose pixels are counted together; None is the default group.
@@ -50,18 +48,17 @@ class ShareLimits(FullPrecision):
         updates: Scalar int64 buffer, number of updates.
 
     Raises:
-        ValueError: `source` is not a distribution, margin or momentum is outside 0...1, or growth is
-            negative.
+        ValueError: `source` is not a distribution, or margin or momentum is outside 0...1.
 
     Example:
-        The labels grow to class 1 beyond its limit 1.15 * 0.2 + 0.02, hence its factor falls.
+        The labels grow to class 1 beyond its limit 0.2 + 0.05, hence its factor falls.
 
-        >>> limits = ShareLimits(torch.tensor([0.8, 0.2]), margin=0.02, start_updates=1, momentum=0.0)
+        >>> limits = ShareLimits(torch.tensor([0.8, 0.2]), margin=0.05, start_updates=1, momentum=0.0)
         >>> probabilities = torch.tensor([0.9, 0.1]).expand(1, 4, 4, 2).movedim(3, 1)
         >>> labels = torch.tensor([0, 1]).repeat(8).reshape(1, 4, 4)
         >>> limits.update(probabilities, labels)
         >>> limits.limits()
-        tensor([1.0550, 0.2500])
+        tensor([0.9500, 0.2500])
         >>> limits.update(probabilities, labels)
         >>> limits.factors
         tensor([1.0000, 0.9659])
@@ -77,7 +74,6 @@ class ShareLimits(FullPrecision):
         self,
         source: Tensor,
         *,
-        growth: float = 0.15,
         margin: float = 0.01,
         start_updates: int = 100,
         momentum: float = 0.96,
@@ -88,10 +84,7 @@ class ShareLimits(FullPrecision):
         check_distribution(source, len(source))
         if not 0 <= margin <= 1:
             raise ValueError(f"margin must lie in 0...1, got {margin}")
-        if not 0 <= growth < math.inf:
-            raise ValueError(f"growth must be at least 0, got {growth}")
         self.num_classes = len(source)
-        self.growth = growth
         self.margin = margin
         self.start_updates = start_updates
         self.momentum = momentum
@@ -104,7 +97,7 @@ class ShareLimits(FullPrecision):
 
     def limits(self) -> Tensor:
         """Returns the limits c (K,) float32; some are above 1."""
-        return (1 + self.growth) * torch.maximum(self.source, self.start) + self.margin
+        return torch.maximum(self.source, self.start) + self.margin
 
     @torch.no_grad()
     def update(

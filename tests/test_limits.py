@@ -28,9 +28,7 @@ def shares_of(labels: Tensor) -> Tensor:
 @settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, start_updates=st.integers(1, 3), growing=st.integers(0, K - 1))
 def test_a_class_that_runs_away_is_held_at_its_limit(seed: int, start_updates: int, growing: int) -> None:
-    limits = ShareLimits(
-        torch.full((K,), 0.2), growth=0, margin=0.02, start_updates=start_updates, momentum=0.5
-    )
+    limits = ShareLimits(torch.full((K,), 0.2), margin=0.02, start_updates=start_updates, momentum=0.5)
     start = random_probabilities(seed)
     for _ in range(start_updates):
         limits.update(start, limits(start).argmax(dim=1))
@@ -57,22 +55,20 @@ def test_within_the_limits_nothing_changes(seed: int) -> None:
     assert torch.equal(limits.factors, torch.ones(K))
 
 
-@given(seed=SEEDS, updates=st.integers(1, 4), growth=st.floats(0, 3))
-def test_limits_are_the_larger_of_source_and_start_with_growth_and_margin(
-    seed: int, updates: int, growth: float
-) -> None:
+@given(seed=SEEDS, updates=st.integers(1, 4))
+def test_limits_are_the_larger_of_source_and_start_and_the_margin(seed: int, updates: int) -> None:
     source = torch.tensor([7.0, 1.0, 1.0, 1.0])
-    limits = ShareLimits(source, growth=growth, margin=0.03, start_updates=updates)
+    limits = ShareLimits(source, margin=0.03, start_updates=updates)
     batches = [random_probabilities(seed + step, sharpness=1.0) for step in range(updates)]
     for p in [*batches, random_probabilities(seed + 9, torch.arange(K).float())]:
         limits.update(p, p.argmax(dim=1))
     start = torch.cat(batches).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(limits.limits(), (1 + growth) * torch.maximum(source / 10, start) + 0.03)
+    torch.testing.assert_close(limits.limits(), torch.maximum(source / 10, start) + 0.03)
 
 
 @given(seed=SEEDS)
 def test_a_class_that_falls_below_its_limit_recovers(seed: int) -> None:
-    limits = ShareLimits(torch.ones(K), growth=0.0, margin=0.0, start_updates=0, momentum=0.0)
+    limits = ShareLimits(torch.ones(K), margin=0.0, start_updates=0, momentum=0.0)
     p = random_probabilities(seed)
     limits.update(p, torch.zeros(2, 24, 30, dtype=torch.long))
     held = limits.factors[0].item()
@@ -102,7 +98,7 @@ def test_pixels_without_a_prediction_or_label_do_not_count(seed: int) -> None:
 
 
 def test_a_skipped_step_changes_nothing() -> None:
-    limits = ShareLimits(torch.ones(K), growth=0, start_updates=0)
+    limits = ShareLimits(torch.ones(K), start_updates=0)
     p = random_probabilities(0)
     limits.update(p, p.argmax(dim=1))
     before = {name: value.clone() for name, value in limits.state_dict().items()}
@@ -122,7 +118,7 @@ def test_wrong_values_are_named() -> None:
     for source in (torch.zeros(K), torch.tensor([0.5, -0.5, 1.0]), torch.ones(2, K)):
         with pytest.raises(ValueError, match="class distribution"):
             ShareLimits(source)
-    for option, value in {"margin": -0.1, "growth": -0.5, "momentum": 2.0}.items():
+    for option, value in {"margin": -0.1, "momentum": 2.0}.items():
         with pytest.raises(ValueError, match=f"{option}.*{value}"):
             ShareLimits(torch.ones(K), **{option: value})
     limits, p = ShareLimits(torch.ones(K)), random_probabilities(0)
