@@ -26,9 +26,11 @@ class ShareLimits(FullPrecision):
     Self-training changes how frequent the classes of its labels are, and amplifies the change, right or
     wrong. The share of the pixels that class k may take is
 
-        c_k = max(source_k, start_k) + margin
+        c_k = (1 + TV(source, start)) max(source_k, start_k) + margin
 
-    where start_k is its mean probability in the first updates. Labels are argmax_k b_k p_k. The factors
+    where start_k is its mean probability in the first updates, and TV the total variation, in 0...1: the less
+    the first predictions resemble the source, the less is known about the target, and the wider the limits.
+    Labels are argmax_k b_k p_k. The factors
     b_k ≤ 1 are the dual variables of an optimal transport of the pixels to classes of the capacities c_k:
     b_k = 1 unless the limit is reached. They follow the labels, b_k ← min(1, b_k (c_k / share_k)^0.05).
     Unlike an alignment to a fixed class distribution, any change within the limits remains possible.
@@ -51,17 +53,17 @@ class ShareLimits(FullPrecision):
         ValueError: `source` is not a distribution, or margin or momentum is outside 0...1.
 
     Example:
-        The labels grow to class 1 beyond its limit 0.2 + 0.05, hence its factor falls.
+        The labels grow to class 1 beyond its limit 1.1 * 0.2 + 0.05, hence its factor falls.
 
         >>> limits = ShareLimits(torch.tensor([0.8, 0.2]), margin=0.05, start_updates=1, momentum=0.0)
         >>> probabilities = torch.tensor([0.9, 0.1]).expand(1, 4, 4, 2).movedim(3, 1)
         >>> labels = torch.tensor([0, 1]).repeat(8).reshape(1, 4, 4)
         >>> limits.update(probabilities, labels)
         >>> limits.limits()
-        tensor([0.9500, 0.2500])
+        tensor([1.0400, 0.2700])
         >>> limits.update(probabilities, labels)
         >>> limits.factors
-        tensor([1.0000, 0.9659])
+        tensor([1.0000, 0.9697])
     """
 
     source: Tensor
@@ -97,7 +99,8 @@ class ShareLimits(FullPrecision):
 
     def limits(self) -> Tensor:
         """Returns the limits c (K,) float32; some are above 1."""
-        return torch.maximum(self.source, self.start) + self.margin
+        total_variation = (self.start - self.source).clamp_min(0).sum()  # 0 without a start
+        return (1 + total_variation) * torch.maximum(self.source, self.start) + self.margin
 
     @torch.no_grad()
     def update(

@@ -56,14 +56,15 @@ def test_within_the_limits_nothing_changes(seed: int) -> None:
 
 
 @given(seed=SEEDS, updates=st.integers(1, 4))
-def test_limits_are_the_larger_of_source_and_start_and_the_margin(seed: int, updates: int) -> None:
+def test_limits_widen_with_the_difference_of_source_and_start(seed: int, updates: int) -> None:
     source = torch.tensor([7.0, 1.0, 1.0, 1.0])
     limits = ShareLimits(source, margin=0.03, start_updates=updates)
     batches = [random_probabilities(seed + step, sharpness=1.0) for step in range(updates)]
     for p in [*batches, random_probabilities(seed + 9, torch.arange(K).float())]:
         limits.update(p, p.argmax(dim=1))
     start = torch.cat(batches).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(limits.limits(), torch.maximum(source / 10, start) + 0.03)
+    variation = (source / 10 - start).clamp_min(0).sum()  # what one has more is what the other lacks
+    torch.testing.assert_close(limits.limits(), (1 + variation) * torch.maximum(source / 10, start) + 0.03)
 
 
 @given(seed=SEEDS)
