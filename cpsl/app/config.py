@@ -37,7 +37,7 @@ class Views:
     evaluation_size: Size | None = None
     """Size at which predictions are compared with labels; that of each label if omitted."""
     crop: Size = (512, 896)
-    """Size of a training crop; 4/5 of images in folders."""
+    """Size of a training crop; for folders of images 4/5 of `full_size`."""
     width: Count = 2200
     """Width of an image before it is cropped, times a random scale."""
     scale: Range = (0.5, 1.5)

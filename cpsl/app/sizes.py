@@ -83,8 +83,8 @@ def _shape(domain: Domain) -> Size | None:
     try:
         pattern = None if domain.image_pattern == "*" else Pattern(domain.image_pattern)
         files = [*find_files(domain.images, IMAGE_SUFFIXES, "images", pattern=pattern).values()]
-        step = max(len(files) // LOOKED_AT, 1)
-        shapes = [read_header(path)[0] for path in files[::step][:LOOKED_AT]]
+        count = min(len(files), LOOKED_AT)
+        shapes = [read_header(files[i * len(files) // count])[0] for i in range(count)]
     except (OSError, ValueError):
         return None
     return round(median(h for h, _ in shapes)), round(median(w for _, w in shapes))

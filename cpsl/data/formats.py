@@ -27,7 +27,7 @@ OTHER_FORMATS = {
 """Names and first bytes of formats that are not read."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ZEROS = bytes(64)
-"""An interrupted download may end in so many zeros, a compressed picture does not."""
+"""Zero bytes at the end of a file that show an interrupted download; compressed pictures end in fewer."""
 SAMPLES = {1: "whole numbers", 2: "whole numbers with a sign", 3: "floating-point numbers"}
 
 

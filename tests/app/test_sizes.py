@@ -83,6 +83,11 @@ def test_sizes_are_those_of_most_images_as_displayed(tmp_path: Path) -> None:
     assert (views.full_size, views.crop, views.width) == ((30, 40), (16, 32), 40)
 
 
+def test_images_of_the_whole_folder_are_looked_at(tmp_path: Path) -> None:
+    shapes = [(20, 30)] * (LOOKED_AT - 5) + [(40, 60)] * (LOOKED_AT - 1)
+    assert parse(["--target.images", str(images(tmp_path / "target", shapes))]).views.full_size == (40, 60)
+
+
 @pytest.mark.parametrize("factor", [0.9, 1 / SAME_SHAPE + 0.01, 1.0, SAME_SHAPE - 0.01, 1.2])
 def test_a_source_of_another_shape_keeps_it(tmp_path: Path, factor: float) -> None:
     target = images(tmp_path / "target", [(300, 400)])
