@@ -20,8 +20,17 @@ from cpsl.app.stages import trained_stages
 from cpsl.models import SegmentationNetwork, build_network, segment
 from cpsl.training.log import text_table
 
-PEAKS = {"V100": 125e12, "RTX 4090": 165e12, "A100": 312e12, "H100 SXM": 989e12}
-"""Operations per second of dense matrix products in half precision with float32 sums, by the data sheets."""
+PEAKS = {
+    "V100 SXM2": 125e12,  # data sheet of the V100
+    "RTX 4090": 165.2e12,  # whitepaper of the Ada GPU architecture, appendix A
+    "A100": 312e12,  # data sheet of the A100
+    "H100 SXM": 989.5e12,  # data sheet of the H100: 1,979 with sparsity, which doubles the rate
+}
+"""Operations per second of dense matrix products in half precision with float32 sums, by NVIDIA's documents.
+
+Compared with quotations of these documents, for V100, A100 and H100 those in PyTorch Lightning
+(`lightning.fabric.utilities.throughput`), not with the documents themselves.
+"""
 
 UTILIZATION = (0.1, 0.4)
 """Shares of the peak that a training reaches, as assumed: the hours are between those of both."""
@@ -82,23 +91,28 @@ def read(name: str) -> tuple[Config, SegmentationNetwork]:
     if config.model.network == "transformers:nvidia/mit-b5":
         network = build_network("transformers:segformer", 19, weights="random", **MIT_B5)
     else:
-        network = build_model(config, "random")
+        with torch.device("meta"):
+            network = build_model(config, "random")
     return config, network.eval().to("meta")
+
+
+def rows(name: str) -> list[tuple[str, ...]]:
+    """Returns the rows of a recipe: one for each stage, then the total."""
+    config, network = read(name)
+    table, total = [], 0.0
+    for stage in trained_stages(config):
+        steps, per_step = config.settings_of(stage).iterations, step_operations(network, config, stage)
+        total += steps * per_step
+        of_gpus = (hours(steps * per_step, peak) for peak in PEAKS.values())
+        table.append((name or "no recipe", stage, f"{steps:,}", f"{per_step / 1e12:.1f}", *of_gpus))
+    of_gpus = (hours(total, peak) for peak in PEAKS.values())
+    return [*table, (name or "no recipe", "total", "", "", *of_gpus)]
 
 
 def main() -> None:
     """Prints the table."""
-    rows = [("recipe", "stage", "steps", "TFLOP per step", *(f"{gpu}, h" for gpu in PEAKS))]
-    for name in RECIPES:
-        config, network = read(name)
-        total = 0.0
-        for stage in trained_stages(config):
-            steps, per_step = config.settings_of(stage).iterations, step_operations(network, config, stage)
-            total += steps * per_step
-            of_gpus = (hours(steps * per_step, peak) for peak in PEAKS.values())
-            rows.append((name or "no recipe", stage, f"{steps:,}", f"{per_step / 1e12:.1f}", *of_gpus))
-        rows.append((name or "no recipe", "total", "", "", *(hours(total, peak) for peak in PEAKS.values())))
-    print(text_table(rows))
+    head = ("recipe", "stage", "steps", "TFLOP per step", *(f"{gpu}, h" for gpu in PEAKS))
+    print(text_table([head, *(row for name in RECIPES for row in rows(name))]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The passes of each training step, from which docs/cost.py estimates hours, are those of the methods."""
+"""Hours that docs/cost.py estimates: the passes are those of the methods, the pages have its figures."""
 
+import re
 from dataclasses import replace
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpsl.app.config import Config
-from cpsl.app.stages import trained_stages
 from cpsl.methods import AdversarialWarmup
 from training_steps import batches, build, network
 
-spec = spec_from_file_location("cost", Path(__file__).parents[1] / "docs" / "cost.py")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "recipes.md").read_text(encoding="utf-8")
+
+spec = spec_from_file_location("cost", DOCS / "cost.py")
 assert spec is not None
 assert spec.loader is not None
 cost: Any = module_from_spec(spec)
@@ -53,15 +57,33 @@ def test_the_operations_of_a_step_are_those_of_its_passes(stage: str) -> None:
     assert counter.get_total_flops() == pytest.approx(images * expected, rel=0.1)
 
 
-def test_the_page_has_the_hours_that_the_script_prints() -> None:
-    config, model = cost.read("gta5_to_cityscapes")
-    total = sum(
-        config.settings_of(stage).iterations * cost.step_operations(model, config, stage)
-        for stage in trained_stages(config)
-    )
-    cells = " | ".join(cost.hours(total, peak) for peak in cost.PEAKS.values())
-    page = (Path(cost.__file__).parent / "recipes.md").read_text(encoding="utf-8")
-    assert f"| `gta5_to_cityscapes` | {cells} |" in page
+@cache
+def hours_of(recipe: str) -> dict[str, dict[str, str]]:
+    """Returns the hours that the script prints for a recipe, by stage and GPU."""
+    return {row[1]: dict(zip(cost.PEAKS, row[4:], strict=True)) for row in cost.rows(recipe)}
+
+
+def test_the_page_names_the_gpus_and_their_peaks() -> None:
+    assert " | ".join(f"{gpu}, {peak / 1e12:g} TFLOPS" for gpu, peak in cost.PEAKS.items()) in PAGE
+
+
+@pytest.mark.parametrize("recipe", cost.RECIPES)
+def test_the_page_has_the_hours_that_the_script_prints(recipe: str) -> None:
+    if recipe == "online_mit_b5":
+        pytest.importorskip("transformers", reason="extra networks")
+    title = f"`{recipe}`" if recipe else "no recipe, at the crops of the paper"
+    hours = hours_of(recipe)["total"]
+    assert f"| {title} | {' | '.join(hours.values())} |" in PAGE
+    stated = re.search(rf"^\| {title.partition(',')[0]}: .*estimated (.+?) h on an? (.+?) \|", PAGE, re.M)
+    assert stated is not None
+    assert stated[1] == hours[stated[2]]
+
+
+def test_other_statements_about_hours_are_those_of_the_script() -> None:
+    hours = hours_of("gta5_to_cityscapes")
+    assert f"the estimate for self-labeling on a V100 is {hours['self_label']['V100 SXM2']}." in PAGE
+    reproduce = (DOCS / "reproduce.md").read_text(encoding="utf-8")
+    assert f"estimates {hours['total']['A100']} hours for all stages on one A100" in reproduce
 
 
 def test_hours_are_between_those_of_both_utilizations() -> None:

@@ -1,6 +1,7 @@
 """Figures of the pages agree with recipes, formulas and each other."""
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,10 @@ from cpsl.app.config import Config
 from cpsl.testing import LOSS_CHECKS
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import communication  # noqa: E402
+
 DOCS = ROOT / "docs"
 RECIPES = {path.stem for path in (ROOT / "cpsl" / "app" / "recipes").glob("*.toml")}
 
@@ -155,15 +160,22 @@ def test_results_of_the_readme_are_those_of_the_benchmark() -> None:
         assert [cell.strip("*") for cell in stated] == [rows["source only"], dacs, rows["our recipe"]]
 
 
-def test_communication_follows_the_formula() -> None:
-    features, classes, iterations, per_image = 256, 19, 3, 256
-    rows = {row[0]: row[1:] for row in table("many_gpus.md", "Messages").rows}
-    for ranks, column in ((2, 1), (4, 2), (8, 3)):
-        sampled = ranks * per_image * (4 * features + 16) + 8 * ranks * (classes + 1)
-        assert integers(rows["self-labeling: sampled pixels"][column]) == [sampled]
-        transport = 4 * (1 + 2 * classes * iterations + classes) + 8
-        assert integers(rows["self-labeling: assignment"][column]) == [transport]
-        assert integers(rows["self-labeling: class distribution"][column]) == [8 * classes]
+def test_counted_communication_is_that_of_the_formulas() -> None:
+    stages = {"warm-up": "warmup", "self-labeling": "self_label", "distillation": "distill_1"}
+    found = table("many_gpus.md", "Messages")
+    for title, *cells in found.rows:
+        stage, purpose = title.split(": ")
+        for ranks, cell in zip((1, 2, 4, 8), cells, strict=False):
+            formula = communication.predict(stages[stage], communication.Run(), ranks)
+            assert integers(cell) == [formula.get(purpose, 0)], (title, ranks)
+
+
+def test_communication_at_the_sizes_of_the_paper_is_that_of_the_formulas() -> None:
+    _, *computed = communication.paper_table().splitlines()
+    rows = table("many_gpus.md", "Bank of a process").rows
+    for row, line in zip(rows, computed, strict=True):
+        for cell, number in zip(row, line.replace("MB", "").split(), strict=True):
+            assert float(cell) == round(float(number), len(cell.partition(".")[2])), (row[0], cell)
 
 
 def test_loading_times_are_those_of_the_benchmark() -> None:
