@@ -10,10 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cpsl.alignment import DistributionAligner
 from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.limits import ShareLimits
 from cpsl.metrics import ConfusionMatrix
 from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans
 from cpsl.sampling import class_quotas, sample_across_ranks
 from cpsl.sinkhorn import marginal_error, sinkhorn
+from cpsl.thresholds import DiceThresholds
 from ranks import start_ranks
 
 K, D, SIDE, IMAGES = 4, 6, 5, 6
@@ -139,6 +141,16 @@ def samples(labels: torch.Tensor, first: int) -> dict[str, torch.Tensor]:
     return results
 
 
+def corrections(features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Returns thresholds, limits and factors after three steps; all pixels get class 1 in the end."""
+    probabilities = features[:, :K].softmax(dim=1)
+    thresholds, limits = DiceThresholds(K), ShareLimits(DELTA, start_updates=2, momentum=0.5)
+    for known in (labels, labels, torch.where(labels == 255, labels, 1)):
+        thresholds.update(probabilities)
+        limits.update(probabilities, known)
+    return {"thresholds": thresholds.compute(), "limits": limits.limits(), "factors": limits.factors}
+
+
 def work(rank: int, ranks: int, folder: Path) -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(rank)
@@ -156,6 +168,7 @@ def work(rank: int, ranks: int, folder: Path) -> None:
     )
     iou = confusion.compute()
     confusion.reduce()
+    corrected = corrections(unequal_share(features, rank, ranks), unequal_share(labels, rank, ranks))
     features, labels = share(features, rank, ranks), share(labels, rank, ranks)
     assignments = sinkhorn(mine, MARGINAL)
     results = {
@@ -168,6 +181,7 @@ def work(rank: int, ranks: int, folder: Path) -> None:
         "confusion": confusion.matrix,
         "iou": iou,
         "iou after reduce": confusion.compute(),
+        "corrections": corrected,
         "clustered": cluster(features, labels, ranks),
         "with options": cluster(features, labels, ranks, **OPTIONS),
         "non-finite": with_non_finite(share(spoiled(joined_batch()[1]), rank, ranks), labels, ranks),
@@ -218,6 +232,14 @@ def test_counts_and_means_equal_those_of_the_joined_batch(results: Results) -> N
         assert torch.equal(rank["confusion"], confusion.matrix)
         for key in ("iou", "iou after reduce"):
             torch.testing.assert_close(rank[key], confusion.iou, atol=0, rtol=0, equal_nan=True)
+
+
+def test_thresholds_and_limits_equal_those_of_the_joined_batch(results: Results) -> None:
+    _, features, labels = joined_batch()
+    expected = corrections(features, labels)
+    assert expected["factors"][1] < 1
+    for rank in results:
+        torch.testing.assert_close(rank["corrections"], expected)
 
 
 @pytest.mark.parametrize(("key", "options"), [("clustered", {}), ("with options", OPTIONS)])
