@@ -1,7 +1,10 @@
 """The command `cpsl`, also as `python -m cpsl` and `torchrun -m cpsl`."""
 
+import atexit
+import gc
 import os
 import sys
+import traceback
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -61,7 +64,9 @@ def _run(command: str, options: list[str]) -> None:
         raise SystemExit(
             f"cpsl {command} needs {', '.join(missing)}: pip install 'cpsl[train]', or '.[train]' in a clone"
         )
+    atexit.register(gc.freeze)  # a search for garbage in thousands of modules delays the end by seconds
     module = import_module(f"cpsl.app.{command}")
+    from cpsl._internal.terminal import fit
     from cpsl.app.settings import UsageError
     from cpsl.app.usage import after_stop
 
@@ -69,14 +74,20 @@ def _run(command: str, options: list[str]) -> None:
         with keyboard_interrupts():
             module.main(options)
     except UsageError as error:
-        print(error, file=sys.stderr)
+        print(fit(str(error), sys.stderr), file=sys.stderr)
         raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as error:
         code = error.code if isinstance(error, SystemExit) else INTERRUPTED_EXIT_CODE
+        if isinstance(code, str):
+            print(fit(code, sys.stderr), file=sys.stderr)
+            raise SystemExit(1) from None
         if code not in STOPPED_EXIT_CODES:
             raise
         if os.environ.get("RANK", "0") == "0":
-            print(after_stop(command, options), file=sys.stderr)
+            after_echo = "\n" if sys.stderr.isatty() else ""  # a terminal has written ^C
+            print(f"{after_echo}{after_stop(command, options)}", file=sys.stderr)
+        # Frees the loaders, whose processes end at once; torch waits for them for 5 seconds at exit.
+        traceback.clear_frames(error.__traceback__)
         raise SystemExit(code) from None
 
 

@@ -1,6 +1,7 @@
 """`cpsl check`: data, weights and settings before a run, and its time, memory and disk space."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +33,10 @@ from cpsl.app.datasets import domains, draw_streets, label_space
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import describe_network
+from cpsl.app.reporting.words import plural
 from cpsl.app.run import changed_settings
 from cpsl.app.source_sampling import describe_sources, named_sources
+from cpsl.app.usage import program
 from cpsl.data import DatasetCheck, check_dataset
 from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger, progress, start_logging, start_process
@@ -89,8 +92,9 @@ def check(config: Config, process: Process) -> None:
     for problem in failed:
         logger.error(problem)
     if count := len(problems) + len(failed):
-        raise SystemExit(f"{count} problem(s)")
-    logger.info(f"no problems, but {len(warnings)} warning(s) above" if warnings else "no problems")
+        raise SystemExit(f"{plural(count, 'problem')}, described above")
+    but = f", but {plural(len(warnings), 'warning')} above" if warnings else ""
+    logger.info(f"no problems{but}")
 
 
 class _Data(NamedTuple):
@@ -204,3 +208,4 @@ def main(arguments: list[str]) -> None:
     ):
         start_logging(Path(folder), process)
         check(config, process)
+        logger.info(f"Next:\n  {program()} {shlex.join(['adapt', *arguments])}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from cpsl import LabelFreeScores, Segmenter, class_counts
 from cpsl._internal.distributed import all_reduce_sum
+from cpsl._internal.terminal import fit
 from cpsl.app.command_line import parse_arguments, read_layers
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import FOLDER_SETTINGS, evaluation_dataset, label_space, open_dataset, share_of_rank
@@ -21,7 +23,7 @@ from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option, load_model
 from cpsl.app.ranges import Positive
-from cpsl.app.reporting.content import SCORES, title_of
+from cpsl.app.reporting.content import SHORT_SCORES, title_of
 from cpsl.app.settings import UsageError
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, SegmentationDataset
 from cpsl.data.predictions import ColorStore, LabelIdStore
@@ -200,12 +202,12 @@ def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) 
     Example:
         >>> metrics = {"warmup": {"miou": 50.0, "iou": {"road": 50.0, "sky": None}}}
         >>> print(metrics_table(metrics, ("road", "sky")))
-               Warm-up
-        road      50.0
-        sky          –
-        mIoU      50.0
+        IoU in %   Warm-up
+        road          50.0
+        sky              –
+        mIoU          50.0
     """
-    rows = [("", *(title_of(stage) for stage in metrics))]
+    rows = [("IoU in %", *(title_of(stage) for stage in metrics))]
     for name in classes:
         rows.append((name, *(_number(values["iou"].get(name)) for values in metrics.values())))
     rows.append(("mIoU", *(_number(values["miou"]) for values in metrics.values())))
@@ -216,14 +218,14 @@ def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) 
 
 
 def describe_scores(scores: dict[str, Any]) -> str:
-    """Returns the label-free scores of a network in one line of text.
+    """Returns the label-free scores of a network in one line of text; higher (+) or lower (-) is better.
 
     Example:
         >>> describe_scores({"entropy": 0.25, "information": None, "flip_agreement": 0.875})
-        'flip_agreement 0.875, entropy 0.250'
+        'agreement 0.875 (+), entropy 0.250 (-)'
     """
-    known = {name: scores.get(name) for name in SCORES}
-    return ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+    named = [(name.split(), scores.get(key)) for key, name in SHORT_SCORES.items()]
+    return ", ".join(f"{name} {value:.3f} {sign}" for (name, sign), value in named if value is not None)
 
 
 def _number(value: float | None) -> str:
@@ -349,6 +351,6 @@ def main(arguments: list[str]) -> None:
         if process.is_main:
             name = options.weights.parent.name or "model"
             print(metrics_table({name: metrics}, classes.names))
-            print(f"without labels: {describe_scores(metrics['scores'])}")
+            print(fit(f"without labels: {describe_scores(metrics['scores'])}", sys.stdout))
             for store in stores:
                 print(f"predictions in {store.folder}")

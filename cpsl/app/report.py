@@ -18,7 +18,7 @@ from cpsl.app.evaluate import read_metrics
 from cpsl.app.networks import build_model
 from cpsl.app.pseudo_labels import read_start
 from cpsl.app.reporting.compare import chosen_images
-from cpsl.app.reporting.content import Clusters, Picture, Report, compared_stages
+from cpsl.app.reporting.content import TITLES, Clusters, Picture, Report, compared_stages
 from cpsl.app.reporting.evidence import UnreadableDataError, gather, read_prediction, reading_data
 from cpsl.app.reporting.facts import describe_run, describe_settings, iterations
 from cpsl.app.reporting.page import write_report
@@ -39,7 +39,7 @@ EACH = 2
 def collect(config: Config, process: Process) -> Report:
     """Reads metrics, curves and predictions of a run, and rectifies the pseudo labels of some images."""
     classes, metrics = label_space(config), read_metrics(config)
-    chosen, reason = choose(metrics)
+    chosen, reason = choose(metrics, TITLES)
     curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
     evidence = gather(config, process, compared_stages(list(metrics), chosen))
     shown = {

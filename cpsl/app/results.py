@@ -9,20 +9,11 @@ from typing import Any
 
 from cpsl._internal.durations import describe_duration
 from cpsl.app.config import Config
-from cpsl.app.reporting.content import SHORTEST
+from cpsl.app.reporting.content import SHORT_SCORES, SHORTEST
+from cpsl.app.reporting.words import difference
 from cpsl.app.stages import trained_stages
 from cpsl.app.usage import program
 from cpsl.training.log import text_table
-
-SCORES = {
-    "flip_miou": "consistency (+)",
-    "flip_agreement": "agreement (+)",
-    "information": "information (+)",
-    "density": "density (+)",
-    "entropy": "entropy (-)",
-    "class_variation": "distance (-)",
-}
-"""Label-free scores of the table, and whether higher (+) or lower (-) is better."""
 
 Metrics = Mapping[str, Mapping[str, Any]]
 
@@ -59,8 +50,8 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
     def add(name: str, digits: int, numbers: list[float | None]) -> None:
         before, after = (numbers[stages.index(stage)] for stage in (first, other))
         cells = ["-" if number is None else f"{number:.{digits}f}" for number in numbers]
-        change = "-" if before is None or after is None else f"{after - before:+.{digits}f}"
-        rows.append([name, *cells, change])
+        change = difference(before, after, digits)
+        rows.append([name, *cells, "-" if change is None else f"{change:{'+' if change else ''}.{digits}f}"])
 
     results = list(metrics.values())
     for index, name in enumerate(classes):
@@ -71,7 +62,7 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
         if any("miou_13" in values for values in results):
             add("mIoU, 13 classes", 1, [values.get("miou_13") for values in results])
     else:
-        for key, name in SCORES.items():
+        for key, name in SHORT_SCORES.items():
             scores = [(values.get("scores") or {}).get(key) for values in results]
             if any(score is not None for score in scores):
                 add(name, 3, scores)

@@ -76,7 +76,7 @@ def describe_hardware(process: Process) -> list[str]:
     threads = f", {count} {'thread' if count == 1 else 'threads'} per process" * (
         process.device.type == "cpu"
     )
-    described.append(f"{_processor()}, {cores} cores{threads}{_memory()}")
+    described.append(f"{_processor()}, {cores} {'core' if cores == 1 else 'cores'}{threads}{_memory()}")
     if process.device.type == "cpu" and process.world_size > 1:
         described.append(f"{process.world_size} processes")
     return [*described, f"{platform.system()} {platform.machine()}"]

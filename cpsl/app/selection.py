@@ -11,7 +11,7 @@ from torch import Tensor
 from cpsl import find_collapses
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import label_space
-from cpsl.app.evaluate import describe_scores, evaluate, evaluating, read_metrics, source_distribution
+from cpsl.app.evaluate import evaluate, evaluating, read_metrics, source_distribution
 from cpsl.app.networks import save_model
 from cpsl.app.reporting.content import SCORES
 from cpsl.models import SegmentationNetwork
@@ -20,12 +20,19 @@ from cpsl.training import Process, TrainingLoop, load, logger, save
 SCORE = "flip_miou"
 """The label-free score that selects networks; higher is better. docs/choosing.md compares the scores."""
 
+SCORE_IN_WORDS = "consistency with mirrored images"
+"""What `SCORE` measures, for people."""
+
 Metrics = Mapping[str, Any]
 """A result of `evaluate`, and `collapses`, the result of `describe_collapses`."""
 
 
-def choose(candidates: Mapping[str, Metrics]) -> tuple[str, str]:
+def choose(candidates: Mapping[str, Metrics], titles: Mapping[str, str] | None = None) -> tuple[str, str]:
     """Chooses one of several networks without labels: the best by `SCORE` of those that did not collapse.
+
+    Args:
+        candidates: Metrics of each network by its name.
+        titles: Names that the reason has instead, for readers who do not know the settings.
 
     Returns:
         The name of the network, the first of equally good ones, and the reason. If none has a score, the
@@ -34,9 +41,10 @@ def choose(candidates: Mapping[str, Metrics]) -> tuple[str, str]:
     Example:
         >>> low, high = {"scores": {"flip_miou": 0.4}}, {"scores": {"flip_miou": 0.5}}
         >>> choose({"source_only": low, "warmup": high})
-        ('warmup', 'its flip_miou 0.500 is the highest (source_only 0.400)')
-        >>> choose({"source_only": low, "warmup": {**high, "collapses": ["pole is lost"]}})
-        ('source_only', 'its flip_miou is 0.400, and warmup is excluded (pole is lost)')
+        ('warmup', 'its consistency with mirrored images is the highest: 0.500 (source_only 0.400)')
+        >>> lost = {**high, "collapses": ["pole is lost"]}
+        >>> choose({"source_only": low, "warmup": lost}, {"warmup": "Warm-up"})[1]
+        'its consistency with mirrored images is 0.400, and Warm-up is excluded (pole is lost)'
     """
     values = {name: _score(metrics) for name, metrics in candidates.items()}
     lost = {name: metrics["collapses"] for name, metrics in candidates.items() if metrics.get("collapses")}
@@ -44,10 +52,14 @@ def choose(candidates: Mapping[str, Metrics]) -> tuple[str, str]:
     if all(values[name] == -math.inf for name in eligible):
         return eligible[-1], "no stage has scores, and it is the last"
     best = max(eligible, key=values.__getitem__)
-    others = ", ".join(f"{name} {values[name]:.3f}" for name in eligible if name != best)
-    reason = f"its {SCORE} {values[best]:.3f} is the highest ({others})" if others else ""
-    reason = reason or f"its {SCORE} is {values[best]:.3f}"
-    excluded = [f"{name} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible]
+    called = {name: (titles or {}).get(name, name) for name in candidates}
+    scored = [name for name in eligible if name != best and values[name] > -math.inf]
+    others = ", ".join(f"{called[name]} {values[name]:.3f}" for name in scored)
+    highest = f"the highest: {values[best]:.3f} ({others})" if others else f"{values[best]:.3f}"
+    reason = f"its {SCORE_IN_WORDS} is {highest}"
+    excluded = [
+        f"{called[name]} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible
+    ]
     return best, ", and ".join([reason, *excluded])
 
 
@@ -88,7 +100,7 @@ def evaluation_in_brief(metrics: Metrics) -> str:
     if metrics["miou"] is not None:
         return f"mIoU {metrics['miou']:.1f}"
     score = _score(metrics)
-    return "" if score == -math.inf else f"{SCORE} {score:.3f}"
+    return "" if score == -math.inf else f"consistency {score:.3f}"
 
 
 def describe_collapses(
@@ -157,9 +169,11 @@ class CheckpointSelection:
         self._last = {**{key: metrics[key] for key in kept}, "collapses": collapses}
         if done == 0 and self._earlier is None:
             self._earlier = self._last
-        labeled = "" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}, "
-        text = f"{labeled}{describe_scores(metrics['scores'])} after {done} iterations"
-        logger.info(f"{self._stage}: {text}")
+        labeled = "" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}"
+        parts = [labeled, evaluation_in_brief({**metrics, "miou": None})]
+        result = ", ".join(filter(None, parts)) or "evaluated"
+        when = f"after {done} iterations" if done else "before the first iteration"
+        logger.info(f"{self._stage}: {result} {when}")
         if collapses:
             logger.warning(f"{self._stage} after {done} iterations: {summarize(collapses)}")
         if self._improves(self._last):
@@ -182,7 +196,8 @@ class CheckpointSelection:
         collapsed = self._last is not None and bool(self._last["collapses"])
         if self._mode == "last" and collapsed:
             logger.warning(
-                f"{self._stage}: ends with the best of its evaluations by {SCORE}, not with the last"
+                f"{self._stage}: ends with the best of its evaluations by their {SCORE_IN_WORDS}, "
+                "not with the last"
             )
         if self._best is not None and (self._mode != "last" or collapsed):
             save(self._folder / "model.pt", load(self._folder / "best.pt"))

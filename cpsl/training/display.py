@@ -1,7 +1,6 @@
 """Progress of a stage: a bar in a terminal, and lines in the log."""
 
 import logging
-import shutil
 import sys
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cpsl._internal.durations import describe_duration
+from cpsl._internal.terminal import MARGIN, columns_of
 from cpsl.training.log import logger
 from cpsl.training.process import Process
 
@@ -57,7 +57,7 @@ class State(NamedTuple):
 
     @property
     def left(self) -> str:
-        """Time left of the stage."""
+        """Time left of the stage; "" until the speed is known."""
         return self._time_of(self.total - self.done)
 
     @property
@@ -67,7 +67,7 @@ class State(NamedTuple):
         return self._time_of(self.total - self.done + later) if later else ""
 
     def _time_of(self, iterations: int) -> str:
-        return "-" if self.step_seconds is None else describe_duration(self.step_seconds * iterations)
+        return "" if self.step_seconds is None else describe_duration(self.step_seconds * iterations)
 
 
 def describe_line(state: State) -> str:
@@ -75,11 +75,10 @@ def describe_line(state: State) -> str:
 
     Example:
         >>> describe_line(State("source_only", Position(1, 2, 300), 225, 500, 0.5, 0.835, "mIoU 23.1"))
-        'stage 1 of 2: source_only, 225 of 500, loss 0.835, mIoU 23.1, 2 min left, run 5 min at this speed'
+        'stage 1 of 2: source_only, 225 of 500, loss 0.835, mIoU 23.1, 2 min left (run 5 min at this speed)'
     """
-    run = f"run {state.left_of_run} at this speed" if state.left_of_run else ""
     parts = [state.title, f"{state.done} of {state.total}", _loss(state), state.evaluated]
-    return ", ".join(filter(None, [*parts, f"{state.left} left", run]))
+    return ", ".join(filter(None, [*parts, _left(state, " at this speed")]))
 
 
 def describe_bar(state: State, columns: int) -> tuple[str, str]:
@@ -88,20 +87,19 @@ def describe_bar(state: State, columns: int) -> tuple[str, str]:
     Example:
         >>> state = State("source_only", Position(1, 2, 300), 225, 500, 0.5, 0.835, "mIoU 23.1")
         >>> describe_bar(state, 80)
-        ('source_only 1/2', 'loss 0.835, mIoU 23.1, 2 min left, run 5 min')
+        ('source_only 1/2', 'loss 0.835, mIoU 23.1, 2 min left (run 5 min)')
         >>> describe_bar(state, 60)
-        ('source_only 1/2', 'loss 0.835, run 5 min')
+        ('source_only 1/2', 'loss 0.835, run 5 min left')
     """
     short = f"{state.stage} {state.position.number}/{state.position.stages}"
     count = f"{state.done}/{state.total}"
-    run = f"run {state.left_of_run}" if state.left_of_run else ""
-    left = f"{state.left} left"
-    fullest = [_loss(state), state.evaluated, left, run]
+    run = f"run {state.left_of_run} left" if state.left_of_run else _left(state)
+    fullest = [_loss(state), state.evaluated, _left(state)]
     choices = [
         (state.title, fullest),
         (short, fullest),
-        (short, [_loss(state), state.evaluated, run or left]),
-        (short, [_loss(state), run or left]),
+        (short, [_loss(state), state.evaluated, run]),
+        (short, [_loss(state), run]),
         (short, []),
     ]
     for before, parts in choices:
@@ -113,6 +111,11 @@ def describe_bar(state: State, columns: int) -> tuple[str, str]:
 
 def _loss(state: State) -> str:
     return "" if state.loss is None else f"loss {state.loss:.3f}"
+
+
+def _left(state: State, note: str = "") -> str:
+    run = f" (run {state.left_of_run}{note})" if state.left_of_run else ""
+    return f"{state.left} left{run}" if state.left else ""
 
 
 class Progress:
@@ -137,11 +140,13 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._has_bar:
             self._stack.enter_context(logging_redirect_tqdm([logger]))
+            columns = self._columns
             self._bar = tqdm(
+                desc=describe_bar(self.state, columns)[0],
                 total=self.state.total,
                 initial=self.state.done,
                 leave=False,
-                dynamic_ncols=True,
+                ncols=columns,
                 bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
             self._stack.callback(self._bar.close)
@@ -170,8 +175,13 @@ class Progress:
         self._logged_at, self._logged_tenth = seconds, tenth
         self._log(describe_line(self.state))
 
+    @property
+    def _columns(self) -> int:
+        return max(columns_of(sys.stderr) - MARGIN, 1)
+
     def _describe(self, bar: "tqdm[None]") -> None:
-        before, after = describe_bar(self.state, shutil.get_terminal_size().columns)
+        bar.ncols = self._columns  # the window may have another size now
+        before, after = describe_bar(self.state, bar.ncols)
         bar.set_description_str(before, refresh=False)
         bar.set_postfix_str(after, refresh=False)
 

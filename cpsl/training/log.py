@@ -14,11 +14,19 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cpsl._internal.terminal import MARGIN, columns_of, fit
 from cpsl.training.process import Process
 
 T = TypeVar("T")
 logger = logging.getLogger("cpsl")
 """Logger of all messages of a run; `start_logging` gives it handlers."""
+
+
+class _TerminalFormatter(logging.Formatter):
+    """Formats messages as wide as the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fit(super().format(record), sys.stdout)
 
 
 def start_logging(folder: Path, process: Process) -> None:
@@ -29,7 +37,7 @@ def start_logging(folder: Path, process: Process) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can show every name
         sys.stdout.reconfigure(errors="backslashreplace")
     terminal = logging.StreamHandler(sys.stdout)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(_TerminalFormatter("%(message)s"))
     logger.addHandler(terminal)
     if process.is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +52,13 @@ def progress(items: Iterable[T], title: str, process: Process, **options: int) -
         yield from items
         return
     with logging_redirect_tqdm([logger]):
-        yield from tqdm(items, title, leave=False, dynamic_ncols=True, **options)
+        known = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left"
+        form = known if options.get("total") else "{desc}: {n_fmt}"
+        columns = columns_of(sys.stderr) - MARGIN
+        bar = tqdm(items, title, leave=False, ncols=columns, bar_format=form, **options)
+        for item in bar:
+            bar.ncols = columns_of(sys.stderr) - MARGIN  # the window may have another size now
+            yield item
 
 
 def text_table(rows: Sequence[Sequence[str]], gap: int = 3) -> str:

@@ -86,7 +86,7 @@ def build_report(
         "config": 'output = "runs/x"\n',
         "settings": {"seed": ("0", True), "views.width": ("400", False)},
         "chosen": chosen,
-        "reason": "its flip_miou 0.500 is the highest",
+        "reason": "its consistency with mirrored images is the highest: 0.500",
         "iterations": dict.fromkeys(stages, 1000),
         "comparison": comparison,
         "data_sets": [

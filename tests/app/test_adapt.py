@@ -15,6 +15,7 @@ from PIL import Image
 
 from app.conftest import Run
 from app.tiny import COMMAND, ENVIRONMENT, STAGES, TORCHRUN, cpsl, write_settings
+from cpsl.app.reporting.content import TITLES
 from cpsl.app.selection import choose
 from cpsl.data.streets import draw_street
 from cpsl.losses import prototype_consistency
@@ -56,7 +57,9 @@ def test_the_model_of_a_run_is_the_stage_with_the_best_score(finished: Run) -> N
     assert f"from {chosen}: {reason}" in finished.printed
     report = (finished.folder / "report.html").read_text()
     assert "Scores without labels" in report
-    assert reason in html.unescape(report)
+    in_words = choose(metrics_of(finished.folder), TITLES)[1]
+    assert in_words in html.unescape(report)
+    assert "_" not in in_words
 
 
 def test_a_collapsed_stage_is_not_the_model_of_a_run(finished: Run, tmp_path: Path) -> None:
@@ -69,7 +72,7 @@ def test_a_collapsed_stage_is_not_the_model_of_a_run(finished: Run, tmp_path: Pa
         path.write_text(json.dumps(metrics))
     ended = cpsl("adapt", "--config", finished.config, "--output", run)
     assert ended.code == 0, ended.text
-    assert "from self_label: its flip_miou 0.900" in ended.text
+    assert "from self_label: its consistency with mirrored images is the highest: 0.900" in ended.text
     assert "distill_1 is excluded (pole is lost)" in ended.text
     model, expected = (load(file)["model"] for file in (run / "model.pt", run / "self_label" / "model.pt"))
     torch.testing.assert_close(model, expected, rtol=0, atol=0)
@@ -149,7 +152,7 @@ def test_weights_are_selected_without_labels(finished: Run, tmp_path: Path) -> N
         assert len(curve) == 2
         if stage == "source_only":  # later ones have another candidate, their start, and may collapse
             assert metrics[stage]["scores"]["flip_miou"] == pytest.approx(max(curve))
-    for line in ("warmup: mIoU", "after 0 iterations", "after 2 iterations"):
+    for line in ("warmup: mIoU", "before the first iteration", "after 2 iterations"):
         assert line in ended.text
     assert "a score without target labels" in (tmp_path / "run" / "report.html").read_text()
 

@@ -24,6 +24,7 @@ def test_a_check_reports_the_cost_of_a_run_and_keeps_pictures_alone(finished: Ru
     ended = cpsl("check", *words, "--evaluate-every", "2")
     assert ended.code == 0, ended.text
     assert "no problems" in ended.text
+    assert "  cpsl adapt --" in ended.text.splitlines()[-1]  # what to do next
     rows = {line.split("  ")[0]: re.split(r" {2,}", line) for line in ended.text.splitlines()}
     for stage in STAGES:
         seconds, times, _, memory = rows[stage][1:5]

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cpsl.app import selection
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
+from cpsl.app.reporting.content import TITLES
 from cpsl.app.selection import choose
 from cpsl.models import DeepLabV2
 from cpsl.training import Process, TrainingLoop, load, read_scalars
@@ -156,3 +159,24 @@ def test_a_stage_is_chosen_by_its_score_unless_it_collapsed() -> None:
 
 def test_the_last_stage_is_chosen_if_none_has_a_score() -> None:
     assert choose({"a": metrics(None), "b": {"miou": 3.0}})[0] == "b"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(TITLES)),
+        st.tuples(st.none() | st.floats(0, 1), st.booleans()),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_the_reason_of_a_report_is_in_plain_words(stages: dict[str, tuple[float | None, bool]]) -> None:
+    candidates = {
+        name: {"scores": {"flip_miou": score}, "collapses": ["sky is lost"] * lost}
+        for name, (score, lost) in stages.items()
+    }
+    _, reason = choose(candidates, TITLES)
+    assert "_" not in reason
+    assert "inf" not in reason
+    assert ("consistency" in reason) == any(
+        f"{score:.3f}" in reason for score, _ in stages.values() if score is not None
+    )

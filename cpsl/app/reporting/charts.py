@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cpsl.app.evaluate import evenly_spaced
 from cpsl.app.reporting.compare import ImageResult
 from cpsl.app.reporting.content import SCORES, Report, title_of
 from cpsl.app.reporting.words import number, share, ticks
 
 CURVES = {
     "miou": "Mean IoU on the evaluation images, percent",
+    "loss": "Loss, the sum of its parts",
     "loss_source": "Loss on the source's labels",
     "loss_target": "Loss on pseudo labels of the target",
     "loss_masked": "Loss on masked target images",
@@ -33,12 +35,22 @@ SIDE, MARGIN = 300, 38  # of the dots of images
 SOURCE_SIGNS = ("source", "source-2", "source-3")
 DECADES = 4
 """The axis of class shares begins at 0.01 %."""
+MARKS = 50
+"""Most points of a curve, evenly spaced, whose value appears under the pointer."""
 
 
 class Tick(NamedTuple):
     """A mark of an axis: position in the drawing, and its text."""
 
     at: float
+    text: str
+
+
+class Mark(NamedTuple):
+    """A point of a curve whose value appears under the pointer: position in the drawing, and text."""
+
+    x: float
+    y: float
     text: str
 
 
@@ -49,7 +61,8 @@ class Curve(NamedTuple):
     name: str
     raw: str
     smooth: str
-    dots: list[tuple[float, float]]  # if there are few points
+    marks: list[Mark]  # at most `MARKS`
+    few: bool  # whether the marks are drawn: there are few points
     x: list[Tick]
     y: list[Tick]
     first: str
@@ -118,12 +131,17 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> Curve:
     def line(of: np.ndarray) -> str:
         return " ".join(f"{a:.1f},{height(float(b)):.1f}" for a, b in zip(x, of, strict=True))
 
+    def mark(i: int) -> Mark:
+        text = f"step {points[i][0]:,}: {smooth[i]:.3g}"
+        return Mark(round(x[i], 1), round(height(float(smooth[i])), 1), text)
+
     return Curve(
         CURVES.get(name) or SCORES.get(name) or name.replace("loss_", "loss: ").replace("_", " "),
         name,
         "" if few else line(values),
         line(smooth) if len(points) > 1 else "",
-        [(round(a, 1), round(height(float(v)), 1)) for a, v in zip(x, values, strict=True)] if few else [],
+        [mark(i) for i in evenly_spaced(len(points), MARKS)],
+        few,
         [Tick(round(LEFT + (RIGHT - LEFT) * v / last, 1), _short(v)) for v in ticks(0, last, about=3)],
         [Tick(round(height(v), 1), f"{v:.3g}") for v in ticks(low, high)],
         f"{smooth[0]:.3g}",

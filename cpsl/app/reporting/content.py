@@ -1,7 +1,7 @@
 """What a report is made from: `cpsl.app.report` collects it, `cpsl.app.reporting.page` writes it."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -27,6 +27,19 @@ SCORES = {
     "class_variation": "Distance to the source's classes (lower is closer)",
 }
 """Label-free scores of the report, in order, with their titles."""
+
+SHORT_SCORES = {
+    "flip_miou": "consistency (+)",
+    "flip_agreement": "agreement (+)",
+    "information": "information (+)",
+    "density": "density (+)",
+    "entropy": "entropy (-)",
+    "class_variation": "distance (-)",
+}
+"""Their names in a terminal, and whether higher (+) or lower (-) is better."""
+
+Kind = Literal["better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single"]
+"""Outcome of a run."""
 
 UNRECORDED = "not recorded: the run was begun with an earlier version"
 
@@ -95,6 +108,12 @@ class Report:
     def ends(self) -> tuple[str, str]:
         """The stages that the report compares: the first and that of the model, or else the last."""
         return compared_stages(list(self.metrics), self.chosen)
+
+    @property
+    def mious(self) -> tuple[float | None, float | None]:
+        """Mean IoU before and after adaptation in percent; None without labels."""
+        before, after = (self.metrics[stage]["miou"] for stage in self.ends)
+        return before, after
 
 
 def compared_stages(stages: list[str], chosen: str) -> tuple[str, str]:

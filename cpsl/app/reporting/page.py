@@ -14,8 +14,8 @@ from cpsl.app.reporting import charts
 from cpsl.app.reporting.compare import ImageResult, confusions, normalized
 from cpsl.app.reporting.content import SCORES, UNRECORDED, Report, title_of
 from cpsl.app.reporting.pictures import draw
-from cpsl.app.reporting.verdict import class_changes, judge, mious
-from cpsl.app.reporting.words import DASH, duration, number, plural, share, size
+from cpsl.app.reporting.verdict import class_changes, judge
+from cpsl.app.reporting.words import DASH, difference, duration, number, plural, share, size
 from cpsl.training.checkpoints import write_text
 from cpsl.visualize import heatmap
 
@@ -37,7 +37,7 @@ def write_report(report: Report, path: Path) -> None:
         .render(
             report=report,
             verdict=judge(report),
-            mious=mious(report),
+            mious=report.mious,
             changes=class_changes(report),
             scores=SCORES if any(values.get("scores") for values in report.metrics.values()) else {},
             colors=_hexadecimal(report.palette),
@@ -75,6 +75,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "number": number,
+        "difference": difference,
         "share": share,
         "duration": duration,
         "size": size,

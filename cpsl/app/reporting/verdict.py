@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from shlex import quote
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cpsl.app.reporting.compare import confusions
-from cpsl.app.reporting.content import SHORTEST, Report, title_of
-from cpsl.app.reporting.words import duration, listing, number, plural, share, size
+from cpsl.app.reporting.content import SHORTEST, Kind, Report, title_of
+from cpsl.app.reporting.trust import RARE, trust, trust_in_brief
+from cpsl.app.reporting.words import difference, duration, listing, number, plural, share, size
 
 FEW_IMAGES = 10
 """With fewer images nothing can be said about a data set."""
@@ -14,10 +15,6 @@ FEW_IMAGES = 10
 NOTABLE = 1.0
 """A class gained or lost if its IoU changed by at least this many points."""
 
-RARE = 0.002
-"""Share of the pixels below which a class is rare."""
-
-Kind = Literal["better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single"]
 BADGES: dict[Kind, str] = {
     "better": "Adaptation helped",
     "worse": "Adaptation did harm",
@@ -49,7 +46,7 @@ class Change(NamedTuple):
     @property
     def gain(self) -> float | None:
         """Difference in points, None if one of both is unknown."""
-        return None if self.before is None or self.after is None else self.after - self.before
+        return difference(self.before, self.after)
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class Verdict:
         kind: Of the outcome.
         sentences: What happened.
         trust: How far to trust it.
+        trust_in_brief: The same in a sentence.
         steps: What to do next.
         problems: What is wrong, such as a collapse.
     """
@@ -67,6 +65,7 @@ class Verdict:
     kind: Kind
     sentences: list[str] = field(default_factory=list)
     trust: list[str] = field(default_factory=list)
+    trust_in_brief: str = ""
     steps: list[Step] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -91,21 +90,19 @@ def judge(report: Report) -> Verdict:
     """Judges a run from its results."""
     shortness = _shortness(report)
     kind = _kind(report, bool(shortness))
-    verdict = Verdict(kind, [*shortness, *_outcome(report, kind), *_cost(report)], _trust(report, kind))
-    verdict.steps.extend(_steps(report, kind))
-    verdict.problems.extend(_problems(report))
-    return verdict
-
-
-def mious(report: Report) -> tuple[float | None, float | None]:
-    """Returns the mean IoU before and after adaptation in percent; None without labels."""
-    before, after = (report.metrics[stage]["miou"] for stage in report.ends)
-    return before, after
+    return Verdict(
+        kind,
+        [*shortness, *_outcome(report, kind), *_cost(report)],
+        trust(report, kind),
+        trust_in_brief(report, kind),
+        _steps(report, kind),
+        _problems(report),
+    )
 
 
 def _kind(report: Report, short: bool) -> Kind:
     first, last = report.ends
-    before, after = mious(report)
+    before, after = report.mious
     if short:
         return "short"
     if first == last:
@@ -141,7 +138,7 @@ def _shortness(report: Report) -> list[str]:
 
 def _outcome(report: Report, kind: Kind) -> list[str]:
     first, last = report.ends
-    before, after = mious(report)
+    before, after = report.mious
     if first == last:
         sentence = f"The run has one network, “{title_of(first)}”"
         return [sentence + (f", with a mean IoU of {number(after)}." if after is not None else ".")]
@@ -150,10 +147,9 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
     comparison = report.comparison
     count = comparison.labeled if comparison else 0
     labeled = f" on {plural(count, 'labeled target image')}" if count else ""
-    gain = number(abs(after - before))
-    rose, by = (
-        ("rose" if after > before else "fell", f"by {gain} points") if float(gain) else ("went", "unchanged")
-    )
+    gain = difference(before, after) or 0.0
+    rose = "rose" if gain > 0 else "fell"
+    rose, by = (rose, f"by {number(abs(gain))} points") if gain else ("went", "unchanged")
     sentence = (
         f"The mean IoU{labeled} {rose} from {number(before)} (“{title_of(first)}”) to {number(after)} "
         f"(“{title_of(last)}”), {by}."
@@ -197,7 +193,7 @@ def _outcome_without_labels(report: Report) -> list[str]:
         changed = sum(image.changed for image in images) / len(images)
         sentences.append(
             f"“{title_of(last)}” predicts another class than “{title_of(first)}” for "
-            f"{share(changed)} of the pixels."
+            f"{share(changed)} of the pixels.{_changed_shares(report)}"
         )
     old, new = ((report.metrics[stage].get("scores") or {}).get("flip_miou") for stage in (first, last))
     if old is not None and new is not None:
@@ -211,6 +207,19 @@ def _outcome_without_labels(report: Report) -> list[str]:
     return sentences
 
 
+def _changed_shares(report: Report, most: int = 3, least: float = 0.02) -> str:
+    """Returns the `most` classes whose predictions grew or shrank by at least `least` of the pixels."""
+    before, after = (report.metrics[stage].get("class_frequency") or [] for stage in report.ends)
+    pairs = zip(report.classes, before, after, strict=False)  # nothing if one is unknown
+    changes = sorted(pairs, key=lambda c: -abs(c[2] - c[1]))
+    described = [
+        f"{name} {'grew' if new > old else 'shrank'} from {share(old)} to {share(new)}"
+        for name, old, new in changes[:most]
+        if abs(new - old) >= least
+    ]
+    return f" Most of all, {listing(described)} of the pixels." if described else ""
+
+
 def _cost(report: Report) -> list[str]:
     stages = list(report.metrics)
     seconds = {stage: report.metrics[stage].get("seconds") or 0 for stage in stages}
@@ -218,10 +227,12 @@ def _cost(report: Report) -> list[str]:
         return []
     base, rest = seconds[stages[0]], sum(seconds[stage] for stage in stages[1:])
     memory = size(max(report.metrics[stage].get("peak_memory") or 0 for stage in stages))
-    text = f"Training took {duration(base + rest)}"
-    if len(stages) > 1 and base > 0:
-        text += f": {duration(base)} for “{title_of(stages[0])}”, {duration(rest)} for the adaptation"
-    return [text + (f", with at most {memory} of memory." if memory[0].isdigit() else ".")]
+    memory = f", with at most {memory} of memory" if memory[0].isdigit() else ""
+    if base == 0:
+        read = f"“{title_of(stages[0])}” was read from a file"
+        return [f"The adaptation took {duration(rest)}{memory}; {read}."]
+    parts = f": {duration(base)} for “{title_of(stages[0])}”, {duration(rest)} for the adaptation"
+    return [f"Training took {duration(base + rest)}{parts if len(stages) > 1 else ''}{memory}."]
 
 
 def _problems(report: Report) -> list[str]:
@@ -235,63 +246,8 @@ def _problems(report: Report) -> list[str]:
     return found
 
 
-def _trust(report: Report, kind: Kind) -> list[str]:
-    comparison, (_, after) = report.comparison, mious(report)
-    found: list[str] = []
-    if generated := [data.name for data in report.data_sets if data.generated]:
-        found.append(
-            f"The images ({listing(generated)}) are generated street scenes, no photographs: the figures say "
-            "nothing about real streets."
-        )
-    if kind == "short":
-        return found
-    if after is not None and comparison is not None and comparison.labeled:
-        if kind != "single" and comparison.gain is not None:
-            low, high = (number(bound, signed=True) for bound in comparison.gain)
-            found.append(
-                f"The change depends on the images: if the {plural(comparison.labeled, 'labeled image')} are "
-                f"resampled, it is between {low} and {high} points in 95 % of the cases. Frames of one video "
-                "resemble each other, which makes the true range wider."
-            )
-        if comparison.labeled < 50:
-            found.append(
-                f"{comparison.labeled} labeled images are few: 50 or more make the figures reliable."
-            )
-        if rare := _rare_classes(report):
-            found.append(
-                f"{listing(rare)}: less than {100 * RARE:g} % of the labeled pixels each, so that a few "
-                "objects decide their IoU."
-            )
-    elif after is None:
-        found.append(
-            "The scores without labels compare networks of this run; they are not accuracies. A network "
-            "that is consistently wrong scores well."
-        )
-        found.append("The pictures below tell more than the scores: look for classes that are gone.")
-    elif kind == "untested":
-        found.append(
-            "The labels cannot be read any more, so that nothing tells how much of the change is due to the "
-            "choice of images."
-        )
-    if kind != "single":
-        found.append(
-            "This is one run with one seed; another seed can give a figure that differs by a point or more."
-        )
-    if report.selected == "best" and after is not None:
-        found.append("Target labels selected the weights of each stage, which makes the figures optimistic.")
-    return found
-
-
-def _rare_classes(report: Report) -> list[str]:
-    if report.comparison is None:
-        return []
-    pixels = report.comparison.confusion[0].sum(dim=1).double()
-    shares = pixels / pixels.sum().clamp_min(1)
-    return [name for name, part in zip(report.classes, shares.tolist(), strict=True) if 0 < part < RARE]
-
-
 def _steps(report: Report, kind: Kind) -> list[Step]:
-    _, after = mious(report)
+    _, after = report.mious
     command = f"cpsl predict --weights {quote(report.model)} --input IMAGES --output RESULTS"
     use = Step("Use the network:", command)
     if kind == "short":

@@ -24,6 +24,18 @@ def number(value: float | None, digits: int = 1, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def difference(before: float | None, after: float | None, digits: int = 1) -> float | None:
+    """Subtracts two numbers as they are written, so that a reader who subtracts them gets the same.
+
+    Example:
+        >>> difference(36.76, 42.84), difference(36.76, 42.84, digits=2), difference(None, 1.0)
+        (6.0, 6.08, None)
+    """
+    if before is None or after is None:
+        return None
+    return round(round(after, digits) - round(before, digits), digits)
+
+
 def share(value: float | None) -> str:
     """Writes a share as a percentage, with more digits if it is small.
 

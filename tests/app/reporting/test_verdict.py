@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from app.sample_report import build_report
-from cpsl.app.reporting.content import DataSet, Report
-from cpsl.app.reporting.verdict import Kind, class_changes, judge
+from cpsl.app.reporting.content import DataSet, Kind, Report
+from cpsl.app.reporting.verdict import class_changes, judge
 
 TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
 CLASSES = ("road", "sky", "car")
@@ -109,3 +109,26 @@ def test_classes_are_sorted_by_their_gain_and_unknown_ones_come_last() -> None:
     assert changes[-1].gain is None
     gains = [change.gain for change in changes if change.gain is not None]
     assert gains == sorted(gains, reverse=True)
+
+
+def test_the_sentence_about_trust_is_no_stronger_than_the_evidence() -> None:
+    assert "likely" in judge(report(BAD, GOOD)).trust_in_brief
+    assert "well supported" in judge(report(BAD, GOOD, images=60)).trust_in_brief
+    assert "did harm" in judge(report(GOOD, BAD)).trust_in_brief
+    for made in (report(BAD, BAD), report(BAD, GOOD, labeled=False), report(BAD, GOOD, chosen="source_only")):
+        assert not {"helped", "harm"} & set(judge(made).trust_in_brief.split())
+    short = report(BAD, GOOD, iterations={"online": 12})
+    assert judge(short).trust_in_brief.startswith("Not at all")
+
+
+def test_without_labels_the_classes_that_grew_and_shrank_are_named() -> None:
+    text = " ".join(judge(report(TRUTH, TRUTH.clamp(max=1), labeled=False)).sentences)
+    assert "car shrank from 50 % to 0 %" in text
+    assert "sky grew from 25 % to 75 %" in text
+    assert "road" not in text
+    same = judge(report(TRUTH, TRUTH, labeled=False))
+    assert "grew" not in " ".join(same.sentences)
+    assert any("No class is lost" in sentence for sentence in same.trust)
+    collapsed = report(TRUTH, TRUTH, labeled=False)
+    collapsed.metrics["online"]["collapses"] = ["sky is lost"]
+    assert not any("No class is lost" in sentence for sentence in judge(collapsed).trust)

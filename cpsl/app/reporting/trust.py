@@ -1,0 +1,93 @@
+"""How far to trust the result of a run, for somebody who decides."""
+
+from cpsl.app.reporting.content import Kind, Report
+from cpsl.app.reporting.words import listing, number, plural
+
+ENOUGH_IMAGES = 50
+"""Labeled images from which on the figures are reliable."""
+
+RARE = 0.002
+"""Share of the pixels below which a class is rare."""
+
+IN_BRIEF: dict[Kind, str] = {
+    "unclear": "Open: a different choice of images could explain the change.",
+    "untested": "Open: nothing tells whether the change is more than chance.",
+    "rejected": "The run chose by a score without labels, which can be wrong.",
+    "short": "Not at all: the run shows only that everything works.",
+    "unlabeled": "Unknown: without labels nothing in this report measures accuracy.",
+    "single": "",
+}
+
+
+def trust_in_brief(report: Report, kind: Kind) -> str:
+    """Returns how far to trust a run in a sentence, "" if there is nothing to compare."""
+    if kind not in ("better", "worse"):
+        return IN_BRIEF[kind]
+    what = "helped" if kind == "better" else "did harm"
+    enough = report.comparison is not None and report.comparison.labeled >= ENOUGH_IMAGES
+    sure, amount = ("well supported", "less certain") if enough else ("likely", "uncertain")
+    return f"That adaptation {what} on images like these is {sure}; by how much is {amount}."
+
+
+def trust(report: Report, kind: Kind) -> list[str]:
+    """Returns how far to trust a run, and why, in sentences."""
+    comparison, (_, after) = report.comparison, report.mious
+    found: list[str] = []
+    if generated := [data.name for data in report.data_sets if data.generated]:
+        found.append(
+            f"The images ({listing(generated)}) are generated street scenes, no photographs: the figures say "
+            "nothing about real streets."
+        )
+    if kind == "short":
+        return found
+    if after is not None and comparison is not None and comparison.labeled:
+        if kind != "single" and comparison.gain is not None:
+            low, high = (number(bound, signed=True) for bound in comparison.gain)
+            found.append(
+                f"The change depends on the images: if the {plural(comparison.labeled, 'labeled image')} are "
+                f"resampled, it is between {low} and {high} points in 95 % of the cases. Frames of one video "
+                "resemble each other, which makes the true range wider."
+            )
+        if comparison.labeled < ENOUGH_IMAGES:
+            found.append(
+                f"{plural(comparison.labeled, 'labeled image')} are few: {ENOUGH_IMAGES} or more make the "
+                "figures reliable."
+            )
+        if rare := _rare_classes(report):
+            found.append(_of_rare_classes(rare))
+    elif after is None:
+        found.append(
+            "The scores without labels compare networks of this run; they are not accuracies. A network "
+            "that is consistently wrong scores well."
+        )
+        if report.metrics[report.chosen].get("collapses") == []:
+            found.append("No class is lost and none takes nearly all pixels: the common failures are absent.")
+        found.append("The pictures below tell more than the scores: look for classes that are gone.")
+    elif kind == "untested":
+        found.append(
+            "The labels cannot be read any more, so that nothing tells how much of the change is due to the "
+            "choice of images."
+        )
+    if kind != "single" and after is not None:
+        found.append(
+            "This is one run with one seed; another seed can give a figure that differs by a point or more."
+        )
+    if report.selected == "best" and after is not None:
+        found.append("Target labels selected the weights of each stage, which makes the figures optimistic.")
+    return found
+
+
+def _rare_classes(report: Report) -> list[str]:
+    if report.comparison is None:
+        return []
+    pixels = report.comparison.confusion[0].sum(dim=1).double()
+    shares = pixels / pixels.sum().clamp_min(1)
+    return [name for name, part in zip(report.classes, shares.tolist(), strict=True) if 0 < part < RARE]
+
+
+def _of_rare_classes(names: list[str]) -> str:
+    have, each, their = ("has", "", "its") if len(names) == 1 else ("have", " each", "their")
+    return (
+        f"{listing(names)} {have} less than {100 * RARE:g} % of the labeled pixels{each}, so that a few "
+        f"objects decide {their} IoU."
+    )
