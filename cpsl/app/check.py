@@ -15,6 +15,7 @@ import torch
 from cpsl._internal.interrupts import STOPPED_EXIT_CODES
 from cpsl.app.checking.hints import describe_files, propose
 from cpsl.app.checking.images import warn_of_images
+from cpsl.app.checking.overlap import warn_of_overlap
 from cpsl.app.checking.picture import write_contact_sheet
 from cpsl.app.checking.settings import (
     FOLDER,
@@ -139,7 +140,11 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
         if name != "target" and not result.problems and not int(result.counts.sum()):
             reason = "all pixels of all labels are ignored" if result.labeled else "no image has a label"
             problems.append(f"{name}: {reason}")
-    warnings = find_warnings(results, named, classes) + warn_of_images(opened.datasets, results, named)
+    warnings = [
+        *find_warnings(results, named, classes),
+        *warn_of_overlap(opened.datasets, named),
+        *warn_of_images(opened.datasets, results, named),
+    ]
     return _Data(problems, complete, warnings)
 
 

@@ -32,6 +32,8 @@ class Appearance(NamedTuple):
         high: Largest value without outliers.
         is_label_like: Whether it has few colors in flat areas, like a label map; None if it has one color.
         ends_flat: Whether its last rows have one color, other than black and white and the rest.
+        fourth: Extent of the values of a channel that is dropped; see `Picture`.
+        colorless: Whether red, green and blue are the same.
     """
 
     bits: int
@@ -40,6 +42,8 @@ class Appearance(NamedTuple):
     high: float
     is_label_like: bool | None
     ends_flat: bool = False
+    fourth: Range | None = None
+    colorless: bool = False
 
 
 def appearance_of(picture: Picture) -> Appearance:
@@ -62,7 +66,13 @@ def appearance_of(picture: Picture) -> Appearance:
         and set(last[:, 0, 0].tolist()) not in ({0}, {255})
     )
     like = _is_label_like(here, beside)
-    return Appearance(picture.bits, picture.values is not None, low, high, like, ends_flat and not like)
+    rows, columns = (max(size // GRID, 1) for size in pixels.shape[1:])
+    colors = pixels[:, ::rows, ::columns]
+    colorless = bool((colors == colors[:1]).all())
+    cut = ends_flat and not like
+    return Appearance(
+        picture.bits, picture.values is not None, low, high, like, cut, picture.fourth, colorless
+    )
 
 
 def appearance_of_numbers(values: Numbers) -> Appearance:

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cpsl.alignment import class_counts
 from cpsl.data.appearance import Appearance, appearance_of, appearance_of_numbers
+from cpsl.data.completeness import find_cut_end
 from cpsl.data.examples import ClassExamples
 from cpsl.data.orientation import OrientationError
-from cpsl.data.pictures import UnscaledError
+from cpsl.data.pictures import Picture, UnscaledError
 from cpsl.data.sample import SegmentationDataset, files_of, picture_of, sample_of, stored_label
 from cpsl.data.unknown import UnknownValuesError
 
@@ -203,8 +204,8 @@ def _read(dataset: SegmentationDataset, index: int) -> _Record:
     try:
         (image, label, _), picture = sample_of(dataset, index)
         size = (image.shape[1], image.shape[2])
-        if picture.flaw:
-            return _diagnose(dataset, index, ValueError(picture.flaw))
+        if flaw := _flaw(dataset, index, picture):
+            return _diagnose(dataset, index, ValueError(flaw))
         if label is None:
             return _Record(size, False, None, [], appearance_of(picture))
         of_classes = class_counts(label, len(dataset.label_space)).numpy()
@@ -214,6 +215,12 @@ def _read(dataset: SegmentationDataset, index: int) -> _Record:
     return _Record(size, True, counts, [], appearance_of(picture))
 
 
+def _flaw(dataset: SegmentationDataset, index: int, picture: Picture) -> str:
+    """Returns why the file of an image is damaged though it can be decoded, "" if nothing says so."""
+    path = files_of(dataset, index)[0]
+    return picture.flaw or ("" if path is None else find_cut_end(path))
+
+
 def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Record:
     """Finds all problems of an image and its label that cannot be read together."""
     size, label, labeled, findings, appearance = None, None, False, list[Finding](), None
@@ -221,8 +228,8 @@ def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Re
     try:
         picture = picture_of(dataset, index)
         size, appearance = picture.pixels.shape[1:], appearance_of(picture)
-        if picture.flaw:
-            findings.append(pair.problem("image", ValueError(picture.flaw)))
+        if flaw := _flaw(dataset, index, picture):
+            findings.append(pair.problem("image", ValueError(flaw)))
     except (OSError, ValueError) as of_image:
         findings.append(pair.problem("image", of_image))
         if isinstance(of_image.__cause__, UnscaledError):

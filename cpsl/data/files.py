@@ -8,6 +8,9 @@ from pathlib import Path
 
 from cpsl.data.names import UNREAD_SUFFIXES, Pattern
 
+SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
+"""Folders that devices and archives add, with thumbnails and copies of the images around them."""
+
 LONGEST_NAME = 200  # bytes; systems allow 255, and files written for an image have longer names
 
 
@@ -21,8 +24,9 @@ def find_files(
 ) -> dict[str, Path]:
     """Finds the files below a folder, sorted by key: the relative path without extension.
 
-    Linked folders are searched too, hidden files and folders are not. Keys must differ, and must be valid in
-    names of other files on all systems; composed and decomposed Unicode letters (NFC, NFD) are the same.
+    Linked folders are searched too; hidden files and folders and those of `SYSTEM_FOLDERS` are not. Keys must
+    differ, and must be valid in names of other files on all systems; composed and decomposed Unicode letters
+    (NFC, NFD) are the same.
 
     Args:
         folder: Where to search.
@@ -119,7 +123,7 @@ def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = folder / entry.name
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
                 continue
             # Only links need another system call; for all files they would take minutes on a network drive.
             if path.is_dir() if entry.is_symlink() else entry.is_dir():

@@ -16,7 +16,7 @@ from cpsl.data.matching import (
     propose_all_patterns,
     propose_for_one_folder,
 )
-from cpsl.data.names import IMAGE_SUFFIXES, Pattern, match_labels
+from cpsl.data.names import IMAGE_SUFFIXES, Pattern, find_near_names, match_labels
 from cpsl.data.orientation import Convention
 from cpsl.data.propose import is_suspicious_mask
 from cpsl.data.sample import Files
@@ -196,6 +196,11 @@ def _raise_unpaired(
         kinds = propose_all_patterns(list(images), list(labels))
         if kinds and kinds[0].matched > pairs:  # better than the settings
             proposal += _describe_proposal(kinds[0], patterns, f" of {len(images)}")
+    if near := find_near_names(without, orphans):
+        written = " and ".join(map(ascii, near))
+        proposal += (
+            f". {written} differ only in case, zeros, spaces or invisible characters: rename such files"
+        )
     if without:
         key = patterns[0].key(without[0])
         assert key is not None

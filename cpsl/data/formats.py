@@ -25,6 +25,8 @@ OTHER_FORMATS = {
     "Photoshop": rb"8BPS",
 }
 """Names and first bytes of formats that are not read."""
+JPEG_FORMATS = ("JPEG", "MPO")
+"""Pillow's names of JPEG; MPO is the one of cameras that append further pictures."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ZEROS = bytes(64)
 """Zero bytes at the end of a file that show an interrupted download; compressed pictures end in fewer."""
@@ -63,6 +65,8 @@ def describe_unread(path: Path) -> str:
     data = path.read_bytes()
     if not data:
         return "it is empty"
+    if data.startswith(PNG_SIGNATURE) and (flaw := _flaw_of_png(data)):
+        return flaw
     if re.match(rb"II[*+]\0|MM\0[*+]", data):
         return _describe_tiff(data)
     for name, signature in OTHER_FORMATS.items():
@@ -90,9 +94,10 @@ def _describe_tiff(data: bytes) -> str:
         return f"it is an incomplete TIFF ({len(data):,} bytes): copy or download it again"
     bits, sample, channels = tags.get(258, 1), tags.get(339, 1), tags.get(277, 1)
     numbers = SAMPLES.get(sample, "numbers of an unusual kind")
+    advice = "three channels to PNG" if channels > 1 else "it to PNG, or to 32-bit floating-point numbers"
     return (
         f"it is a TIFF of {channels} channel(s) with {numbers} of {bits} bits, and this kind is not "
-        "supported: convert it to PNG, or to a gray TIFF of 32-bit floating-point numbers"
+        f"supported: convert {advice}"
     )
 
 
@@ -105,7 +110,7 @@ def find_flaw(data: bytes, file_format: str | None) -> str:
         >>> find_flaw(PNG_SIGNATURE, "PNG")
         'it is cut off: its last part is missing'
     """
-    if file_format == "JPEG":
+    if file_format in JPEG_FORMATS:
         complete = data.find(b"\xff\xd9", _scan_of_jpeg(data)) >= 0
         return "" if complete else "it is cut off: its end marker is missing"
     if file_format == "WEBP":

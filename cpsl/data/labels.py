@@ -1,6 +1,7 @@
 """Label spaces: names, order, colors and stored ids of classes."""
 
 import colorsys
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ class LabelSpace:
         palette: K colors (R, G, B), 0...255.
 
     Raises:
-        ValueError: A name repeats, the number of colors differs, or there are not 1 to 255 classes.
+        ValueError: A name repeats or is empty, the number of colors differs, or there are not 1 to 255
+            classes.
 
     Example:
         >>> CITYSCAPES_19.subset(("car", "bus")).palette
@@ -30,8 +32,11 @@ class LabelSpace:
     def __post_init__(self) -> None:
         if not 0 < len(self.names) <= IGNORE_INDEX:
             raise ValueError(f"there must be 1 to {IGNORE_INDEX} classes, got {len(self.names)}")
-        if len(set(self.names)) != len(self.names):
-            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if wrong := [name for name in self.names if not name.strip() or name != name.strip()]:
+            raise ValueError(f"a class name must not be empty, begin or end with a space, got {wrong[0]!r}")
+        shown = [unicodedata.normalize("NFC", name) for name in self.names]  # what looks the same is the same
+        if len(set(shown)) != len(shown):
+            twice = sorted({name for name in shown if shown.count(name) > 1})
             raise ValueError(f"class names must differ, but these repeat: {', '.join(twice)}")
         if len(self.palette) != len(self.names):
             raise ValueError(f"{len(self.names)} classes need as many colors, got {len(self.palette)}")

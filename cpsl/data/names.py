@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 IMAGE_SUFFIXES = (
@@ -69,6 +69,25 @@ def split_suffix(name: str) -> tuple[str, str]:
     """Splits a name before its extension, if this is one of `IMAGE_SUFFIXES`; the extension may be empty."""
     suffix = next((extension for extension in IMAGE_SUFFIXES if name.lower().endswith(extension)), "")
     return name[: len(name) - len(suffix)], name[len(name) - len(suffix) :]
+
+
+def find_near_names(images: Iterable[str], labels: Iterable[str]) -> tuple[str, str] | None:
+    """Returns an image and a label whose names differ only in what is easily overlooked, None if none do.
+
+    These are upper and lower case, the extension, leading zeros of numbers, spaces, and invisible characters.
+
+    Example:
+        >>> find_near_names(["IMG_7.JPG"], ["img_8.png", "img_0007.png"])
+        ('IMG_7.JPG', 'img_0007.png')
+    """
+    of_label = {_visible(label): label for label in labels}
+    return next(((image, of_label[key]) for image in images if (key := _visible(image)) in of_label), None)
+
+
+def _visible(name: str) -> str:
+    text = unicodedata.normalize("NFKC", split_suffix(name)[0]).casefold()
+    shown = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Zs", "Cc"))
+    return re.sub(r"(?<!\d)0+(?=\d)", "", shown)
 
 
 def match_labels(

@@ -4,6 +4,7 @@ Errors name the file: FileNotFoundError if it is missing, ValueError if it is da
 """
 
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cpsl.data.completeness import find_invented
 from cpsl.data.formats import PICTURES, find_flaw, naming
 from cpsl.data.reading import (
     ORIENTATION,
@@ -37,6 +39,8 @@ class Picture(NamedTuple):
         bits: Bits per channel in the file: 8 (or less), 12, 16 or 32.
         values: (H, W) numbers of a gray picture of more than 8 bits as stored, None for others.
         flaw: Why the file is damaged though it can be decoded, "" if nothing says so; see `find_flaw`.
+        fourth: Smallest and largest value of a channel beside the colors that is dropped, such as
+            transparency or infrared; None if there is none, or if it has one value; NaN if it is not decoded.
     """
 
     pixels: Tensor
@@ -44,6 +48,7 @@ class Picture(NamedTuple):
     bits: int = 8
     values: Numbers | None = None
     flaw: str = ""
+    fourth: Range | None = None
 
 
 class UnscaledError(ValueError):
@@ -101,6 +106,8 @@ def read_picture(path: Path, value_range: Range | None = None) -> Picture:
         codec = codec_of(file)
         orientation = orientation_of_tiff(file)
         file.load()
+        if invented := find_invented(file, data):
+            raise ValueError(invented)
         orientation = orientation or valid_orientation(file.getexif().get(ORIENTATION))
         ImageOps.exif_transpose(file, in_place=True)
         picture: Image.Image = file
@@ -112,10 +119,22 @@ def read_picture(path: Path, value_range: Range | None = None) -> Picture:
             picture = Image.fromarray(_to_8_bits(values, bits, value_range))
         elif value_range is not None and bits > 8:
             raise ValueError("value_range needs a gray image, but this one has colors of 16 bits")
+        fourth = _fourth_channel(picture, codec)
         if picture.mode != "RGB":
             picture = picture.convert("RGB")
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        return Picture(pixels, orientation, bits, values, find_flaw(data, file.format))
+        return Picture(pixels, orientation, bits, values, find_flaw(data, file.format), fourth)
+
+
+def _fourth_channel(picture: Image.Image, codec: str) -> Range | None:
+    """Returns the extent of the values of a channel beside gray or RGB, None if it has a single value."""
+    if picture.mode == "RGB" and codec.startswith("RGBX"):  # a TIFF whose other channels mean anything
+        return math.nan, math.nan
+    if picture.mode not in ("LA", "PA", "La", "RGBA", "RGBa", "RGBX"):
+        return None
+    last = np.asarray(picture.getchannel(len(picture.getbands()) - 1))
+    low, high = int(last.min()), int(last.max())
+    return (low, high) if low < high else None
 
 
 def _to_8_bits(values: Numbers, bits: int, value_range: Range | None) -> npt.NDArray[np.uint8]:

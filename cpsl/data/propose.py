@@ -19,6 +19,9 @@ MANY_VALUES = 255
 MANY_COLORS = 64
 """Number of colors from which on rare ones count as inexact copies, such as of smoothed edges."""
 
+MAX_ID = 65535
+"""Largest number that `ids` map."""
+
 SHOWN_SHARE = 0.002
 """Share of the pixels from which on an inexact color counts as one of the label map's own."""
 
@@ -161,9 +164,15 @@ def propose_values(stored: StoredValues, classes: LabelSpace) -> Proposal:
             [], [f"the labels hold {len(values)} numbers, too many for classes: {_with_shares(values)}"]
         )
     else:
-        ids = {value: "255" if value == IGNORE_INDEX else _quoted("?") for value in values}
+        inside = [value for value in values if 0 <= value <= MAX_ID]
+        ids = {value: "255" if value == IGNORE_INDEX else _quoted("?") for value in inside}
+    if not ids:
+        return Proposal([], notes)
     if not lossy:
-        return Proposal([_ids_line(ids)], notes)
+        lines = [_ids_line(ids)]
+        if others - set(ids):
+            lines.append(f"ignore_unknown = true  # ids are 0...{MAX_ID}: all other numbers are ignored")
+        return Proposal(lines, notes)
     noise = min([NOISE, *(abs(a - b) - 1 for a, b in combinations(values, 2))])
     return _inexact(ids, notes, noise, copies / max(sum(stored.numbers.values()), 1))
 
@@ -202,6 +211,8 @@ def _propose_colors(stored: StoredValues, classes: LabelSpace) -> Proposal:
         known = {color: "ignore" if i == IGNORE_INDEX else classes.names[i] for color, i in levels.items()}
     own = dict(sorted(own.items(), key=lambda item: -item[1]))
     ids = {_quoted(color): _quoted(known.get(color, "?")) for color in own}
+    if not ids:
+        return Proposal([], [f"the labels hold {len(colors)} colors, too many for classes"])
     notes = [f"the labels hold {_with_shares(own)}"]
     if not inexact:
         return Proposal([_ids_line(ids)], notes)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from cpsl.data.class_tables import Stored
-from cpsl.data.formats import PICTURES, PNG_SIGNATURE, naming
+from cpsl.data.completeness import find_invented
+from cpsl.data.formats import PICTURES, PNG_SIGNATURE, find_flaw, naming
 
 LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
 ORIENTATION = 0x0112  # tag of EXIF: 1 to 8, how stored pixels are rotated to be displayed
@@ -98,13 +99,14 @@ def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tup
                 f"{file.format} changes the stored values, so this format is not supported without a "
                 "`tolerance`"
             )
-        if file.format == "PNG":
-            file.verify()
-            file = Image.open(io.BytesIO(data), formats=["PNG"])
+        if flaw := find_flaw(data, file.format):
+            raise ValueError(flaw)
         if getattr(file, "n_frames", 1) > 1:
             raise ValueError(f"a label must be one picture, but this file has {file.n_frames}")  # type: ignore[attr-defined]
         codec, orientation = codec_of(file), orientation_of_tiff(file)
         file.load()
+        if flaw := find_invented(file, data, thorough=True):
+            raise ValueError(flaw)
         rotated = orientation
         orientation = orientation or valid_orientation(file.getexif().get(ORIENTATION))
         values = _colors(file, codec) if colors else _numbers(file, codec)

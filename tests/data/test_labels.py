@@ -68,3 +68,11 @@ def test_a_subset_of_unknown_classes_is_refused() -> None:
 def test_distinct_palette_has_valid_different_colors() -> None:
     LabelSpace(tuple(map(str, range(255))), distinct_palette(255))
     assert len(set(distinct_palette(64))) == 64
+
+
+@pytest.mark.parametrize(
+    "names", [("caf\u00e9", "cafe\u0301"), ("", "road"), ("road ", "car"), ("\tcar", "road")]
+)
+def test_names_that_look_the_same_or_are_empty_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="class name"):
+        LabelSpace(names, distinct_palette(2))

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
 
+from cpsl.data import SegmentationFolder
 from cpsl.data.matching import find_label_maps, pattern_of_some, propose_all_patterns, propose_patterns
-from cpsl.data.names import IMAGE_SUFFIXES, Pattern, match_labels
+from cpsl.data.names import IMAGE_SUFFIXES, Pattern, find_near_names, match_labels
 
 words = st.text("abxyé", min_size=1, max_size=4)
 literals = st.sampled_from(["", "_image", "img-", "/rgb/", "_", "/", ".v1", "[", "(?", "+"])
@@ -150,3 +152,37 @@ def test_a_pattern_of_some_matches_no_others(names: tuple[str, str], numbers: li
     assert text is not None
     assert [name for name in images + maps if Pattern(text).key(name)] == images
     assert pattern_of_some(images, [*maps, images[0]]) is None
+
+
+@given(
+    st.text("abc", min_size=1, max_size=4),
+    st.integers(1, 999),
+    st.sampled_from(
+        ["{0}_{1}", "{0}_{1:06d}", " {0}_{1} ", "{0}\u200b_{1}", "\u202e{0}_{1}", "{0}\u00a0_{1}"]
+    ),
+    st.booleans(),
+)
+def test_names_that_differ_in_what_is_overlooked_are_found(
+    text: str, number: int, form: str, upper: bool
+) -> None:
+    label = form.format(text.upper() if upper else text, number) + ".png"
+    image = f"{text}_{number}.jpg"
+    assert find_near_names(["x.jpg", image], ["y.png", label]) == (image, label)
+    assert find_near_names([image], [f"{text}_{number}0.png", f"{text}{text}_{number}.png"]) is None
+
+
+def test_the_error_of_missing_labels_shows_invisible_characters(tmp_path: Path) -> None:
+    for name in ("images/a.png", "labels/a\u200b.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    with pytest.raises(FileNotFoundError) as raised:
+        SegmentationFolder(tmp_path / "images", tmp_path / "labels", ["a"])
+    assert "u200b" in str(raised.value)
+
+
+@pytest.mark.parametrize("system", ["@eaDir", "__MACOSX"])
+def test_folders_of_devices_and_archives_are_not_searched(tmp_path: Path, system: str) -> None:
+    for name in ("a.png", f"{system}/a.png/thumbnail.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    assert SegmentationFolder(tmp_path).names == ["a"]

@@ -5,6 +5,7 @@ from check_cases import CHECK
 from data_cases import DATA, LABELS
 from environment_cases import ENVIRONMENT
 from folder_cases import FOLDERS
+from odd_cases import ODD
 from run_cases import CHECKPOINTS, RUN_FOLDER, STORED_LABELS
 from setting_cases import SETTINGS
 from stale_cases import CHANGED, WEIGHTS
@@ -13,6 +14,7 @@ CASES = [
     *DATA,
     *LABELS,
     *FOLDERS,
+    *ODD,
     *STORED_LABELS,
     *SETTINGS,
     *CHECKPOINTS,

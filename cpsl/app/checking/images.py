@@ -1,5 +1,6 @@
-"""What `cpsl check` says about images that can be read: unused ranges of values, label maps, missing ends."""
+"""What `cpsl check` says about images that can be read: ranges, label maps, lost channels, missing ends."""
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,11 +9,15 @@ from cpsl.app.checking.words import fill, table
 from cpsl.app.domain import Domain
 from cpsl.data import DatasetCheck, SegmentationDataset
 from cpsl.data.appearance import Appearance, appearance_of, label_maps_among, value_range_of
+from cpsl.data.matching import pattern_of_some
 from cpsl.data.pictures import Range
 from cpsl.data.sample import files_of, picture_of
 
 DARK = 64
 """Colors of 16 bits that stay below, of 255, fill a quarter of their range."""
+
+MIXED = 0.05
+"""Share of gray images from which on they are not taken for a few exceptions, and of images in color."""
 
 SAMPLED = 16
 """Images of each data set that are read before a run to find label maps among them."""
@@ -34,6 +39,8 @@ def warn_of_images(
     for name, result in results.items():
         texts.append(_warn_of_label_maps(name, domains[name], datasets[name], result))
         texts.append(_warn_of_flat_ends(name, datasets[name], result))
+        texts.append(_warn_of_fourth_channels(name, datasets[name], result))
+        texts.append(_warn_of_gray_images(name, domains[name], datasets[name], result))
     return [fill(f"Warning: {text}") for text in texts if text]
 
 
@@ -151,6 +158,45 @@ def _warn_of_flat_ends(name: str, dataset: SegmentationDataset, result: DatasetC
         f"{name}: the last rows of {len(found)} of {result.images} images have one color, as if the files "
         f"were cut off, such as {_examples(files)}"
     )
+
+
+def _warn_of_fourth_channels(name: str, dataset: SegmentationDataset, result: DatasetCheck) -> str:
+    """Warns of values beside the colors that are dropped, such as transparency or infrared."""
+    ranges = {i: look.fourth for i, look in enumerate(result.appearances) if look and look.fourth}
+    if not ranges:
+        return ""
+    known = [value for extent in ranges.values() for value in extent if not math.isnan(value)]
+    values = f", with values from {min(known):g} to {max(known):g}" if known else ""
+    first = next(iter(ranges))
+    example = files_of(dataset, first)[0] or dataset.names[first]
+    return (
+        f"{name}: {len(ranges)} of {result.images} images have a channel beside their colors, such as "
+        f"transparency or infrared{values}, for example {example}. It is dropped"
+    )
+
+
+def _warn_of_gray_images(
+    name: str, domain: Domain, dataset: SegmentationDataset, result: DatasetCheck
+) -> str:
+    """Warns of a mixture of gray images and images in color, such as of two cameras."""
+    gray, colored = list[Path | None](), list[Path | None]()
+    for index, look in enumerate(result.appearances):
+        if look is not None and look.is_label_like is False:
+            (gray if look.colorless else colored).append(files_of(dataset, index)[0])
+    if min(len(gray), len(colored)) < max(1, MIXED * result.images):
+        return ""
+    text = (
+        f"{name}: {len(gray)} of {result.images} images are gray and {len(colored)} in color, such as "
+        f"{gray[0]} and {colored[0]}. If they come from two cameras, use one"
+    )
+    if domain.dataset != "folder" or domain.images is None:
+        return text
+    skipped = getattr(dataset, "skipped", {})
+    kept, others = (
+        [_relative(path, domain.images) for path in paths] for paths in (colored, [*gray, *skipped])
+    )
+    pattern = pattern_of_some(kept, [other for other in others if other])
+    return text + (f', in the table {table(name)}:\nimage_pattern = "{pattern}"' if pattern else "")
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -189,6 +189,8 @@ def find_warnings(
             continue  # what follows from it is not repeated
         if name.startswith("source"):
             sources[name] = result
+        if of_offset := _warn_of_offset(name, result, domains[name], classes):
+            texts.append(of_offset)
         present = [c for c, n in zip(classes.names, result.counts.tolist(), strict=True) if n]
         if len(present) == 1:
             texts.append(
@@ -198,14 +200,13 @@ def find_warnings(
         if (ignored := _ignored_share(result)) > MOSTLY:
             texts.append(f"{name}: {_percent(ignored)} of the label pixels are ignored: check `ids`")
     if sources:
-        texts.append(_warn_of_missing_classes(sources, labeled.get("evaluation"), classes))
+        texts.append(_warn_of_missing_classes(sources, labeled.get("evaluation"), domains, classes))
     return [fill(f"Warning: {text}") for text in texts if text]
 
 
 def _warn_of_masks(name: str, result: DatasetCheck, domain: Domain, classes: LabelSpace) -> str:
     """Warns of masks of two classes whose objects are stored as 255, which is ignored."""
-    unmapped = domain.dataset == "folder" and not (domain.ids or domain.first_id)
-    if not (unmapped and len(classes) == 2 and result.counts[1] == 0 and result.ignored):
+    if not (_holds_indices(domain) and len(classes) == 2 and result.counts[1] == 0 and result.ignored):
         return ""
     first, second = classes.names
     ignored = _ignored_share(result)
@@ -216,10 +217,32 @@ def _warn_of_masks(name: str, result: DatasetCheck, domain: Domain, classes: Lab
     )
 
 
+def _holds_indices(domain: Domain) -> bool:
+    """Returns whether the labels of a domain are read as class indices, without any setting."""
+    return domain.dataset == "folder" and not (domain.ids or domain.first_id)
+
+
+def _warn_of_offset(name: str, result: DatasetCheck, domain: Domain, classes: LabelSpace) -> str:
+    """Warns of labels that probably count the classes from 1, since 0 never occurs."""
+    if not _holds_indices(domain) or len(classes) < 2 or result.counts[0] or not result.counts[1]:
+        return ""
+    first, second = classes.names[:2]
+    return (
+        f"{name}: the labels begin with 1, read as {second}; 0 ({first}) never occurs. If 1 means "
+        f"{first}, write in the table {table(name)}:\nfirst_id = 1"
+    )
+
+
 def _warn_of_missing_classes(
-    sources: Mapping[str, DatasetCheck], evaluation: DatasetCheck | None, classes: LabelSpace
+    sources: Mapping[str, DatasetCheck],
+    evaluation: DatasetCheck | None,
+    domains: Mapping[str, Domain],
+    classes: LabelSpace,
 ) -> str:
-    """Warns of classes that no source shows, with their shares in the evaluation."""
+    """Warns of classes that no source shows, with their shares in the evaluation.
+
+    If the last one is missing, the labels may count the classes from 1, with 0 for pixels without a class.
+    """
     shown = torch.stack([result.counts for result in sources.values()]).sum(dim=0)
     missing = (shown == 0).nonzero().flatten().tolist()
     if not missing:
@@ -233,7 +256,12 @@ def _warn_of_missing_classes(
         f"No source shows {', '.join(listed)}. A network cannot learn a class that it never sees: correct "
         "`ids`, or remove it from `classes`."
     )
-    return text + (" The IoU of a class of the evaluation would be 0." if evaluated else "")
+    text += " The IoU of a class of the evaluation would be 0." if evaluated else ""
+    offset = [n for n, found in sources.items() if found.counts[:2].all() and _holds_indices(domains[n])]
+    if shown[-1] or len(classes) < 3 or not offset:
+        return text
+    first, tables = classes.names[0], " and ".join(map(table, offset))
+    return f"{text} If 1 means {first}, and 0 no class, write in the table {tables}:\nfirst_id = 1"
 
 
 def _ignored_share(result: DatasetCheck) -> float:

@@ -144,3 +144,60 @@ def test_a_sample_shows_label_maps_among_many_images(
     photos_alone = SegmentationFolder(tmp_path, image_pattern=pattern.strip('"')) if pattern else None
     if photos_alone is not None:
         assert warn_of_label_maps({"target": photos_alone}, {"target": domain}) == []
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_a_channel_that_is_dropped_is_counted_if_its_values_differ(
+    tmp_path: Path, mode: str, extension: str
+) -> None:
+    domain = photos(tmp_path, 255, np.uint8)
+    for index in range(3):
+        picture = Image.open(tmp_path / f"{index}.png").convert(mode)
+        if index < 2:
+            picture.putalpha(Image.fromarray(NOISE.integers(20 + index, 90, (32, 40)).astype(np.uint8)))
+        (tmp_path / f"{index}.png").unlink()
+        picture.save(tmp_path / f"{index}.{extension}")
+    (warning,) = warnings_of(target=domain)
+    assert "target: 2 of 4 images" in warning
+    assert "from 20 to 89" in warning
+    assert f"0.{extension}" in warning
+    assert "dropped" in warning
+
+
+def test_a_tiff_with_a_fourth_channel_of_unknown_meaning_is_counted(tmp_path: Path) -> None:
+    domain = photos(tmp_path, 255, np.uint8)
+    pixels = NOISE.integers(0, 255, (32, 40, 4)).astype(np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "0.tif", tiffinfo={338: 0})
+    (tmp_path / "0.png").unlink()
+    (warning,) = [text for text in warnings_of(target=domain) if "channel" in text]
+    assert "target: 1 of 4 images" in warning
+    assert "0.tif" in warning
+    assert "nan" not in warning
+
+
+def in_color(folder: Path, name: str, count: int = 4) -> None:
+    folder.mkdir(exist_ok=True)
+    for index in range(count):
+        Image.fromarray(NOISE.integers(0, 255, (32, 40, 3)).astype(np.uint8)).save(
+            folder / name.format(index)
+        )
+
+
+def test_gray_images_among_those_in_color_are_counted_with_the_pattern(tmp_path: Path) -> None:
+    domain = photos(tmp_path, 255, np.uint8, "{}_nir.jpg")
+    assert warnings_of(target=domain) == []
+    in_color(tmp_path, "{}_rgb.jpg")
+    (warning,) = warnings_of(target=domain)
+    assert "target: 4 of 8 images are gray and 4 in color" in warning
+    corrected = override(domain, lines_of(warning), "proposal")
+    assert warnings_of(target=corrected) == []
+    assert len(SegmentationFolder(tmp_path, image_pattern=corrected.image_pattern)) == 4
+
+
+def test_a_few_gray_images_are_no_mixture(tmp_path: Path) -> None:
+    domain = photos(tmp_path, 255, np.uint8)
+    for index in range(1, 4):
+        (tmp_path / f"{index}.png").unlink()
+    in_color(tmp_path, "rgb{}.png", 25)
+    assert warnings_of(target=domain) == []

@@ -205,7 +205,7 @@ def test_warnings_name_exactly_the_classes_that_no_source_shows(
         assert all(re.search(rf"{name} \([\d.]+ % of the evaluation\)", text) for name in lost)
         assert ("IoU" in text) == bool(lost)
     for name, result in results.items():
-        own = [text for text in texts if text.startswith(f"Warning: {name}: ")]
+        own = [text for text in texts if text.startswith(f"Warning: {name}: ") and "first_id" not in text]
         single = sum(count > 0 for count in result.counts.tolist()) == 1
         mostly = 0 < int(result.counts.sum()) < result.ignored
         assert len(own) == single + mostly
@@ -230,3 +230,22 @@ def test_masks_of_0_and_255_are_recognized(name: str) -> None:
 def test_complete_labels_give_no_warning() -> None:
     results = {"source": checked([1, 1, 1], ignored=2), "target": checked([0, 0, 0])}
     assert find_warnings(results, dict.fromkeys(results, FOLDER), SPACE) == []
+
+
+@given(COUNTS, st.sampled_from(["source", "source 2", "evaluation"]), st.booleans())
+def test_labels_that_may_begin_with_1_are_warned_of_with_the_fix(
+    counts: list[int], name: str, stated: bool
+) -> None:
+    domain = Domain(ids={0: 0, 1: 1, 2: 2}) if stated else FOLDER
+    texts = [
+        text for text in find_warnings({name: checked(counts)}, {name: domain}, SPACE) if "first_id" in text
+    ]
+    without_last = bool(counts[0]) and not counts[2] and name != "evaluation"
+    suspicious = counts[1] > 0 and (not counts[0] or without_last)
+    assert len(texts) == (suspicious and not stated)
+    for text in texts:
+        *words, line = text.splitlines()
+        assert ("[[source]] number 2" if name == "source 2" else f"[{name}]") in " ".join(
+            " ".join(words).split()
+        )
+        assert tomllib.loads(line) == {"first_id": 1}

@@ -1,0 +1,38 @@
+"""Proposed settings are valid, and describe the labels."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpsl.data.labels import LabelSpace, distinct_palette
+from cpsl.data.propose import propose_values
+from cpsl.data.values import ClassMap, StoredValues
+
+
+@given(
+    st.dictionaries(st.integers(-3, 70_000), st.integers(1, 50), max_size=12),
+    st.sampled_from(["L", "I;16", "I"]),
+)
+def test_proposed_numbers_are_accepted_once_their_classes_are_known(
+    numbers: dict[int, int], mode: str
+) -> None:
+    classes = LabelSpace(("a", "b", "c"), distinct_palette(3))
+    proposal = propose_values(StoredValues(1, {mode: 1}, numbers, {}, []), classes)
+    lines = tomllib.loads("\n".join(proposal.lines).replace('"?"', '"a"'))
+    ids = {int(key): value for key, value in lines.get("ids", {}).items()}
+    accepted = ClassMap(
+        classes, ids, first_id=lines.get("first_id", 0), ignore_unknown=lines.get("ignore_unknown", False)
+    )
+    stored = np.array([list(numbers) or [0]], np.int64)
+    assert accepted.convert(stored, Path("a.tif")).shape == stored.shape
+    assert bool(lines.get("ignore_unknown")) == any(not 0 <= value <= 65535 for value in numbers)
+
+
+def test_files_without_frequent_colors_get_no_ids() -> None:
+    colors = {f"#{value:06x}": 1 for value in range(0, 2**24, 9999)}
+    proposal = propose_values(StoredValues(1, {"RGB": 1}, {}, colors, []), LabelSpace(("a",), ((1, 2, 3),)))
+    assert proposal.lines == []
+    assert "too many" in proposal.notes[0]
