@@ -28,23 +28,26 @@ class ShareLimits(FullPrecision):
 
         c_k = (1 + TV(source, start)) max(source_k, start_k) + margin
 
-    where start_k is its mean probability in the first updates, and TV the total variation, in 0...1: the less
-    the first predictions resemble the source, the less is known about the target, and the wider the limits.
-    Labels are argmax_k b_k p_k. The factors
-    b_k ≤ 1 are the dual variables of an optimal transport of the pixels to classes of the capacities c_k:
-    b_k = 1 unless the limit is reached. They follow the labels, b_k ← min(1, b_k (c_k / share_k)^0.05).
-    Unlike an alignment to a fixed class distribution, any change within the limits remains possible.
+    where start_k is its share of the squared probabilities in the first updates. They are squared since the
+    probabilities of a rare class that is suspected in many places are small, but their sum is large. TV is
+    the total variation, 0...1: the less the first predictions resemble the source, the less is known about
+    the target, and the wider the limits.
+
+    Labels are argmax_k b_k p_k. The factors b_k ≤ 1 are the dual variables of an optimal transport of the
+    pixels to classes of the capacities c_k: b_k = 1 unless the limit is reached. They follow the labels,
+    b_k ← min(1, b_k (c_k / share_k)^0.05). Unlike an alignment to a fixed class distribution, any change
+    within the limits remains possible.
 
     Args:
         source: (K,) class distribution of the source's labels, of any sum.
         margin: What a class may take in addition, as a share of all pixels, 0...1.
-        start_updates: Number of updates whose mean probabilities are the start; limits hold after them.
+        start_updates: Number of updates whose probabilities are the start; limits hold after them.
         momentum: Momentum of the shares of the labels, 0...1.
         group: Process group whose pixels are counted together; None is the default group.
 
     Attributes:
         source: (K,) float32 buffer, sums to 1.
-        start: (K,) float32 buffer, mean probabilities of the first updates.
+        start: (K,) float32 buffer, shares of the squared probabilities of the first updates.
         shares: (K,) float32 buffer, moving average of the class shares of the labels.
         factors: (K,) float32 buffer b, 0.05...1.
         updates: Scalar int64 buffer, number of updates.
@@ -53,17 +56,17 @@ class ShareLimits(FullPrecision):
         ValueError: `source` is not a distribution, or margin or momentum is outside 0...1.
 
     Example:
-        The labels grow to class 1 beyond its limit 1.1 * 0.2 + 0.05, hence its factor falls.
+        The labels grow to class 1 beyond its limit 1.19 * 0.2 + 0.05, hence its factor falls.
 
         >>> limits = ShareLimits(torch.tensor([0.8, 0.2]), margin=0.05, start_updates=1, momentum=0.0)
         >>> probabilities = torch.tensor([0.9, 0.1]).expand(1, 4, 4, 2).movedim(3, 1)
         >>> labels = torch.tensor([0, 1]).repeat(8).reshape(1, 4, 4)
         >>> limits.update(probabilities, labels)
         >>> limits.limits()
-        tensor([1.0400, 0.2700])
+        tensor([1.2233, 0.2876])
         >>> limits.update(probabilities, labels)
         >>> limits.factors
-        tensor([1.0000, 0.9697])
+        tensor([1.0000, 0.9727])
     """
 
     source: Tensor
@@ -76,7 +79,7 @@ class ShareLimits(FullPrecision):
         self,
         source: Tensor,
         *,
-        margin: float = 0.01,
+        margin: float = 0.005,
         start_updates: int = 100,
         momentum: float = 0.96,
         group: dist.ProcessGroup | None = None,
@@ -122,7 +125,7 @@ class ShareLimits(FullPrecision):
         check_shape("labels", labels, *probabilities.shape[:1], *probabilities.shape[2:])
         known = probabilities.sum(dim=1, keepdim=True)
         known = known.isfinite() & (known > 0)
-        predicted = torch.where(known, probabilities.float(), 0).sum(dim=(0, 2, 3))
+        predicted = torch.where(known, probabilities.float(), 0).square().sum(dim=(0, 2, 3))
         counts = class_counts(labels, self.num_classes, ignore_index).to(predicted)
         predicted, counts = all_reduce_sum(torch.stack([predicted, counts]), self.group)
         valid = (predicted.sum() > 0) & (counts.sum() > 0)

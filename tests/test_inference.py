@@ -2,6 +2,7 @@ import copy
 import re
 import subprocess
 import sys
+import unicodedata
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +42,8 @@ def picture(height: int = 40, width: int = 72) -> Tensor:
 
 @st.composite
 def label_spaces(draw: st.DrawFn) -> LabelSpace:
-    names = draw(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True))
+    name = st.text(min_size=1).map(lambda text: unicodedata.normalize("NFC", text).strip()).filter(bool)
+    names = draw(st.lists(name, min_size=1, max_size=6, unique=True))
     byte = st.integers(0, 255)
     colors = draw(st.lists(st.tuples(byte, byte, byte), min_size=len(names), max_size=len(names)))
     return LabelSpace(tuple(names), tuple(colors))

@@ -62,9 +62,22 @@ def test_limits_widen_with_the_difference_of_source_and_start(seed: int, updates
     batches = [random_probabilities(seed + step, sharpness=1.0) for step in range(updates)]
     for p in [*batches, random_probabilities(seed + 9, torch.arange(K).float())]:
         limits.update(p, p.argmax(dim=1))
-    start = torch.cat(batches).mean(dim=(0, 2, 3))
+    squares = torch.stack([p.square().sum(dim=(0, 2, 3)) for p in batches])
+    start = (squares / squares.sum(dim=1, keepdim=True)).mean(dim=0)
     variation = (source / 10 - start).clamp_min(0).sum()  # what one has more is what the other lacks
     torch.testing.assert_close(limits.limits(), (1 + variation) * torch.maximum(source / 10, start) + 0.03)
+
+
+@given(suspicion=st.floats(0.01, 0.45))
+def test_a_class_that_is_only_suspected_hardly_counts(suspicion: float) -> None:
+    """The start is then nearer to the most probable classes than to the mean probabilities."""
+    limits = ShareLimits(torch.ones(2), start_updates=1)
+    p = torch.tensor([1 - suspicion, suspicion]).expand(1, 4, 4, 2).movedim(3, 1)
+    limits.update(p, p.argmax(dim=1))
+    assert 0 < limits.start[1] < suspicion
+    certain = ShareLimits(torch.ones(2), start_updates=1)
+    certain.update(p.round(), p.argmax(dim=1))
+    assert certain.start.tolist() == [1, 0]
 
 
 @given(seed=SEEDS)
