@@ -333,6 +333,8 @@ def _check_finite(owner: object, model: nn.Module) -> None:
     wrong += [key for key, value in model.named_buffers() if value.isnan().any()]
     if wrong:
         raise ValueError(f"{owner} contains non-finite values, for example in {wrong[0]}")
+    if all(not value.any() for value in model.parameters()) and any(True for _ in model.parameters()):
+        raise ValueError(f"{owner} contains zeros only")
 
 
 def _verify(path: Path, network: SegmentationNetwork, content: dict[str, Any]) -> None:

@@ -201,6 +201,19 @@ def test_non_finite_weights_are_not_saved(tmp_path: Path) -> None:
         Segmenter(model, ROAD_SKY, (32, 64)).save(tmp_path / "model.pt")
 
 
+def test_zeros_in_place_of_weights_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
+    model, path = network(), tmp_path / "model.pt"
+    Segmenter(model, ROAD_SKY, (32, 64)).save(path)
+    content = torch.load(path)
+    content["model"] = {key: torch.zeros_like(value) for key, value in content["model"].items()}
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"model\.pt.*zeros"):
+        Segmenter.load(path)
+    model.load_state_dict(content["model"])
+    with pytest.raises(ValueError, match="zeros"):
+        Segmenter(model, ROAD_SKY, (32, 64)).save(tmp_path / "zeros.pt")
+
+
 def test_a_network_that_its_name_does_not_describe_is_not_saved(tmp_path: Path) -> None:
     model = network()
     model.head.classify = torch.nn.Conv2d(8, 2, 1)  # with a bias

@@ -1,6 +1,7 @@
 """What a file is that was expected to be another, such as a web page in place of a download."""
 
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def describe_file(path: Path) -> str:
         return "it is empty: download or copy it again"
     if start.startswith(b"PK"):
         return _describe_zip(path, size)
+    if tarfile.is_tarfile(path):
+        return _describe_tar(path)
+    if is_safetensors(path):
+        return "it is a file of safetensors, not of torch"
+    if start[:1] == b"\x08" and start[2:3] == b"\x12" and (path.suffix == ".onnx" or b"pytorch" in start):
+        return "it is a program of ONNX, not a state dict"
     for signature, what in _BINARY:
         if start.startswith(signature):
             return f"it is {what}"
@@ -99,6 +106,14 @@ def _describe_zip(path: Path, size: int) -> str:
         return ""
     listed = ", ".join(names[:3]) or "nothing"
     return f"it is a zip archive that contains {listed}, not a file of torch: unpack it first"
+
+
+def _describe_tar(path: Path) -> str:
+    with tarfile.open(path) as archive:
+        names = [member.name for _, member in zip(range(3), archive, strict=False)]
+    if "storages" in names:
+        return "torch before 0.2 has written it: load it with a torch of that time, and save its state dict"
+    return f"it is a tar archive that contains {', '.join(names) or 'nothing'}: unpack it first"
 
 
 def _text(start: bytes) -> str:

@@ -103,9 +103,9 @@ def _reason(path: Path, error: Exception) -> str:
     """Returns why torch cannot load a file."""
     if reason := describe_file(path):
         return reason
-    if not isinstance(error, UnpicklingError):
+    # Some texts recommend to load the file with weights_only=False, which runs code of the file.
+    if not isinstance(error, UnpicklingError) and "weights_only" not in str(error):
         return f"it is damaged or no file of torch ({error})"
-    # The text recommends to load the file with weights_only=False, which runs code of the file.
     name = re.search(r"GLOBAL (?P<name>[\w.]+)", str(error))
     if name is None:
         return "it is damaged, no file of torch, or holds other objects than tensors and plain values"

@@ -57,13 +57,14 @@ def describe_error(error: Exception) -> str:
 
 
 def describe_changes(
-    folder: Path, title: str, before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()
+    file: Path, title: str, before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()
 ) -> str:
-    """Returns how settings differ from those of the results in their folder, except for the free ones."""
+    """Returns how settings differ from those in a file beside the results, except for the free ones."""
     changed = [
-        f"  {name}: {before.get(name)} then, {now.get(name)} now"
+        f"  {name}: {before.get(name, 'absent')} then, {now.get(name, 'absent')} now"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and name not in free
     ]
     advice = "Choose another folder with --output, or delete this one."
-    return "\n".join([f"{folder} holds {title}:", *changed, advice]) if changed else ""
+    first = f"{file.parent} holds {title}, see its {file.name}:"
+    return "\n".join([first, *changed, advice]) if changed else ""

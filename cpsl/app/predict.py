@@ -311,7 +311,7 @@ def _describe(arguments: Arguments, segmenter: Segmenter, has_results: bool) -> 
     path, now = arguments.output / "prediction.json", json.loads(text)
     before = _read_description(path) if path.exists() else now
     title = "results of another model or other options"
-    changed = describe_changes(arguments.output, title, before, now, free=("weights",))
+    changed = describe_changes(path, title, before, now, free=("weights",))
     if has_results and changed:
         raise ValueError(changed)
     write_text(path, text)

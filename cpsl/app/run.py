@@ -134,4 +134,4 @@ def changed_settings(config: Config) -> str:
     if not path.exists() or not any(config.output.glob("*/checkpoint.pt*")):
         return ""
     before, now = flatten(read_toml(path)), flatten(tomllib.loads(to_toml(config)))
-    return describe_changes(config.output, "a run with other settings", before, now, FREE_SETTINGS)
+    return describe_changes(path, "a run with other settings", before, now, FREE_SETTINGS)

@@ -83,6 +83,22 @@ def test_settings_may_change_until_the_first_checkpoint(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.9])
+def test_stored_settings_that_were_cut_off_are_named(tmp_path: Path, kept: float) -> None:
+    with begin_run(settings(tmp_path)):
+        pass
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "checkpoint.pt").touch()
+    stored = tmp_path / "config.toml"
+    whole = stored.read_text(encoding="utf-8").split("\n[")
+    stored.write_text("\n[".join(whole[: int(kept * len(whole))]), encoding="utf-8")
+    with pytest.raises(SystemExit) as refused, begin_run(settings(tmp_path)):
+        pass
+    assert "config.toml" in str(refused.value)
+    assert "absent then" in str(refused.value)
+    assert "None then" not in str(refused.value)
+
+
 def test_random_initial_weights_depend_on_seed_and_stage_alone(tmp_path: Path) -> None:
     class TrainedError(Exception):
         pass

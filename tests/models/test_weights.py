@@ -1,10 +1,12 @@
 """Files of weights: whatever is around the network, loading is exact or refused by name."""
 
 import gzip
+import io
 import logging
 import pickle
 import random
 import re
+import tarfile
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -157,6 +159,16 @@ def test_a_corrupt_beginning_or_end_is_named(tmp_path_factory, name: str, start:
 
 
 ZIP = b"PK\x03\x04"
+
+
+def tar_of(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
 KINDS = {
     "empty": (b"", "empty"),
     "page": (b"\n<!DOCTYPE html>\n<html><body>Sign in", "HTML"),
@@ -168,6 +180,9 @@ KINDS = {
     "long text": ("ä".encode() * 1000, "text"),
     "gzip": (gzip.compress(b"weights"), "gzip"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+    "tar": (tar_of("checkpoint/weights.pth"), "checkpoint/weights.pth"),
+    "tar of an old torch": (tar_of("sys_info", "pickle", "storages", "tensors"), "torch before"),
+    "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x052.6.0" + bytes(99), "ONNX"),
     "cut zip": (ZIP + bytes(99), "incomplete"),
     "noise": (random.Random(0).randbytes(999), "damaged"),
 }
@@ -252,8 +267,8 @@ def test_an_entry_that_is_named_like_an_average_of_something_else_is_not_used(tm
     assert torch.equal(network.backbone.conv1.weight, given["conv1.weight"])
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
-def test_whole_numbers_in_place_of_weights_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_other_numbers_in_place_of_weights_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     state, network = donor().state_dict(), Network()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     state["backbone.bn1.running_var"] = state["backbone.bn1.running_var"].to(dtype)
@@ -261,6 +276,19 @@ def test_whole_numbers_in_place_of_weights_are_refused(tmp_path: Path, dtype: to
     with pytest.raises(ValueError, match=r"w\.pth.*backbone\.bn1\.running_var \(" + str(dtype)[6:]):
         load_weights(network, tmp_path / "w.pth", "backbone")
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@given(st.integers(0, 6), st.sampled_from([0.0, -0.0]))
+def test_zeros_alone_are_refused(tmp_path_factory: pytest.TempPathFactory, kept: int, zero: float) -> None:
+    """One number other than zero is enough: a network may have layers of zeros."""
+    path = tmp_path_factory.mktemp("zeros") / "w.pth"
+    values = torch.full((7,), zero)
+    torch.save({"weight": values, "bias": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"w\.pth.*zeros"):
+        read_weights(path)
+    values[kept] = 1e-30
+    torch.save({"weight": values, "bias": torch.zeros(2)}, path)
+    assert torch.equal(read_weights(path)["weight"], values)
 
 
 def test_programs_are_told_from_weights(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def _rank(prefix: str) -> int:
 
 
 def refuse_integers(entries: Mapping[str, Tensor], target: Mapping[str, Tensor], path: object) -> None:
-    """Raises ValueError if entries are whole numbers, where a network has floating-point numbers.
+    """Raises ValueError if entries are whole or complex numbers, where a network has floating-point numbers.
 
     They would be converted without an error; in quantized networks they mean other numbers.
     """
@@ -169,8 +169,8 @@ def refuse_integers(entries: Mapping[str, Tensor], target: Mapping[str, Tensor],
     ]
     if wrong:
         raise ValueError(
-            f"{path} has whole numbers in place of weights, such as {', '.join(wrong[:3])}: it is quantized "
-            "or damaged; use the file with floating-point weights"
+            f"{path} has other numbers in place of floating-point weights, such as {', '.join(wrong[:3])}: "
+            "it is quantized, damaged or of another network; use the file with floating-point weights"
         )
 
 

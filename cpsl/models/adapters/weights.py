@@ -48,12 +48,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, has no tensors, or non-finite numbers.
+        ValueError: The file is damaged, has no tensors, non-finite numbers, or zeros only.
         ModuleNotFoundError: The file is one of safetensors, which is not installed.
     """
     tensors = _read(Path(path))
     if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
         raise ValueError(f"{path} has non-finite numbers, such as in {broken[0]}")
+    if not any(value.any() for value in tensors.values()):
+        raise ValueError(f"{path} has zeros only: download or copy it again")
     return tensors
 
 
