@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torchvision
 from torch import Tensor, nn
 
 from cpsl.models.adapters.fitting import fit_weights
@@ -230,6 +229,8 @@ def load_backbone_weights(backbone: nn.Module, source: str | Path, name: str = "
 def _imagenet(name: str) -> dict[str, Tensor]:
     if not name:
         raise ValueError('source "imagenet" needs the argument `name`, such as name="resnet101"')
+    import torchvision  # a third of the start of every command: it imports the compiler of torch
+
     names = torchvision.models.list_models()
     known = torchvision.models.get_model_weights(name).__members__ if name in names else {}
     if "IMAGENET1K_V1" not in known:
