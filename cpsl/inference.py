@@ -152,7 +152,7 @@ class Segmenter:
         if classes is not None and not isinstance(classes, LabelSpace):
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
         saved = _load_release(path, classes) if path.suffix == ".pkl" else _load_model(path, classes, build)
-        _check_finite(path, saved.model)
+        _check_parameters(path, saved.model)
         network = saved.model.to(device).eval()
         return cls(network, saved.classes, full_size or saved.full_size, value_range or saved.value_range)
 
@@ -166,7 +166,7 @@ class Segmenter:
                 it has non-finite values.
         """
         network = self.network
-        _check_finite("the network", network)
+        _check_parameters("the network", network)
         spec = getattr(network, "spec", None)
         content = {
             "version": VERSION,
@@ -326,14 +326,15 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "network": f"deeplabv2:{content['backbone']}", "arguments": arguments}
 
 
-def _check_finite(owner: object, model: nn.Module) -> None:
-    """Raises ValueError if a parameter is not finite."""
+def _check_parameters(owner: object, model: nn.Module) -> None:
+    """Raises ValueError if a parameter is not finite, or all are zero."""
     wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
     # Buffers may be infinite on purpose, such as the masks of attention.
     wrong += [key for key, value in model.named_buffers() if value.isnan().any()]
     if wrong:
         raise ValueError(f"{owner} contains non-finite values, for example in {wrong[0]}")
-    if all(not value.any() for value in model.parameters()) and any(True for _ in model.parameters()):
+    parameters = list(model.parameters())
+    if parameters and not any(value.any() for value in parameters):
         raise ValueError(f"{owner} contains zeros only")
 
 

@@ -112,7 +112,9 @@ def _describe_tar(path: Path) -> str:
     with tarfile.open(path) as archive:
         names = [member.name for _, member in zip(range(3), archive, strict=False)]
     if "storages" in names:
-        return "torch before 0.2 has written it: load it with a torch of that time, and save its state dict"
+        return (
+            "it has the tar format of the first versions of torch: load it with one of them, and save it anew"
+        )
     return f"it is a tar archive that contains {', '.join(names) or 'nothing'}: unpack it first"
 
 

@@ -181,7 +181,7 @@ KINDS = {
     "gzip": (gzip.compress(b"weights"), "gzip"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
     "tar": (tar_of("checkpoint/weights.pth"), "checkpoint/weights.pth"),
-    "tar of an old torch": (tar_of("sys_info", "pickle", "storages", "tensors"), "torch before"),
+    "tar of an old torch": (tar_of("sys_info", "pickle", "storages", "tensors"), "first versions of torch"),
     "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x052.6.0" + bytes(99), "ONNX"),
     "cut zip": (ZIP + bytes(99), "incomplete"),
     "noise": (random.Random(0).randbytes(999), "damaged"),
