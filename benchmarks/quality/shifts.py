@@ -168,15 +168,15 @@ Made = Callable[..., tuple[Bytes, Any]]
 def _made_shift(photographs: Path, sequence: str, shift: Made, folder: Path, quick: bool) -> Settings:
     """Writes a shift whose target is one sequence of the day, changed by `shift`.
 
-    Every second frame of the sequence is used, and every fourth of those is held out for the evaluation.
+    Of eight frames of the sequence, three are images of the target; the others are held out.
     """
     day = _pairs(photographs / "day")
-    taken = [path for path in day if path.name.startswith(sequence)][::2]
+    taken = [path for path in day if path.name.startswith(sequence)]
     others = [path for path in day if not path.name.startswith(sequence)]
     if not (taken and others):
         raise ValueError(f"{photographs / 'day/images'} needs images of {sequence} and of other sequences")
-    held_out = taken[3::4]
-    target = [path for path in taken if path not in held_out]
+    target = [path for i, path in enumerate(taken) if i % 8 in (0, 2, 4)]
+    held_out = [path for path in taken if path not in target]
     settings = {} if shift is camera else {"sky": CAMVID.index("sky")}
 
     def change(pairs: Iterator[Pair]) -> Iterator[Pair]:

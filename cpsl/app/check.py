@@ -26,7 +26,7 @@ from cpsl.app.checking.settings import (
     open_domains,
     validate,
 )
-from cpsl.app.checking.words import describe_kinds, find_warnings, summary
+from cpsl.app.checking.words import class_shares, describe_kinds, find_warnings, summary
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import changed_data
@@ -124,7 +124,7 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
             logger.info(line)
         show = partial(progress, title=name, process=process, total=len(dataset))
         results[name] = result = check_dataset(dataset, show, workers=_processes(config, len(dataset)))
-        logger.info(summary(name, result, classes))
+        logger.info(summary(name, result))
         if result.examples:
             picture = config.output / FOLDER / f"{name.replace(' ', '_')}.png"
             write_contact_sheet(picture, dataset, result)
@@ -140,6 +140,8 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
         if name != "target" and not result.problems and not int(result.counts.sum()):
             reason = "all pixels of all labels are ignored" if result.labeled else "no image has a label"
             problems.append(f"{name}: {reason}")
+    if shares := class_shares(results, classes):
+        logger.info(shares)
     warnings = [
         *find_warnings(results, named, classes),
         *warn_of_overlap(opened.datasets, named),

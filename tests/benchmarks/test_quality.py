@@ -274,7 +274,7 @@ def test_made_shifts_divide_the_drives(tmp_path: Path) -> None:
     }
     assert {name[:6] for name in names["source"]} == {"Seq05V", "0016E5"}
     assert len(names["target"]) == 4
-    assert len(names["evaluation"]) == 1
+    assert len(names["evaluation"]) == 6
     assert not names["target"] & names["evaluation"]
     stored = Image.open(next((folder / "target" / "labels").iterdir()))
     assert stored.size == (320, 240)

@@ -29,18 +29,14 @@ NUMBER = re.compile(r"b'[^']*'|[-+]?\d+(\.\d+)?(e[-+]?\d+)?|[-+]?\b(nan|inf)\b")
 Kinds = dict[tuple[str, str], list[Finding]]
 
 
-def summary(name: str, result: DatasetCheck, classes: LabelSpace) -> str:
-    """Returns the number of images, their sizes and labels, and the shares of ignored pixels and classes.
+def summary(name: str, result: DatasetCheck) -> str:
+    """Returns the numbers of images, of their sizes, of labels and of problems.
 
     Example:
         >>> import torch
-        >>> counts = torch.tensor([3, 1])
-        >>> result = DatasetCheck(2, 2, {(480, 640): 2}, counts, [], [], ignored=1, examples=[0, 1])
-        >>> print(summary("source", result, LabelSpace(("road", "car"), ((0, 0, 0), (9, 9, 9)))))
-        source: 2 images (2 of 640x480), 2 with labels
-          road                  75.000 %
-          car                   25.000 %
-          (ignored)             20.000 % of all pixels
+        >>> result = DatasetCheck(2, 2, {(480, 640): 2}, torch.tensor([3, 1]), [], [], 1, examples=[0])
+        >>> summary("source", result)
+        'source: 2 images (2 of 640x480), 2 with labels'
     """
     sizes = sorted(result.sizes.items(), key=lambda item: (-item[1], item[0]))
     listed = [f"{count} of {width}x{height}" for (height, width), count in sizes[:4]]
@@ -48,14 +44,39 @@ def summary(name: str, result: DatasetCheck, classes: LabelSpace) -> str:
         listed.append(f"{sum(count for _, count in sizes[4:])} of {others} other sizes")
     problems = f", {len(result.findings)} problem(s)" if result.findings else ""
     sizes_or_none = ", ".join(listed) or "none can be read"
-    lines = [
-        fill(f"{name}: {result.images} images ({sizes_or_none}), {result.labeled} with labels{problems}")
-    ]
-    pixels = int(result.counts.sum())
-    if pixels + result.ignored:
-        for label, count in zip(classes.names, result.counts.tolist(), strict=True):
-            lines.append(f"  {label:20} {100 * count / max(pixels, 1):7.3f} %")
-        lines.append(f"  {'(ignored)':20} {100 * _ignored_share(result):7.3f} % of all pixels")
+    return fill(f"{name}: {result.images} images ({sizes_or_none}), {result.labeled} with labels{problems}")
+
+
+def class_shares(results: Mapping[str, DatasetCheck], classes: LabelSpace) -> str:
+    """Returns a table of the class shares of all domains with labels, side by side; "" if there are none.
+
+    Example:
+        >>> import torch
+        >>> empty = DatasetCheck(2, 2, {}, torch.tensor([0, 0]), [], [], ignored=0, examples=[])
+        >>> source = empty._replace(counts=torch.tensor([3, 1]), ignored=1)
+        >>> evaluation = empty._replace(counts=torch.tensor([1, 1]))
+        >>> results = {"source": source, "target": empty, "evaluation": evaluation}
+        >>> print(class_shares(results, LabelSpace(("road", "car"), ((0, 0, 0), (9, 9, 9)))))
+        % of labeled pixels   source  evaluation
+          road                75.000      50.000
+          car                 25.000      50.000
+          (ignored of all)    20.000       0.000
+    """
+    shown = {name: each for name, each in results.items() if int(each.counts.sum()) + each.ignored}
+    if not shown:
+        return ""
+    rows = {
+        f"  {label}": [100 * int(each.counts[k]) / max(int(each.counts.sum()), 1) for each in shown.values()]
+        for k, label in enumerate(classes.names)
+    }
+    rows["  (ignored of all)"] = [100 * _ignored_share(each) for each in shown.values()]
+    title = "% of labeled pixels"
+    first = max(map(len, (title, *rows)))
+    widths = [max(len(name), 7) + 2 for name in shown]
+    lines = [f"{title:{first}}" + "".join(f"{name:>{w}}" for name, w in zip(shown, widths, strict=True))]
+    for label, shares in rows.items():
+        cells = "".join(f"{share:{w}.3f}" for share, w in zip(shares, widths, strict=True))
+        lines.append(f"{label:{first}}{cells}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from cpsl.app.checking.words import (
     SHOWN_KINDS,
     SHOWN_VALUES,
     WIDTH,
+    class_shares,
     describe_kinds,
     find_warnings,
     kinds_of,
@@ -167,21 +168,37 @@ def test_very_many_kinds_are_counted() -> None:
     assert texts[-1] == "source: 3 problems of 3 other kinds"
 
 
-def test_the_summary_names_sizes_labels_and_shares() -> None:
+def test_the_summary_names_sizes_and_labels() -> None:
     result = checked([30, 10, 0], ignored=40)._replace(
         sizes={(4, 6): 15, (6, 4): 1, (1, 1): 1, (2, 2): 1, (3, 3): 1, (5, 5): 1}
     )
-    lines = summary("source", result, SPACE).splitlines()
-    head = " ".join(lines[:-4])
-    assert "20 images (15 of 6x4" in head
-    assert "2 of 2 other sizes" in head
-    assert "20 with labels" in head
-    assert [line.split() for line in lines[-4:]] == [
-        ["ground", "75.000", "%"],
-        ["car", "25.000", "%"],
-        ["sky", "0.000", "%"],
-        ["(ignored)", "50.000", "%", "of", "all", "pixels"],
-    ]
+    text = " ".join(summary("source", result).split())
+    assert "20 images (15 of 6x4" in text
+    assert "2 of 2 other sizes" in text
+    assert "20 with labels" in text
+
+
+@given(
+    counts=st.lists(st.lists(st.integers(0, 900), min_size=3, max_size=3), min_size=1, max_size=4),
+    ignored=st.integers(0, 900),
+)
+def test_class_shares_stand_in_one_column_for_each_domain_with_labels(
+    counts: list[list[int]], ignored: int
+) -> None:
+    names = ["source", "evaluation", "source of a long name", "x"]
+    results = {name: checked(each, ignored=ignored) for name, each in zip(names, counts, strict=False)}
+    lines = class_shares(results, SPACE).splitlines()
+    shown = [name for name, each in results.items() if int(each.counts.sum()) + ignored]
+    assert len(lines) == (5 if shown else 0)
+    if not shown:
+        return
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == " ".join(["% of labeled pixels", *shown]).split()
+    shares = [[float(value) for value in line.split()[-len(shown) :]] for line in lines[1:]]
+    for column, name in enumerate(shown):
+        pixels, total = results[name].counts.tolist(), int(results[name].counts.sum())
+        expected = [100 * each / max(total, 1) for each in pixels] + [100 * ignored / (total + ignored)]
+        assert [row[column] for row in shares] == pytest.approx(expected, abs=0.0006)
 
 
 COUNTS = st.lists(st.sampled_from([0, 0, 5, 900]), min_size=3, max_size=3)
