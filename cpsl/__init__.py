@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cpsl._internal import interrupts as _interrupts  # noqa: F401  # before all that takes time
+from cpsl._internal import loading as _loading  # noqa: F401
 from cpsl._internal import threads as _threads  # noqa: F401  # before torch is loaded
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering

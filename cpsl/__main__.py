@@ -7,7 +7,9 @@ import sys
 import traceback
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
+from cpsl._internal import loading
 from cpsl._internal.interrupts import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODES, keyboard_interrupts
 
 COMMANDS = {
@@ -46,26 +48,33 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command, *options = arguments or ["--help"]
-    if command in ("-h", "--help"):
+    try:
+        module = _load(command) if command in COMMANDS else None
+    finally:
+        loading.erase()
+    if module is not None:
+        _run(module, command, options)
+    elif command in ("-h", "--help"):
         print(USAGE)
     elif command == "--version":
         from cpsl import __version__
 
         print(f"cpsl {__version__}")
-    elif command not in COMMANDS:
+    else:
         print(f"cpsl has no command {command}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
-    else:
-        _run(command, options)
 
 
-def _run(command: str, options: list[str]) -> None:
+def _load(command: str) -> ModuleType:
     if missing := [package for package in PACKAGES if find_spec(package) is None]:
         raise SystemExit(
             f"cpsl {command} needs {', '.join(missing)}: pip install 'cpsl[train]', or '.[train]' in a clone"
         )
     atexit.register(gc.freeze)  # a search for garbage in thousands of modules delays the end by seconds
-    module = import_module(f"cpsl.app.{command}")
+    return import_module(f"cpsl.app.{command}")
+
+
+def _run(module: ModuleType, command: str, options: list[str]) -> None:
     from cpsl._internal.terminal import fit
     from cpsl.app.settings import UsageError
     from cpsl.app.usage import after_stop

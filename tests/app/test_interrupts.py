@@ -11,6 +11,7 @@ import pytest
 
 from app.tiny import ENVIRONMENT, SETTINGS, streets, write_settings
 from cpsl._internal.interrupts import is_command
+from cpsl._internal.loading import TEXT
 from cpsl.app.usage import after_stop
 
 termios = pytest.importorskip("termios")  # terminals of POSIX
@@ -18,7 +19,9 @@ termios = pytest.importorskip("termios")  # terminals of POSIX
 CTRL_C = b"\x03"
 
 
-def interrupt(words: list[object], moment: str, *python: str, columns: int = 80) -> tuple[int, str]:
+def interrupt(
+    words: list[object], moment: str, *python: str, columns: int = 80, press: bytes = CTRL_C
+) -> tuple[int, str]:
     """Runs the command in a terminal of its own, and presses Ctrl-C once a pattern has appeared.
 
     Returns the exit code and what was printed, all of it.
@@ -38,7 +41,7 @@ def interrupt(words: list[object], moment: str, *python: str, columns: int = 80)
         except OSError:  # the process has ended
             break
         if not pressed and re.search(moment.encode(), printed):
-            os.write(terminal, CTRL_C)
+            os.write(terminal, press)
             pressed = True
     os.close(terminal)
     assert pressed, printed.decode()[-2000:]
@@ -51,6 +54,16 @@ def test_ctrl_c_during_imports_has_no_traceback(module: str) -> None:
     assert code == 130
     assert "Traceback" not in printed
     assert "Interrupted while starting" in printed
+
+
+@pytest.mark.parametrize("option", ["--help", "--no-such-option"])
+def test_a_terminal_shows_that_torch_is_loaded_and_erases_it(option: str) -> None:
+    _, printed = interrupt(["demo", option], TEXT, press=b"")
+    shown, erased, rest = printed.partition(f"\r{' ' * len(TEXT)}\r")
+    assert shown == TEXT
+    assert erased
+    assert TEXT not in rest
+    assert "cpsl demo" in rest
 
 
 def test_ctrl_c_during_training_keeps_a_checkpoint_and_names_the_command(tmp_path: Path) -> None:
