@@ -153,9 +153,7 @@ def execute(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, str]]:
 
     If it is interrupted, the processes write checkpoints, from which the next call goes on.
     """
-    threads = max(cores() // jobs, 1)
-    # A waiting thread must not spin, since it would take the core from another run.
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(cores() // jobs, 1))}
     processes: list[subprocess.Popen[bytes]] = []
     failed: set[Path] = set()
 

@@ -156,30 +156,32 @@ def test_a_run_is_resumed_by_its_own_settings(finished: Run) -> None:
 @pytest.mark.parametrize(
     ("started", "before", "expected"),
     [
-        ("/bin/cpsl", None, "PASSIVE"),
-        ("-m", None, "PASSIVE"),
-        ("cpsl", "ACTIVE", "ACTIVE"),
-        ("script.py", None, None),
-        ("", None, None),
+        ("/bin/cpsl", None, "PASSIVE 300"),
+        ("-m", None, "PASSIVE 300"),
+        ("cpsl", "ACTIVE", "ACTIVE None"),
+        ("cpsl", "PASSIVE", "PASSIVE None"),
+        ("script.py", None, "None None"),
+        ("", None, "None None"),
     ],
 )
 def test_waiting_threads_of_the_command_leave_the_cores_to_others(
-    started: str, before: str | None, expected: str | None
+    started: str, before: str | None, expected: str
 ) -> None:
-    """The variable is set before torch is loaded, by the command and not by the library."""
+    """The variables are set before torch is loaded, by the command and not by the library."""
     code = f"""
 import os, sys
 sys.argv = [{started!r}]
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("OMP_WAIT_POLICY"))
+            print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
             sys.stdout.flush()
             os._exit(0)
 sys.meta_path.insert(0, Finder())
 import cpsl
 """
-    environment = {key: value for key, value in ENVIRONMENT.items() if key != "OMP_WAIT_POLICY"}
+    waiting = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in ENVIRONMENT.items() if key not in waiting}
     if before is not None:
         environment["OMP_WAIT_POLICY"] = before
     done = subprocess.run(
