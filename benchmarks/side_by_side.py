@@ -48,8 +48,11 @@ def seconds_per_step(folder: Path, names: list[str], variables: dict[str, str], 
     codes = [process.wait() for process in processes]
     if any(codes):
         raise SystemExit("a run failed, see above")
-    measured = [json.loads((folder / name / "online" / "metrics.json").read_text()) for name in names]
-    return sum(each["seconds_per_iteration"] for each in measured) / len(measured)
+    measured = list[float]()
+    for name in names:
+        metrics = json.loads((folder / name / "online" / "metrics.json").read_text())
+        measured.append(metrics["seconds_per_iteration"])
+    return sum(measured) / len(measured)
 
 
 def main() -> None:

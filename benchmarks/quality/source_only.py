@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 from cpsl.app.command_line import parse
+from cpsl.app.data_record import record_data
 from cpsl.app.run import begin_run, run_stage
 from cpsl.app.stages import TRAINERS
 
@@ -15,6 +16,7 @@ def main(arguments: list[str]) -> None:
     """Trains with the settings of a command line like that of `cpsl adapt`."""
     config, stage = parse(arguments), "source_only"
     with begin_run(config) as process:
+        record_data(config)
         run_stage(stage, partial(TRAINERS[stage], stage=stage), config, process)
 
 
