@@ -17,10 +17,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+from app.tiny import write_settings
 from cpsl.app.command_line import read_layers
 from cpsl.app.config import Config
 from cpsl.app.settings import to_toml
-from quality import results, rows, runs, tables
+from cpsl.data import write_streets
+from quality import results, rows, runs, source_only, tables
 from quality.results import Result, largest_loss, read_result, score_worth, spearman, spread
 from quality.rows import OURS, SOURCE_ONLY, VARIATIONS, Row
 from quality.runs import execute, plan
@@ -281,3 +283,29 @@ def test_made_shifts_divide_the_drives(tmp_path: Path) -> None:
     config: Config = read_layers([str(path)])
     assert config.classes == CAMVID
     assert folder_settings(folder, CAMVID)["target"] == {"images": str(config.target.images)}
+
+
+def test_a_source_only_run_is_evaluated_again_on_changed_data(tmp_path: Path) -> None:
+    for layout, split in (("gta5", "train"), ("cityscapes", "train"), ("cityscapes", "val")):
+        write_streets(tmp_path / layout, layout=layout, style="game", count=4, size=(64, 128), split=split)
+    domains = "".join(
+        f'[{name}]\ndataset = "{layout}"\nroot = "{(tmp_path / layout).as_posix()}"\nsplit = "{split}"\n'
+        for name, layout, split in (
+            ("source", "gta5", "train"),
+            ("target", "cityscapes", "train"),
+            ("evaluation", "cityscapes", "val"),
+        )
+    )
+    config = write_settings(tmp_path, domains)
+    words = ["--config", str(config), "--output", str(tmp_path / "run")]
+    metrics_file = tmp_path / "run" / "source_only" / "metrics.json"
+    source_only.main(words)
+    first = json.loads(metrics_file.read_text())
+    source_only.main(words)
+    assert json.loads(metrics_file.read_text()) == first
+    for label in (tmp_path / "cityscapes" / "gtFine" / "val").rglob("*labelIds.png"):
+        Image.fromarray(np.full((64, 128), 7, np.uint8)).save(label)
+    source_only.main(words)
+    again = json.loads(metrics_file.read_text())
+    assert again["seconds"] == first["seconds"]
+    assert again["iou"] != first["iou"]
