@@ -1,6 +1,6 @@
 """Two runs on the same cores at the same time, next to one run alone, for three ways of waiting threads.
 
-    python benchmarks/side_by_side.py           # 10 minutes on two cores that nothing else uses
+    python benchmarks/side_by_side.py --steps 20    # 6 minutes on two cores that nothing else uses
 
 Prints seconds per step of the online method on generated streets, with the network of the demo. Processes and
 threads are those of `cpsl adapt`: as many threads as cores, and one process for data.
