@@ -38,7 +38,7 @@ bench: .venv/installed  ## measure the speed, next to the authors' code; 15 minu
 	$(BIN)/python benchmarks/bench.py
 
 quality: .venv/installed  ## measure the quality of adaptation, see docs/quality.md; resumable, days on two cores
-	$(BIN)/python benchmarks/quality --docs docs/quality.md
+	$(BIN)/python benchmarks/quality --store
 
 faults: .venv/installed  ## damage input, files and runs, and print the outcomes; 15 minutes on two cores
 	$(BIN)/python tests/robustness

@@ -4,7 +4,8 @@
     python benchmarks/quality --quick   # tiny runs, in minutes, to try that everything works
 
 It is resumable: finished runs are skipped, interrupted ones go on. The tables of the shifts are printed and
-written to OUTPUT/quality.md.
+written to OUTPUT/quality.md. `--store` adds the results to those in the repository, whose tables are those of
+docs/quality.md.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cpsl.app.command_line import read_layers
+from quality.measured import FOLDER, PAGE, Record, begin, write_file
 from quality.results import read_result
-from quality.rows import rows
+from quality.rows import Row, rows
 from quality.runs import Run, execute, plan
 from quality.shifts import shifts
-from quality.tables import insert, quality_table, score_table
+from quality.tables import insert
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -37,17 +40,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, metavar="N", help="0 1 2 if omitted")
     add("--photographs", type=Path, default=os.environ.get("PHOTOGRAPHS"), metavar="FOLDER")
     add("--output", type=Path, metavar="FOLDER", help="runs/quality if omitted")
-    add("--docs", type=Path, metavar="FILE", help="page that receives the tables as well")
     add("--jobs", type=int, default=1, help="runs side by side, which share the cores")
     add("--steps", type=float, metavar="FACTOR", help="of the iterations of all stages")
     add("--quick", action="store_true", help="few images, steps and one seed")
     add("--report", action="store_true", help="train nothing, only write the tables of the finished runs")
     add("--list", action="store_true", help="list shifts and rows, and what is unfinished")
+    add("--store", action="store_true", help="add the results to those of the repository and to its page")
     options = parser.parse_args(arguments)
     quick = options.quick
     options.seeds = options.seeds or ([0] if quick else [0, 1, 2])
     options.output = options.output or Path("runs/quality_quick" if quick else "runs/quality")
     options.steps = options.steps or (0.005 if quick else 1.0)
+    if options.store and (quick or options.steps != 1):
+        parser.error("--store is for runs of full length, without --quick and --steps")
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     if options.photographs is not None:
@@ -62,16 +67,34 @@ def select(known: Iterable[str], names: Sequence[str] | None, what: str) -> list
     return [name for name in known if names is None or name in names]
 
 
-def prepare(options: argparse.Namespace) -> dict[str, list[Run]]:
-    """Writes the data and the settings, and returns the runs of each shift."""
-    runs = {}
+class Task(NamedTuple):
+    """The runs of a shift, and where their results belong."""
+
+    title: str
+    rows: list[Row]
+    runs: list[Run]
+    record: Record
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Task]:
+    """Writes the data and the settings, and returns the task of each shift.
+
+    Raises:
+        ValueError: With --store, the repository holds results of other settings.
+    """
+    tasks = {}
     known = shifts(options.photographs)
     for name in select(known, options.shifts, "--shifts"):
-        settings = known[name].prepare(options.output / "data" / name, options.quick)
-        of_shift = {row.name: row for row in rows(read_layers([str(settings)]))}
+        shift = known[name]
+        settings = shift.prepare(options.output / "data" / name, options.quick)
+        config = read_layers([str(settings)])
+        of_shift = {row.name: row for row in rows(config)}
         chosen = [of_shift[row] for row in select(of_shift, options.rows, f"--rows, shift {name}")]
-        runs[name] = plan(settings, options.output / name, chosen, options.seeds, options.steps)
-    return runs
+        runs = plan(settings, options.output / name, chosen, options.seeds, options.steps)
+        of_shift |= {run.row.name: run.row for run in runs}  # the networks they start from
+        record = begin(shift, config, of_shift.values(), FOLDER / f"{name}.json" if options.store else None)
+        tasks[name] = Task(shift.title, [*of_shift.values()], runs, record)
+    return tasks
 
 
 def train(runs: Sequence[Run], jobs: int) -> int:
@@ -85,17 +108,18 @@ def train(runs: Sequence[Run], jobs: int) -> int:
     return failed
 
 
-def report(runs: dict[str, list[Run]], options: argparse.Namespace) -> None:
-    """Prints the tables of the finished runs, and writes them."""
-    known, page = shifts(options.photographs), []
-    for name, of_shift in runs.items():
-        results = [read_result(run) for run in of_shift if run.finished]
+def report(tasks: dict[str, Task], options: argparse.Namespace) -> None:
+    """Prints and writes the tables of the finished runs, with --store those of all stored results."""
+    page = []
+    for name, task in tasks.items():
+        results = [read_result(run) for run in task.runs if run.finished]
         if results:
-            tables = f"{quality_table(results, known[name].rare)}\n\n{score_table(results)}"
-            page.append(f"## {name}: {known[name].title}\n\n{tables}\n")
-            if options.docs:
-                text = insert(options.docs.read_text(encoding="utf-8"), name, tables)
-                options.docs.write_text(text, encoding="utf-8")
+            record = task.record.added(results, task.rows)
+            if options.store:
+                write_file(FOLDER / f"{name}.json", record)
+                text = insert(PAGE.read_text(encoding="utf-8"), name, record.tables)
+                PAGE.write_text(text, encoding="utf-8")
+            page.append(f"## {name}: {task.title}\n\n{record.tables}\n")
     print("\n".join(page))
     (options.output / "quality.md").write_text("\n".join(page), encoding="utf-8")
 
@@ -103,8 +127,11 @@ def report(runs: dict[str, list[Run]], options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Executes the runs and writes the tables; the exit code is 1 if a run failed."""
     options = parse_arguments(arguments)
-    runs = prepare(options)
-    every = [run for of_shift in runs.values() for run in of_shift]
+    try:
+        tasks = prepare(options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    every = [run for task in tasks.values() for run in task.runs]
     if options.list:
         for run in every:
             print(f"{'finished' if run.finished else '        '} {run.folder}: {run.row.title}")
@@ -113,7 +140,7 @@ def main(arguments: Sequence[str]) -> None:
         folders = "\n".join(outdated)
         raise SystemExit(f"results of other settings, delete them or choose another --output:\n{folders}")
     failed = 0 if options.report else train(every, options.jobs)
-    report(runs, options)
+    report(tasks, options)
     if failed:
         raise SystemExit(f"{failed} of {len(every)} runs failed")
 
