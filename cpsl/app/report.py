@@ -60,6 +60,7 @@ def collect(config: Config, process: Process) -> Report:
         reason=reason,
         selected=config.select_checkpoint,
         model=(config.output / "model.pt").as_posix(),
+        seed=config.seed,
         iterations=iterations(config),
         comparison=evidence.comparison,
         data_sets=evidence.data_sets,

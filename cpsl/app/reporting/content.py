@@ -96,6 +96,7 @@ class Report:
     reason: str = ""  # why that stage, a sentence without its period
     selected: str = "last"  # `select_checkpoint`
     model: str = "model.pt"  # path of the run's model
+    seed: int = 0  # of the run
     iterations: dict[str, int] = field(default_factory=dict)  # of the stages that were trained
     comparison: Comparison | None = None  # of the stages before and after adaptation
     data_sets: list[DataSet] = field(default_factory=list)

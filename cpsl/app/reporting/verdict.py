@@ -1,6 +1,7 @@
 """The verdict of a report: what adaptation brought, what it cost, how far to trust it, what to do next."""
 
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from shlex import quote
 from typing import NamedTuple
 
@@ -276,10 +277,17 @@ def _steps(report: Report, kind: Kind) -> list[Step]:
     elif kind != "rejected":
         found += map(Step, _advice_on_classes(report))
     if kind in ("better", "unclear", "untested", "worse"):
-        found.append(
-            Step("Repeat with --seed 1 and --seed 2 before you rely on a difference of a point or two.")
-        )
+        found.append(_repetition(report))
     return found
+
+
+def _repetition(report: Report) -> Step:
+    run, seed = PurePosixPath(report.model).parent, report.seed + 1
+    config, output = run / "config.toml", f"{run}_seed_{seed}" if run.name else f"seed_{seed}"
+    return Step(
+        "Repeat with other seeds before you rely on a difference of a point or two:",
+        f"cpsl adapt --config {quote(str(config))} --seed {seed} --output {quote(output)}",
+    )
 
 
 def _steps_after_rejection(report: Report) -> list[Step]:

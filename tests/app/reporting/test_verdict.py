@@ -1,12 +1,16 @@
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from app.sample_report import build_report
+from cpsl.app.command_line import parse, read_layers
 from cpsl.app.reporting.content import DataSet, Kind, Report
 from cpsl.app.reporting.verdict import class_changes, judge
+from cpsl.app.settings import to_toml
 
 TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
 CLASSES = ("road", "sky", "car")
@@ -74,7 +78,7 @@ def test_without_labels_the_scores_are_not_called_accuracies() -> None:
 def test_a_harmful_adaptation_names_the_other_network() -> None:
     steps = judge(report(GOOD, BAD)).steps
     assert "source_only/model.pt" in steps[0].text
-    assert not any(step.command for step in steps)
+    assert not any("predict" in step.command for step in steps)
 
 
 def test_a_rejected_network_that_the_labels_prefer_is_named() -> None:
@@ -99,6 +103,25 @@ def test_generated_images_few_labels_and_selection_by_labels_lower_the_trust() -
     assert "generated" not in text
     streets = replace(made, data_sets=[DataSet("source", 400, 400, "", "", generated=True)])
     assert "generated" in " ".join(judge(streets).trust)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("name", ["mine", "my run", "."])
+def test_the_command_of_another_seed_repeats_the_run_in_another_folder(
+    seed: int, name: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(name)
+    run.mkdir(exist_ok=True)
+    before = replace(read_layers(["demo"]), seed=seed, output=run)
+    (run / "config.toml").write_text(to_toml(before))
+    made = report(BAD, GOOD, model=(run / "model.pt").as_posix(), seed=seed)
+    program, adapt, *words = shlex.split(judge(made).steps[-1].command)
+    assert (program, adapt) == ("cpsl", "adapt")
+    again = parse(words)
+    assert again.seed not in (seed, 0)
+    assert again.output.resolve() != run.resolve()
+    assert replace(again, seed=seed, output=before.output) == before
 
 
 def test_classes_are_sorted_by_their_gain_and_unknown_ones_come_last() -> None:
