@@ -287,7 +287,7 @@ class Config:
     precision: Precision = "float32"
     """Precision of the networks; the half precisions are mixed precision."""
     gradient_accumulation_steps: Count = 1
-    """Split each batch into this many micro-batches, to save memory."""
+    """Split each batch into this many micro-batches, at most one per image, to save memory."""
     workers: Amount = 4
     """Data loading processes per training process."""
     checkpoint_every: Count = 1000

@@ -180,11 +180,12 @@ def _batches(
     start: int,
     sampling: Sampling | None = None,
 ) -> Iterator[Any]:
+    parts, images = micro_batches(config, batch_size, process)
     loader = data.training_loader(
         views,
-        micro_batch_size(config, batch_size, process),
+        images,
         seed=derive_seed(config.seed, purpose),
-        start=start * config.gradient_accumulation_steps,
+        start=start * parts,
         num_workers=config.workers,
         pin_memory=process.device.type == "cuda",
         sampling=sampling,
@@ -193,15 +194,24 @@ def _batches(
         yield batch.to(process.device).apply_deferred()
 
 
-def micro_batch_size(config: Config, batch_size: int, process: Process) -> int:
-    """Returns the images per process and micro-batch; raises ValueError if a batch cannot be divided."""
-    size, rest = divmod(batch_size, process.world_size * config.gradient_accumulation_steps)
+def micro_batches(config: Config, batch_size: int, process: Process) -> tuple[int, int]:
+    """Returns the micro-batches of a step, and the images of each and process.
+
+    Raises:
+        ValueError: The images cannot be divided evenly.
+    """
+    images, rest = divmod(batch_size, process.world_size)
     if rest:
         raise ValueError(
-            f"batch_size {batch_size} must be a multiple of processes ({process.world_size}) times "
-            f"gradient_accumulation_steps ({config.gradient_accumulation_steps})"
+            f"batch_size {batch_size} must be a multiple of the processes ({process.world_size})"
         )
-    return size
+    parts = min(config.gradient_accumulation_steps, images)  # stages differ in their batch size
+    if images % parts:
+        raise ValueError(
+            f"batch_size {batch_size} gives {images} images per process, which must be a multiple of "
+            f"gradient_accumulation_steps ({parts})"
+        )
+    return parts, images // parts
 
 
 def share_of_rank(items: Sequence[T], process: Process, title: str) -> Iterator[T]:

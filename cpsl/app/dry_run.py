@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from cpsl._internal.durations import describe_duration
 from cpsl.app.config import PREVIOUS, Config, Distill, InitFrom, Online, SelfLabel, WarmUp
-from cpsl.app.datasets import evaluation_dataset, target_dataset
+from cpsl.app.datasets import evaluation_dataset, micro_batches, target_dataset
 from cpsl.app.evaluate import evaluate
 from cpsl.app.networks import build_model, save_model
 from cpsl.app.pseudo_labels import describe_target, label_target
@@ -63,7 +63,7 @@ def dry_run(config: Config, process: Process) -> list[Part]:
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel("ERROR")
         folder = Path(name)
-        small = _shorten(config, folder)
+        small = _shorten(config, folder, process)
         model = build_model(small, "random").to(process.device)
         for stage in ("warmup", "self_label", "distill_1"):
             save_model(folder / stage / "model.pt", model, small)
@@ -80,8 +80,9 @@ def dry_run(config: Config, process: Process) -> list[Part]:
             # The checkpoint before the last is kept as well.
             files = [*(folder / stage).glob("*.pt"), folder / stage / "checkpoint.pt"]
             disk = sum(file.stat().st_size for file in files) + evaluated * label_map
-            seconds = cost.seconds_per_iteration * config.gradient_accumulation_steps
-            times = config.settings_of(stage).iterations
+            settings = config.settings_of(stage)
+            times, micro = settings.iterations, micro_batches(config, settings.batch_size, process)[0]
+            seconds = cost.seconds_per_iteration * micro
             parts.append(Part(stage, seconds, times, cost.peak_memory, disk))
             if config.evaluate_every:
                 evaluations += times // config.evaluate_every
@@ -108,11 +109,11 @@ def table(parts: list[Part]) -> str:
     return text_table(rows)
 
 
-def _shorten(config: Config, folder: Path) -> Config:
+def _shorten(config: Config, folder: Path, process: Process) -> Config:
     """Returns settings of the same sizes with few iterations and images."""
-    parts = config.gradient_accumulation_steps
 
     def short(settings: Settings) -> Settings:
+        parts, _ = micro_batches(config, settings.batch_size, process)
         return replace(settings, iterations=ITERATIONS, batch_size=settings.batch_size // parts)
 
     return replace(

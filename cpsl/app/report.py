@@ -65,6 +65,7 @@ def collect(config: Config, process: Process) -> Report:
         comparison=evidence.comparison,
         data_sets=evidence.data_sets,
         source_labels=evidence.source_labels,
+        shared=evidence.shared,
         unreadable=list(dict.fromkeys([*evidence.unreadable, *unreadable])),
         clustering=_clustering(config, process),
         facts=describe_run(config, chosen),

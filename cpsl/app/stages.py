@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cpsl.app.clusterings import online_clustering, self_label_clustering
 from cpsl.app.config import PREVIOUS, Authors, Config, Online
 from cpsl.app.curves import TITLES
-from cpsl.app.datasets import label_space, source_batches, target_batches
+from cpsl.app.datasets import label_space, micro_batches, source_batches, target_batches
 from cpsl.app.evaluate import source_distribution
 from cpsl.app.networks import build_model, build_optimizer, compile_networks, save_model
 from cpsl.app.pseudo_labels import label_target, read_start
@@ -210,7 +210,8 @@ def train(
 
     A checkpoint holds `state`, which is equal on every rank, and `state_of_rank`.
     """
-    settings, parts = config.settings_of(stage), config.gradient_accumulation_steps
+    settings = config.settings_of(stage)
+    parts, _ = micro_batches(config, settings.batch_size, process)
     optimization = Optimization(
         optimizers,
         settings.iterations,

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from cpsl.app.command_line import parse
-from cpsl.app.datasets import draw_streets, open_dataset, source_batches, target_batches
+from cpsl.app.command_line import parse, read_layers
+from cpsl.app.config import Config
+from cpsl.app.datasets import draw_streets, micro_batches, open_dataset, source_batches, target_batches
 from cpsl.app.settings import UsageError, to_toml
 from cpsl.data import SourceBatch, TargetBatch
 from cpsl.training import Process
@@ -24,6 +27,30 @@ def settings(tmp_path: Path) -> list[str]:
         options += [f"--{name}.dataset", dataset, f"--{name}.root", str(tmp_path / folder)]
         options += [f"--{name}.streets", "2", f"--{name}.streets-size", "64", "128"]
     return options
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 8))
+def test_micro_batches_divide_a_batch_evenly_or_not_at_all(batch_size: int, steps: int, ranks: int) -> None:
+    config = replace(Config(), gradient_accumulation_steps=steps)
+    process = Process(torch.device("cpu"), 0, ranks)
+    try:
+        parts, images = micro_batches(config, batch_size, process)
+    except ValueError:
+        assert batch_size % ranks or batch_size // ranks % steps
+        return
+    assert parts * images * ranks == batch_size
+    assert images >= 1
+    assert parts == min(steps, batch_size // ranks)
+
+
+@pytest.mark.parametrize("memory", ["one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"])
+@pytest.mark.parametrize(
+    "recipe", [None, "gta5_to_cityscapes", "synthia_to_cityscapes", "online_mit_b5", "online_dinov2"]
+)
+def test_the_recipes_of_one_gpu_suit_all_recipes(recipe: str | None, memory: str) -> None:
+    config = read_layers([memory] if recipe is None else [recipe, memory])
+    for stage in config.stages:
+        micro_batches(config, config.settings_of(stage).batch_size, PROCESS)
 
 
 def test_deferred_operations_on_the_device_agree_with_those_of_the_workers(settings: list[str]) -> None:

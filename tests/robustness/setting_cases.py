@@ -46,7 +46,10 @@ OPTIONS = {
     "--self-label.teacher-momentum 1.5": ("self_label.teacher_momentum", "1.5"),
     "--checkpoint-every 0": ("checkpoint_every", "0"),
     "--workers -1": ("workers", "-1"),
-    "--gradient-accumulation-steps 2": ("batch_size", "gradient_accumulation_steps"),
+    "--gradient-accumulation-steps 2 --source-only.batch-size 3": (
+        "batch_size",
+        "gradient_accumulation_steps",
+    ),
     "--palette 1 2 3": ("palette", "3", "1"),
     "--palette 1 2 3 4 5 6 7 8 999": ("palette", "999"),
     "--classes road road sky": ("class", "road"),

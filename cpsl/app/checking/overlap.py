@@ -33,7 +33,7 @@ def warn_of_overlap(datasets: Mapping[str, SegmentationDataset], domains: Mappin
                 continue
             if name == "target" and domains[source].from_target:
                 continue
-            if shared := _shared_images(datasets[name], datasets[source]):
+            if shared := shared_images(datasets[name], datasets[source]):
                 texts.append(_describe(name, source, shared, len(datasets[name])))
     return [fill(f"Warning: {text}") for text in texts]
 
@@ -45,7 +45,7 @@ def _describe(name: str, source: str, shared: list[Path], images: int) -> str:
     return text + f"There is nothing to adapt to: check the paths in {table(source)} and {table(name)}"
 
 
-def _shared_images(dataset: SegmentationDataset, other: SegmentationDataset) -> list[Path]:
+def shared_images(dataset: SegmentationDataset, other: SegmentationDataset) -> list[Path]:
     """Returns the image files of a data set whose content is that of an image of the other."""
     first, second = (
         [path for i in range(len(each)) if (path := files_of(each, i)[0]) is not None and path.is_file()]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
-from cpsl.app.datasets import domains, label_space, micro_batch_size, open_dataset, target_dataset
+from cpsl.app.datasets import domains, label_space, micro_batches, open_dataset, target_dataset
 from cpsl.app.networks import build_model, custom_builder, load_model
 from cpsl.app.sizes import fit_crop
 from cpsl.app.stages import trained_stages
@@ -80,7 +80,7 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
     for stage in dict.fromkeys("distill" if s in PREVIOUS else s for s in trained_stages(config)):
         settings = getattr(config, stage)
         try:
-            micro_batch_size(config, settings.batch_size, process)
+            micro_batches(config, settings.batch_size, process)
         except ValueError as error:
             problems.append(f"{stage}.{error}")
         if config.authors.repeat_backbone_steps and settings.optimizer.name != "sgd":

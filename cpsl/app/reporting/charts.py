@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from cpsl.app.evaluate import evenly_spaced
 from cpsl.app.reporting.compare import ImageResult
@@ -116,8 +117,10 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> Curve:
     """Draws a curve; a median of five smooths the noise of single batches."""
     values = np.array([value for _, value in points])
     few = len(points) <= 12
-    padded = np.pad(values, 2, mode="edge")
-    smooth = values if few else np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1)
+    # At the ends the median is that of the three or four values that there are.
+    smooth = (
+        values if few else np.array([np.median(values[max(i - 2, 0) : i + 3]) for i in range(len(values))])
+    )
     low, high = float(values.min()), float(values.max())
     least = 0.02 * max(abs(low), abs(high)) or 1.0  # a nearly flat curve lies in the middle, and looks flat
     if high - low < least:
@@ -186,14 +189,20 @@ def class_shares(report: Report) -> list[Series]:
         for i, (name, shares) in enumerate(report.source_labels.items())
         if any(shares)
     ]
-    if report.comparison is not None and report.comparison.labeled:
-        pixels = report.comparison.confusion[0].sum(dim=1).double()
-        known.append(Series("labels of the target", "target", (pixels / pixels.sum().clamp_min(1)).tolist()))
-    for stage, sign in dict(zip(report.ends, ("before", "after"), strict=True)).items():
-        shares = report.metrics[stage].get("class_frequency")
-        if shares and sum(shares) > 0:
+    comparison, ends = report.comparison, list(dict.fromkeys(report.ends))
+    predicted = [report.metrics[stage].get("class_frequency") or [] for stage in ends]
+    if comparison is not None and comparison.labeled:  # labels and predictions of the same pixels
+        known.append(Series("evaluation labels", "target", _shares(comparison.confusion[0].sum(dim=1))))
+        predicted = [_shares(matrix.sum(dim=0)) for matrix in comparison.confusion[-len(ends) :]]
+    for stage, sign, shares in zip(ends, ("before", "after"), predicted, strict=False):
+        if sum(shares) > 0:
             known.append(Series(f"predictions of “{title_of(stage)}”", sign, shares))
     return known
+
+
+def _shares(pixels: Tensor) -> list[float]:
+    shares: list[float] = (pixels.double() / pixels.sum().clamp_min(1)).tolist()
+    return shares
 
 
 def position(value: float) -> float:

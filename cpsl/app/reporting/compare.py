@@ -91,9 +91,11 @@ def chosen_images(images: Sequence[ImageResult], each: int = 2) -> dict[int, str
         Indices of the images in the order of the report, with the reason of each choice.
 
     Example:
-        >>> images = [ImageResult(str(i), 10.0 * i, 10.0 * i, 0.0) for i in range(9)]
-        >>> list(chosen_images(images, each=1).items())
-        [(8, 'best, mean IoU 80.0'), (4, 'median, mean IoU 40.0'), (0, 'worst, mean IoU 0.0')]
+        >>> images = [ImageResult(str(i), 9.0, 10.0 * i, 0.0) for i in range(9)]
+        >>> chosen_images(images, each=1)[0]
+        'worst, mean IoU 9.0 → 0.0'
+        >>> list(chosen_images(images, each=1))
+        [8, 4, 0]
     """
     known = [i for i, image in enumerate(images) if image.after is not None]
     if known:
@@ -113,7 +115,7 @@ def chosen_images(images: Sequence[ImageResult], each: int = 2) -> dict[int, str
 def _value(image: ImageResult) -> str:
     if image.after is None:
         return f", {100 * image.changed:.1f} % of the pixels"
-    return f", mean IoU {image.after:.1f}"
+    return f", mean IoU {image.before or 0:.1f} → {image.after:.1f}"
 
 
 def _confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cpsl.app.checking.overlap import shared_images
 from cpsl.app.config import Config
 from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
@@ -42,12 +43,14 @@ class Evidence:
         comparison: Of the stages before and after adaptation.
         data_sets: One entry per domain.
         source_labels: Class frequencies by source.
+        shared: Number of evaluation images that are images of the target as well.
         unreadable: Why data could not be read, one text per reason.
     """
 
     comparison: Comparison
     data_sets: list[DataSet] = field(default_factory=list)
     source_labels: dict[str, list[float]] = field(default_factory=dict)
+    shared: int = 0
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -83,6 +86,7 @@ def gather(config: Config, process: Process, stages: tuple[str, str]) -> Evidenc
         ),
         attempt(lambda: _describe(config, process), lambda: stored.data_sets if stored else []),
         attempt(lambda: _count(config), lambda: stored.source_labels if stored else {}),
+        attempt(lambda: _count_shared(config), lambda: stored.shared if stored else 0),
         unreadable,
     )
     if not unreadable:
@@ -141,6 +145,13 @@ def _count(config: Config) -> dict[str, list[float]]:
         return {name: class_frequencies(open_dataset(config, source)) for name, source in sources}
 
 
+def _count_shared(config: Config) -> int:
+    if not config.evaluation.given:
+        return 0
+    with reading_data():
+        return len(shared_images(evaluation_dataset(config), open_dataset(config, config.target)))
+
+
 def _key(config: Config, stages: tuple[str, str]) -> list[Any]:
     """Returns what must be the same for stored evidence to be that of the run as it is now."""
     return [*stages, evaluation_version(config), label_space(config).names]
@@ -156,6 +167,7 @@ def _to_json(evidence: Evidence, config: Config, stages: tuple[str, str]) -> dic
         "class_gains": comparison.class_gains,
         "data_sets": [vars(data) for data in evidence.data_sets],
         "source_labels": evidence.source_labels,
+        "shared": evidence.shared,
     }
 
 
@@ -172,6 +184,6 @@ def _read(path: Path, config: Config, stages: tuple[str, str]) -> Evidence | Non
             [bounds and Interval(*bounds) for bounds in content["class_gains"]],
         )
         data_sets = [DataSet(**data) for data in content["data_sets"]]
-        return Evidence(comparison, data_sets, content["source_labels"])
+        return Evidence(comparison, data_sets, content["source_labels"], content.get("shared", 0))
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -53,6 +53,13 @@ def trust(report: Report, kind: Kind) -> list[str]:
                 f"{plural(comparison.labeled, 'labeled image')} are few: {ENOUGH_IMAGES} or more make the "
                 "figures reliable."
             )
+        if report.shared:
+            every = report.shared == len(comparison.images)
+            found.append(
+                f"{'All' if every else f'{report.shared} of the'} {len(comparison.images)} evaluation images "
+                "are also images of the target: the network was adapted to them, without their labels. "
+                "Others may have a lower IoU."
+            )
         if rare := _rare_classes(report):
             found.append(_of_rare_classes(rare))
     elif after is None:

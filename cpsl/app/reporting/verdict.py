@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from shlex import quote
 from typing import NamedTuple
 
-from cpsl.app.reporting.compare import confusions
+from cpsl.app.reporting.compare import normalized
 from cpsl.app.reporting.content import SHORTEST, Kind, Report, title_of
 from cpsl.app.reporting.trust import RARE, trust, trust_in_brief
 from cpsl.app.reporting.words import difference, duration, listing, number, plural, share, size
@@ -163,10 +163,11 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
 
 
 def _gains_and_losses(report: Report) -> list[str]:
-    changes = [change for change in class_changes(report) if change.gain is not None]
-    gained = [c for c in changes if (c.gain or 0) >= NOTABLE]
-    lost = [c for c in reversed(changes) if (c.gain or 0) <= -NOTABLE]
-    if not (gained or lost):
+    changes = [change for change in class_changes(report) if abs(change.gain or 0) >= NOTABLE]
+    gained = [c for c in changes if c.clear and (c.gain or 0) > 0]
+    lost = [c for c in reversed(changes) if c.clear and (c.gain or 0) < 0]
+    unclear = [c for c in changes if not c.clear]
+    if not changes:
         return [f"No class changed by {NOTABLE:.0f} point or more."]
 
     def name(some: list[Change]) -> str:
@@ -177,11 +178,14 @@ def _gains_and_losses(report: Report) -> list[str]:
         f"{plural(len(some), 'class')} {what} at least a point: {name(some)}"
         for some, what in ((gained, "gained"), (lost, "lost"))
         if some
-    ]
-    if not gained:
-        parts = [f"No class gained a point; {plural(len(lost), 'class')} lost as much: {name(lost)}"]
-    elif not lost:
-        parts.append("no class lost as much")
+    ] or ["no class clearly gained or lost a point"]
+    if gained and not lost:
+        parts.append("no class clearly lost as much")
+    if unclear:
+        parts.append(
+            f"{plural(len(unclear), 'class')} changed by a point or more, which another choice of images "
+            f"could explain: {name(sorted(unclear, key=lambda c: -abs(c.gain or 0)))}"
+        )
     text = "; ".join(parts)
     return [text[0].upper() + text[1:] + "."]
 
@@ -310,27 +314,62 @@ def _steps_after_rejection(report: Report) -> list[Step]:
 
 
 def _advice_on_classes(report: Report) -> list[str]:
+    """Returns what the classes with the lowest IoU, and those that lost, are taken for."""
     after = report.metrics[report.ends[1]]["iou"]
     weak = sorted((iou, name) for name, iou in after.items() if iou is not None and iou < 20)[:3]
-    if not weak:
-        return []
-    known = [(name, k) for k, name in enumerate(report.classes)]
-    index = dict(known)
-    advice = f"Weakest classes: {listing(f'{name} ({number(iou)})' for iou, name in weak)}."
-    rare = [
-        name
-        for _, name in weak
-        if report.source_labels and max(f[index[name]] for f in report.source_labels.values()) < RARE
+    advice = []
+    if weak:
+        text = f"Weakest classes: {listing(f'{name} ({number(iou)})' for iou, name in weak)}."
+        advice.append(text + (_rarity(report, [n for _, n in weak]) or _main_error(report, weak[0][1])))
+    lost = [
+        c for c in class_changes(report) if c.clear and (c.gain or 0) <= -NOTABLE and (c.after or 0) >= 20
     ]
-    if rare:
-        advice += (
-            f" The source has few pixels of {listing(rare)}: add labeled images with them, or set "
-            "views.rare_class_temperature = 0.01."
+    advice += [text for change in reversed(lost[-2:]) if (text := _main_loss(report, change))]
+    return advice
+
+
+def _rarity(report: Report, names: list[str]) -> str:
+    most = [max(shares) for shares in zip(*report.source_labels.values(), strict=True)]
+    rare = [n for n, share_of_source in zip(report.classes, most, strict=False) if share_of_source < RARE]
+    if not (rare := [name for name in names if name in rare]):
+        return ""
+    return (
+        f" The source has few pixels of {listing(rare)}: add labeled images with them, or set "
+        "views.rare_class_temperature = 0.01."
+    )
+
+
+def _main_error(report: Report, name: str) -> str:
+    """Returns what most of the wrong predictions of a class are, or most of its missed pixels."""
+    if report.comparison is None or not report.comparison.labeled:
+        return ""
+    matrix, k = report.comparison.confusion[1], report.classes.index(name)
+    labeled, predicted = int(matrix[k].sum()), int(matrix[:, k].sum())
+    others = matrix.clone()
+    others[k, k] = 0
+    if predicted > 2 * labeled:
+        source = int(others[:, k].argmax())
+        times = (
+            f"{predicted / labeled:.1f} times as often as it is labeled" if labeled else "and nowhere labeled"
         )
-    elif report.comparison is not None:
-        matrix, names = report.comparison.confusion[1], {name for _, name in weak}
-        for k, j, part in confusions(matrix, report.classes, most=len(report.classes) ** 2):
-            if report.classes[k] in names:
-                advice += f" {share(part)} of {report.classes[k]} is taken for {report.classes[j]}."
-                break
-    return [advice]
+        wrong = share(float(others[source, k]) / predicted)
+        return f" {name} is predicted {times}; {wrong} of these pixels are {report.classes[source]}."
+    other = int(others[k].argmax())
+    missed = float(others[k, other]) / max(labeled, 1)
+    return f" {share(missed)} of {name} is taken for {report.classes[other]}." if missed else ""
+
+
+def _main_loss(report: Report, change: Change) -> str:
+    """Returns which confusion of a class grew the most, "" if none did."""
+    if report.comparison is None:
+        return ""
+    before, after = (normalized(matrix)[change.class_index] for matrix in report.comparison.confusion)
+    grown = after - before
+    grown[change.class_index] = 0
+    other = int(grown.argmax())
+    if grown[other] <= 0:
+        return ""
+    return (
+        f"{change.name} lost {number(abs(change.gain or 0))} points: {share(float(after[other]))} of it is "
+        f"taken for {report.classes[other]}, {share(float(before[other]))} before."
+    )

@@ -105,6 +105,42 @@ def test_generated_images_few_labels_and_selection_by_labels_lower_the_trust() -
     assert "generated" in " ".join(judge(streets).trust)
 
 
+def test_only_clear_changes_of_classes_count_as_gains_and_losses() -> None:
+    # Road and sky are mended; the interval of the road is unknown.
+    made = report(torch.where(TRUTH == 1, 0, TRUTH), TRUTH)
+    assert made.comparison is not None
+    intervals = [None, *made.comparison.class_gains[1:2], None]
+    text = " ".join(
+        judge(replace(made, comparison=replace(made.comparison, class_gains=intervals))).sentences
+    )
+    assert "1 class gained at least a point: sky (+100.0)" in text
+    assert "1 class changed by a point or more, which another choice of images could explain: road" in text
+
+
+def test_evaluation_images_that_are_target_images_are_named() -> None:
+    made = report(BAD, GOOD)
+    assert "images of the target" not in " ".join(judge(made).trust)
+    assert "5 of the 12 evaluation images are also" in " ".join(judge(replace(made, shared=5)).trust)
+    assert "All 12 evaluation images are also" in " ".join(judge(replace(made, shared=12)).trust)
+
+
+def test_the_errors_of_weak_and_of_worse_classes_are_named() -> None:
+    def advice(before: Tensor, after: Tensor) -> str:
+        return " ".join(step.text for step in judge(report(before, after)).steps)
+
+    # The sky is predicted on three quarters of the car as well: what is wrong is what is predicted.
+    flooded = torch.where((TRUTH == 2) & (torch.arange(8) > 4), 1, TRUTH).roll(1, dims=1)
+    matrix_text = advice(TRUTH, flooded)
+    assert (
+        "sky is predicted 2.5 times as often as it is labeled; 60 % of these pixels are car." in matrix_text
+    )
+    # Sky is missed: what is wrong is what it is taken for.
+    missed = torch.where(TRUTH == 1, 0, TRUTH)
+    assert "100 % of sky is taken for road." in advice(TRUTH, missed)
+    half = torch.where((TRUTH == 2) & (torch.arange(8) > 5), 0, TRUTH)
+    assert "car lost 50.0 points: 50 % of it is taken for road, 0 % before." in advice(TRUTH, half)
+
+
 @pytest.mark.parametrize("seed", [0, 2])
 @pytest.mark.parametrize("name", ["mine", "my run", "."])
 def test_the_command_of_another_seed_repeats_the_run_in_another_folder(
