@@ -53,7 +53,7 @@ images = "target/images"
 BEGIN = (
     ("cpsl demo", "try it on generated scenes"),
     ("cpsl check --config my.toml --config cpu", "check files, estimate the time"),
-    ("cpsl adapt --config my.toml --config cpu", "adapt; with a GPU omit cpu"),
+    ("cpsl adapt --config my.toml --config cpu", "adapt; with a GPU: --config gpu"),
 )
 """The first commands of somebody new, and what they do."""
 

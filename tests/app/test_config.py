@@ -14,7 +14,7 @@ from cpsl.app.reporting.content import TITLES
 from cpsl.app.settings import UsageError, override, schema, to_toml
 from cpsl.app.stages import TRAINERS
 
-OVERLAYS = {"authors", "cpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
+OVERLAYS = {"authors", "cpu", "gpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
 
 # CPSL (CVPR 2022), section 4.1 and the supplement; see docs/reproduce.md.
 PAPER: dict[str, Any] = {

@@ -45,7 +45,7 @@ def test_micro_batches_divide_a_batch_evenly_or_not_at_all(batch_size: int, step
 
 @pytest.mark.parametrize("memory", ["one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"])
 @pytest.mark.parametrize(
-    "recipe", [None, "gta5_to_cityscapes", "synthia_to_cityscapes", "online_mit_b5", "online_dinov2"]
+    "recipe", [None, "gpu", "gta5_to_cityscapes", "synthia_to_cityscapes", "online_mit_b5", "online_dinov2"]
 )
 def test_the_recipes_of_one_gpu_suit_all_recipes(recipe: str | None, memory: str) -> None:
     config = read_layers([memory] if recipe is None else [recipe, memory])
