@@ -166,13 +166,13 @@ def propose_values(stored: StoredValues, classes: LabelSpace) -> Proposal:
     else:
         inside = [value for value in values if 0 <= value <= MAX_ID]
         ids = {value: "255" if value == IGNORE_INDEX else _quoted("?") for value in inside}
-    if not ids:
-        return Proposal([], notes)
     if not lossy:
-        lines = [_ids_line(ids)]
+        lines = [_ids_line(ids)] if ids else []
         if others - set(ids):
             lines.append(f"ignore_unknown = true  # ids are 0...{MAX_ID}: all other numbers are ignored")
         return Proposal(lines, notes)
+    if not ids:
+        return Proposal([], notes)
     noise = min([NOISE, *(abs(a - b) - 1 for a, b in combinations(values, 2))])
     return _inexact(ids, notes, noise, copies / max(sum(stored.numbers.values()), 1))
 

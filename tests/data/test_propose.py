@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cpsl.data.labels import LabelSpace, distinct_palette
@@ -16,6 +16,7 @@ from cpsl.data.values import ClassMap, StoredValues
     st.dictionaries(st.integers(-3, 70_000), st.integers(1, 50), max_size=12),
     st.sampled_from(["L", "I;16", "I"]),
 )
+@example({-1: 1}, "I")  # a label that is ignored as a whole
 def test_proposed_numbers_are_accepted_once_their_classes_are_known(
     numbers: dict[int, int], mode: str
 ) -> None:
