@@ -91,9 +91,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Task]:
         of_shift = {row.name: row for row in rows(config)}
         chosen = [of_shift[row] for row in select(of_shift, options.rows, f"--rows, shift {name}")]
         runs = plan(settings, options.output / name, chosen, options.seeds, options.steps)
-        of_shift |= {run.row.name: run.row for run in runs}  # the networks they start from
-        record = begin(shift, config, of_shift.values(), FOLDER / f"{name}.json" if options.store else None)
-        tasks[name] = Task(shift.title, [*of_shift.values()], runs, record)
+        every = [*of_shift.values(), *(row.source for row in of_shift.values())]
+        record = begin(shift, config, every, FOLDER / f"{name}.json" if options.store else None)
+        tasks[name] = Task(shift.title, every, runs, record)
     return tasks
 
 

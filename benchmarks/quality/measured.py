@@ -59,15 +59,18 @@ class Record:
         They replace results of the same row and seed.
         """
         found = {(result.row.name, result.seed): result for result in [*self.results, *results]}
-        place = {row.name: index for index, row in enumerate(rows)}
+        place = {name: index for index, name in enumerate(dict.fromkeys(row.name for row in rows))}
         keys = sorted(found, key=lambda key: (place[key[0]], key[1]))
         return Record(self.rare, self.settings, tuple(found[key] for key in keys))
 
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Returns settings by dotted name, without those that differ between machines or runs."""
-    values = flatten(tomllib.loads(to_toml(config)))
-    return {name: value for name, value in values.items() if name.rpartition(".")[2] not in OF_A_RUN}
+    return _portable(flatten(tomllib.loads(to_toml(config))))
+
+
+def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name.rpartition(".")[2] not in OF_A_RUN}
 
 
 def begin(shift: Shift, config: Config, rows: Iterable[Row], path: Path | None = None) -> Record:
@@ -86,7 +89,7 @@ def begin(shift: Shift, config: Config, rows: Iterable[Row], path: Path | None =
     now = settings_of(config)
     if path is None or not path.exists():
         return Record(shift.rare, now, ())
-    before, present = read_file(path), {row.name: row.settings for row in rows}
+    before, present = read_file(path), {row.name: _portable(row.settings) for row in rows}
     changed = [name for name, value in before.settings.items() if now.get(name) != value]
     changed += [
         f"row {row.name}"
@@ -126,7 +129,7 @@ def _line(result: Result) -> dict[str, Any]:
         for stage, metrics in result.stages.items()
     }
     return {
-        "row": asdict(result.row),
+        "row": asdict(result.row) | {"settings": _portable(result.row.settings)},
         "seed": result.seed,
         "minutes": round(result.minutes, 2),
         "stages": stages,

@@ -81,8 +81,8 @@ def dry_run(config: Config, process: Process) -> list[Part]:
             files = [*(folder / stage).glob("*.pt"), folder / stage / "checkpoint.pt"]
             disk = sum(file.stat().st_size for file in files) + evaluated * label_map
             settings = config.settings_of(stage)
-            times, micro = settings.iterations, micro_batches(config, settings.batch_size, process)[0]
-            seconds = cost.seconds_per_iteration * micro
+            batches, _ = micro_batches(config, settings.batch_size, process)
+            seconds, times = cost.seconds_per_iteration * batches, settings.iterations
             parts.append(Part(stage, seconds, times, cost.peak_memory, disk))
             if config.evaluate_every:
                 evaluations += times // config.evaluate_every

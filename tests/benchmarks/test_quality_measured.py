@@ -78,6 +78,33 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     assert not begin(FIELDS_2, other, ROWS).results
 
 
+def test_stored_rows_are_those_of_any_machine_and_any_choice_of_rows(tmp_path: Path, monkeypatch) -> None:
+    """The oracle names folders, and a baseline starts from a network that other rows do not need."""
+    monkeypatch.setattr(program, "FOLDER", tmp_path / "measured")
+
+    def prepare(machine: str, *chosen: str) -> program.Task:
+        folder = tmp_path / machine
+        for domain in ("source", "target", "evaluation"):
+            (folder / domain / "labels").mkdir(parents=True, exist_ok=True)
+        data = folder / "runs" / "data" / "fields2"
+        data.mkdir(parents=True, exist_ok=True)
+        lines = ['base = "cpu"', 'classes = ["soil", "plant"]']
+        lines += [f'{d}.images = "{(folder / d / "images").as_posix()}"' for d in ("source", "target")]
+        (data / "settings.toml").write_text("\n".join(lines))
+        words = ["--shifts", "fields2", "--store", "--output", str(folder / "runs"), "--rows", *chosen]
+        return program.prepare(program.parse_arguments(words))["fields2"]
+
+    first = prepare("first", "oracle", "dacs")
+    assert len({run.row.name for run in first.runs}) == 3  # and the source-only network of dacs
+    found = [Result(run.row, run.seed, {"source_only": {"miou": 1.0}}, 1.0) for run in first.runs]
+    write_file(tmp_path / "measured" / "fields2.json", first.record.added(found, first.rows))
+    assert str(tmp_path) not in (tmp_path / "measured" / "fields2.json").read_text()
+    second = prepare("second", "ours")
+    assert len(second.record.results) == len(found)
+    again = second.record.added([Result(OURS, 0, {"source_only": {"miou": 2.0}}, 1.0)], second.rows)
+    assert len(again.results) == len(found) + 1
+
+
 def test_the_program_stores_results_and_writes_the_page(tmp_path: Path, monkeypatch, capsys) -> None:
     page, output = tmp_path / "quality.md", tmp_path / "runs"
     page.write_text(PAGE.read_text())

@@ -113,9 +113,9 @@ def chosen_images(images: Sequence[ImageResult], each: int = 2) -> dict[int, str
 
 
 def _value(image: ImageResult) -> str:
-    if image.after is None:
+    if image.before is None or image.after is None:
         return f", {100 * image.changed:.1f} % of the pixels"
-    return f", mean IoU {image.before or 0:.1f} → {image.after:.1f}"
+    return f", mean IoU {image.before:.1f} → {image.after:.1f}"
 
 
 def _confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
