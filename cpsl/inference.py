@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from cpsl._internal.checking import check_shape
 from cpsl._internal.files import read_tensors, write_atomically
 from cpsl.authors.checkpoints import load_release_checkpoint
-from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, distinct_palette
+from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace
+from cpsl.data.palette import distinct_palette
 from cpsl.data.pictures import read_image
 from cpsl.data.training import whole_image
 from cpsl.models.adapters.fitting import refuse_integers

@@ -3,8 +3,9 @@
     cpsl demo
     python docs/online_pictures.py --config demo
 
-The step has the teacher, clusters, thresholds and limits with which the run ended. Labels of the target,
-which generated streets have, are used for the comparison only.
+The step has the teacher, clusters, thresholds and limits with which the run ended, and the weight that
+clusters have in the middle of the stage. Labels of the target, which generated streets have, are used for the
+comparison only.
 """
 
 import sys
@@ -43,6 +44,7 @@ from cpsl.training.log import text_table
 from cpsl.visualize import Palette, colorize, overlay, panel, titled
 
 FOLDER = Path(__file__).parent / "pictures"
+CLUSTER_WEIGHT = 0.25  # in the middle of the stage; at its end it is 0
 BATCHES = 30  # whose labels are compared; the crop with the most changes is shown
 
 
@@ -81,7 +83,7 @@ def take_step(
     corners, size = teacher.align_corners, target.weak.shape[2:]
     logits, features = run_network(teacher, to_float(target.weak))
     teacher_soft = logits.softmax(dim=1)
-    rectified = consensus(teacher_soft, clustering.assign(features))
+    rectified = consensus(teacher_soft, clustering.assign(features), CLUSTER_WEIGHT)
     soft = limits(thresholds(rectified))
     in_strong, valid = warp(
         soft, target.weak_view, target.strong_view, size, align_corners=corners, output_align_corners=False

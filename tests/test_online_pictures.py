@@ -25,12 +25,20 @@ def test_the_picture_shows_what_the_method_computes() -> None:
     thresholds, limits = DiceThresholds(3), ShareLimits(torch.tensor([0.5, 0.3, 0.2]), start_updates=1)
     clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
     method = OnlineSelfLabeling(
-        student, teacher, clustering, thresholds, limits, initial_steps=5, confidence_threshold=0.4
+        student,
+        teacher,
+        clustering,
+        thresholds,
+        limits,
+        initial_steps=5,
+        fading_steps=10,
+        confidence_threshold=0.4,
     )
     for _ in range(5):
         list(method.losses(source, target))
         method.update()
 
+    assert method.cluster_weight == online_pictures.CLUSTER_WEIGHT
     torch.manual_seed(1)
     step = online_pictures.take_step(teacher.module, clustering, thresholds, limits, source, target, 0.4)
     torch.manual_seed(1)

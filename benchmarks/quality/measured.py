@@ -18,7 +18,7 @@ from cpsl.app.settings import flatten, to_toml
 from .results import Result
 from .rows import Row
 from .shifts import Shift
-from .tables import quality_table, score_table
+from .tables import class_table, quality_table, score_table
 
 FOLDER = Path(__file__).with_name("measured")
 """Folder of the files."""
@@ -50,8 +50,10 @@ class Record:
 
     @property
     def tables(self) -> str:
-        """The tables of the rows and of the label-free scores in Markdown."""
-        return f"{quality_table(self.results, self.rare)}\n\n{score_table(self.results)}"
+        """The tables of the rows, of the classes and of the label-free scores in Markdown."""
+        results, rare = self.results, self.rare
+        tables = (quality_table(results, rare), class_table(results, rare), score_table(results))
+        return "\n\n".join(tables)
 
     def added(self, results: Iterable[Result], rows: Iterable[Row]) -> "Record":
         """Returns a record with these results too, in the order of the rows.

@@ -12,6 +12,9 @@ HEAD = (
     *("Row", "mIoU", "− source only", "− our recipe", "Rare classes", "− source only"),
     *("Largest loss of a class", "Run's model", "Minutes"),
 )
+BY_CLASS = ("source_only", "dacs", "dacs_our_source", "ours_clustering_false", "ours")
+"""Rows of the table of classes, in the order of its columns."""
+
 SCORE_HEAD = ("Score", "Rank correlation", "Loss of its choice", "Stage it chooses − last", "Worst run")
 
 
@@ -59,6 +62,27 @@ def _rare(results: Sequence[Result], rare: Sequence[str]) -> dict[int, float]:
 def _difference(values: dict[int, float], others: dict[int, float]) -> str:
     difference = paired(values, others)
     return "–" if difference is None else difference.text(sign=True)
+
+
+def class_table(results: Sequence[Result], rare: Sequence[str]) -> str:
+    """Returns the table of the IoU of each class, with a column for each of `BY_CLASS` that has results.
+
+    Args:
+        results: Results of a shift.
+        rare: The rare classes, which are marked.
+    """
+    columns = {name: [result for result in results if result.row.name == name] for name in BY_CLASS}
+    columns = {name: of_row for name, of_row in columns.items() if of_row}
+    titles = (of_row[0].row.title for of_row in columns.values())
+    classes = dict.fromkeys(name for of_row in columns.values() for result in of_row for name in result.iou)
+    lines = []
+    for name in classes:
+        line = [f"{name} (rare)" if name in rare else name]
+        for of_row in columns.values():
+            values = [iou for result in of_row if (iou := result.iou.get(name)) is not None]
+            line.append(spread(values).text() if values else "–")
+        lines.append(line)
+    return markdown(["Class", *titles], lines)
 
 
 def score_table(results: Sequence[Result]) -> str:

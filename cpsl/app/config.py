@@ -196,6 +196,8 @@ class Online:
     """Momentum of the moving averages: teacher and prototypes."""
     clustering: bool = True
     """Rectify the pseudo labels with clusters of the target; without, a plain mean teacher."""
+    fading: bool = True
+    """Lower the weight of the clusters in the labels to 0 over the stage; without, it stays 1/2."""
     balanced: bool = True
     """Balance the classes of the pseudo labels, for the best mean IoU instead of accuracy."""
     limited: bool = True

@@ -164,6 +164,7 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
         thresholds,
         limits,
         mixing=settings.mixing,
+        fading_steps=settings.iterations if settings.fading else None,
         confidence_threshold=settings.confidence_threshold,
         masked_weight=settings.masked_weight,
         masked_share=settings.masked_share,

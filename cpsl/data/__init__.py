@@ -6,17 +6,11 @@ from cpsl.data.cityscapes import Cityscapes
 from cpsl.data.folder import SegmentationFolder
 from cpsl.data.gta5 import GTA5
 from cpsl.data.jitter import ColorJitter
-from cpsl.data.labels import (
-    CITYSCAPES_13,
-    CITYSCAPES_16,
-    CITYSCAPES_19,
-    IGNORE_INDEX,
-    LabelSpace,
-    distinct_palette,
-)
+from cpsl.data.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, IGNORE_INDEX, LabelSpace
 from cpsl.data.loader import domain_loaders, training_loader
 from cpsl.data.names import Pattern
 from cpsl.data.orientation import rotated_images
+from cpsl.data.palette import distinct_palette
 from cpsl.data.propose import propose_settings
 from cpsl.data.pseudo_labels import HardLabelStore, SoftLabelStore
 from cpsl.data.rare_classes import RareClassSampling, count_classes, rare_class_probabilities

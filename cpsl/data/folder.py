@@ -7,7 +7,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from cpsl.data.files import and_skipped, find_files
-from cpsl.data.labels import LabelSpace, distinct_palette
+from cpsl.data.labels import LabelSpace
 from cpsl.data.matching import (
     PatternProposal,
     find_label_maps,
@@ -18,6 +18,7 @@ from cpsl.data.matching import (
 )
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, find_near_names, match_labels
 from cpsl.data.orientation import Convention
+from cpsl.data.palette import distinct_palette
 from cpsl.data.propose import is_suspicious_mask
 from cpsl.data.sample import Files
 from cpsl.data.values import ClassMap, Ids, count_stored_values

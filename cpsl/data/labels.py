@@ -1,6 +1,5 @@
 """Label spaces: names, order, colors and stored ids of classes."""
 
-import colorsys
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,22 +76,6 @@ class LabelSpace:
         if without:
             raise ValueError(f"these classes have no id: {', '.join(without)}")
         return [id_of[name] for name in self.names]
-
-
-def distinct_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns `count` colors that are easy to distinguish.
-
-    Example:
-        >>> len(set(distinct_palette(30)))
-        30
-    """
-    golden = 0.618034  # steps of the golden ratio spread the hues evenly for any count
-    colors = []
-    for i in range(count):
-        tone = (0.75, 0.9) if i % 2 == 0 else (0.5, 0.7)  # saturation and value
-        red, green, blue = colorsys.hsv_to_rgb(i * golden % 1, *tone)
-        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colors)
 
 
 _CITYSCAPES_COLORS = {

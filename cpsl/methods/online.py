@@ -42,6 +42,8 @@ class OnlineSelfLabeling(Method):
         mixing: What is pasted from the source: half of the classes ("class"), a rectangle of half of the
             area ("cut") where the scenes of the domains do not align, or nothing ("none").
         initial_steps: Steps in which the prototypes and the class distribution are those of the source.
+        fading_steps: Steps over which the weight of the clusters in the labels falls linearly from 1/2 to 0;
+            None keeps 1/2.
         confidence_threshold: Probability from which the teacher counts as confident, 0...1.
         self_label_weight: Weight of the clustering loss.
         masked_weight: Weight of the loss on masked images; 0 skips its pass.
@@ -73,6 +75,7 @@ class OnlineSelfLabeling(Method):
         *,
         mixing: Literal["class", "cut", "none"] = "class",
         initial_steps: int = 100,
+        fading_steps: int | None = None,
         confidence_threshold: float = 0.968,
         self_label_weight: float = 0.1,
         masked_weight: float = 1.0,
@@ -83,6 +86,8 @@ class OnlineSelfLabeling(Method):
         super().__init__()
         if mixing not in ("class", "cut", "none"):
             raise ValueError(f'mixing must be "class", "cut" or "none", got {mixing!r}')
+        if fading_steps is not None and fading_steps < 1:
+            raise ValueError(f"fading_steps must be at least 1, or None, got {fading_steps}")
         self.student = student
         self.align_corners = check_network(student).align_corners
         check_pair(student, teacher, average=True)
@@ -93,6 +98,7 @@ class OnlineSelfLabeling(Method):
         self.thresholds = thresholds
         self.limits = limits
         self.mixing = mixing
+        self.fading_steps = fading_steps
         self.confidence_threshold = confidence_threshold
         self.self_label_weight = self_label_weight
         self.masked_weight = masked_weight
@@ -125,7 +131,7 @@ class OnlineSelfLabeling(Method):
             logits, features = segment(self.teacher, to_float(target.weak))
             teacher = soft = logits.float().softmax(dim=1)
             if self.clustering is not None:
-                soft = consensus(teacher, unwrap(self.clustering).assign(features))
+                soft = consensus(teacher, unwrap(self.clustering).assign(features), self.cluster_weight)
             rectified = soft
             confident = (soft.amax(dim=1) > self.confidence_threshold).float().mean()
             if self.thresholds is not None:
@@ -196,6 +202,16 @@ class OnlineSelfLabeling(Method):
         if self.initial is not None:
             self.initial.steps += 1
         self._clustered, self._labeled = [], []
+
+    @property
+    def cluster_weight(self) -> float:
+        """Weight of the clusters in the pseudo labels of this step, 0...1/2."""
+        # They help while the teacher is poor. In the end their class distribution holds it back.
+        if self.initial is None:
+            return 0.0
+        if self.fading_steps is None:
+            return 0.5
+        return 0.5 * max(1 - self.initial.steps / self.fading_steps, 0.0)
 
     def _mix(self, image: Tensor, labels: Tensor, source: SourceBatch) -> Mixed:
         if self.mixing == "none":

@@ -53,3 +53,17 @@ def test_a_report_is_printed_on_white(page: Page, tmp_path: Path) -> None:
     ground = "return getComputedStyle(document.body).backgroundColor"
     assert page.ask(ground) == "rgb(255, 255, 255)"
     page.send("Emulation.setEmulatedMedia", media="")
+
+
+def test_an_enlarged_picture_says_which_image_it_is(page: Page, tmp_path: Path) -> None:
+    write_report(sample_report(), tmp_path / "report.html")
+    page.open(tmp_path / "report.html", DESKTOP)
+    said = "return document.querySelector('dialog .bar-below').innerText"
+    row = "document.querySelectorAll('.photo-row')[0]"
+    heading = page.ask(f"return {row}.querySelector('h3').innerText")
+    captions = page.ask(f"return [...{row}.querySelectorAll('figcaption')].map(e => e.innerText)")
+    page.ask(f"{row}.querySelector('figure button').click()")
+    for caption in captions[:2]:
+        assert heading in page.ask(said)
+        assert caption in page.ask(said)
+        page.ask("document.querySelector('dialog .next').click()")

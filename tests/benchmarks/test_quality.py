@@ -27,7 +27,7 @@ from quality.results import Result, largest_loss, read_result, score_worth, spea
 from quality.rows import OURS, SOURCE_ONLY, VARIATIONS, Row
 from quality.runs import execute, plan
 from quality.shifts import CAMVID, folder_settings, shifts
-from quality.tables import insert, quality_table, score_table
+from quality.tables import class_table, insert, quality_table, score_table
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = st.lists(st.integers(-5, 5), min_size=2, max_size=12)
@@ -237,6 +237,13 @@ def test_the_table_of_known_results() -> None:
             *("soil +9.0", "47.0 ± 3.0", "2.0"),  # of seed 1 the source-only network is chosen
         ],
         ["DACS-style (1 of 2 seeds)", "43.0", "-1.0", "-9.0", "33.0", "-1.0", "soil -1.0", "44.0", "2.0"],
+    ]
+    assert class_table(found, ["plant", "stone"]).splitlines() == [
+        "| Class | source only | DACS-style | **our recipe** |",
+        "|---|---|---|---|",
+        "| soil | 52.0 ± 2.0 | 53.0 | 61.0 ± 1.0 |",
+        "| plant (rare) | 32.0 ± 2.0 | 33.0 | 41.0 ± 1.0 |",
+        "| stone (rare) | – | – | – |",
     ]
     assert score_table(found).count("\n| `") == 3
     assert largest_loss(found[2:4], []) is None

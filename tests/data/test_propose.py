@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cpsl.data.labels import LabelSpace, distinct_palette
+from cpsl.data.labels import LabelSpace
+from cpsl.data.palette import distinct_palette
 from cpsl.data.propose import propose_values
 from cpsl.data.values import ClassMap, StoredValues
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cpsl.data.formats import PNG_SIGNATURE
-from cpsl.data.labels import IGNORE_INDEX, LabelSpace, distinct_palette
+from cpsl.data.labels import IGNORE_INDEX, LabelSpace
+from cpsl.data.palette import distinct_palette
 from cpsl.data.reading import read_stored, read_stored_label
 from cpsl.data.values import ClassMap, count_runs, count_stored_values, format_color, parse_color
 

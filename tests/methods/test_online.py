@@ -1,6 +1,7 @@
 """The online method: its losses follow from its labels, and its state is that of its steps."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -183,6 +184,40 @@ def test_prototypes_correct_the_labels(batches: Batches) -> None:
     assert min(shares) > 0.9
 
 
+@pytest.mark.parametrize("fading_steps", [1, 2, 5])
+def test_the_weight_of_the_clusters_falls_linearly_to_zero(batches: Batches, fading_steps: int) -> None:
+    method = build(fading_steps=fading_steps)
+    weights = []
+    for number in range(fading_steps + 2):
+        weights.append(method.cluster_weight)
+        step(method, batches, number)
+    assert weights[0] == 0.5
+    assert weights[-2:] == [0, 0]
+    differences = [after - before for before, after in itertools.pairwise(weights[:-1])]
+    assert differences == pytest.approx([-0.5 / fading_steps] * fading_steps)
+
+
+def test_clusters_without_weight_leave_the_labels_of_the_teacher(batches: Batches) -> None:
+    source, target = batches
+    with_clusters = build(mixing="none", initial_steps=1, fading_steps=1)
+    step(with_clusters, batches)
+    plain = build(False, mixing="none")
+    plain.student.load_state_dict(with_clusters.student.state_dict())
+    plain.teacher.load_state_dict(with_clusters.teacher.state_dict())
+    labels = []
+    for method in (with_clusters, plain):
+        list(method.losses(source, target))
+        assert method.supervision is not None
+        labels.append(method.supervision.labels)
+    assert torch.equal(*labels)
+
+
+@pytest.mark.parametrize("fading_steps", [0, -1])
+def test_a_number_of_steps_below_one_is_named(fading_steps: int) -> None:
+    with pytest.raises(ValueError, match=rf"fading_steps.*{fading_steps}"):
+        build(fading_steps=fading_steps)
+
+
 def test_the_clustering_loss_is_that_of_the_clustering(batches: Batches) -> None:
     method = build(self_label_weight=0.3)
     outputs: list[Any] = []
@@ -237,10 +272,10 @@ def test_micro_batches_of_one_step_count_as_one_initial_step(batches: Batches) -
 def test_a_resumed_method_computes_the_same(clustered: bool, stop: int) -> None:
     """Stopped within the initial steps, at their end, and after them."""
     data = [training_batches(K, seed=number) for number in range(5)]
-    method = build(clustered, initial_steps=2)
+    method = build(clustered, initial_steps=2, fading_steps=4)
     for number in range(stop):
         step(method, data[number], number)
-    resumed = build(clustered, initial_steps=2)
+    resumed = build(clustered, initial_steps=2, fading_steps=4)
     resumed.load_state_dict(copy.deepcopy(method.state_dict()))
     for number in range(stop, 5):
         losses = [step(each, data[number], number) for each in (method, resumed)]
