@@ -187,17 +187,17 @@ class Online:
     confidence_threshold: Share = 0.968
     """The target loss is weighted by the share of pixels above this confidence."""
     masked_weight: Weight = 1.0
-    """Weight of the loss on target images with masked patches; 0 turns it off."""
+    """Weight of the loss on masked target images; 0 for none."""
     masked_share: Share = 0.7
     """Share of the patches that are masked."""
     masked_patch: Count = 64
     """Side of these patches in pixels."""
     teacher_momentum: Share = 0.999
-    """Momentum of the moving averages: teacher and prototypes."""
+    """Momentum of the averages, teacher and prototypes."""
     clustering: bool = True
     """Rectify the pseudo labels with clusters of the target; without, a plain mean teacher."""
     fading: bool = True
-    """Lower the weight of the clusters in the labels to 0 over the stage; without, it stays 1/2."""
+    """Lower the weight of the clusters to 0 over the stage."""
     balanced: bool = True
     """Balance the classes of the pseudo labels, for the best mean IoU instead of accuracy."""
     limited: bool = True

@@ -27,7 +27,7 @@ def distinct_palette(count: int) -> tuple[tuple[int, int, int], ...]:
 
     Example:
         >>> distinct_palette(3)
-        ((230, 0, 128), (0, 153, 26), (0, 128, 255))
+        ((230, 0, 128), (51, 153, 0), (0, 102, 230))
     """
     if not 0 <= count <= 255:
         raise ValueError(f"a palette has 0 to 255 colors, not {count}")
