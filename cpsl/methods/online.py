@@ -206,7 +206,7 @@ class OnlineSelfLabeling(Method):
     @property
     def cluster_weight(self) -> float:
         """Weight of the clusters in the pseudo labels of this step, 0...1/2."""
-        # They help while the teacher is poor. In the end their class distribution holds it back.
+        # They help while the teacher is poor. In the end their class distribution may hold it back.
         if self.initial is None:
             return 0.0
         if self.fading_steps is None:
