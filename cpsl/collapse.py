@@ -62,7 +62,7 @@ def find_collapses(
         >>> before, now = torch.tensor([0.6, 0.38, 0.02]), torch.tensor([0.6, 0.4, 0.0])
         >>> for collapse in find_collapses(now, before, names):
         ...     print(collapse.reason)
-        fence is lost: 0.00 % of the predicted pixels, 2.00 % before; sky grew most, by 2.00 %
+        fence is lost: 0.00 % of the predicted pixels, 2.00 % before; sky grew most, by 2.00 % of the pixels
         >>> find_collapses(before, before, names)
         []
     """
@@ -71,7 +71,7 @@ def find_collapses(
         check_distribution(distribution, len(classes))
     now, before, *rest = ((d.double() / d.double().sum()).cpu() for d in given)
     growing = int((now - before).argmax())
-    grown = f"{classes[growing]} grew most, by {_percent(now[growing] - before[growing])}"
+    grown = f"{classes[growing]} grew most, by {_percent(now[growing] - before[growing])} of the pixels"
     others_now, others_before = 1 - float(now[growing]), 1 - float(before[growing])
     lost = [
         k

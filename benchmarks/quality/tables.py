@@ -12,6 +12,9 @@ HEAD = (
     *("Row", "mIoU", "− source only", "− our recipe", "Rare classes", "− source only"),
     *("Largest loss of a class", "Run's model", "Minutes"),
 )
+ENOUGH_NETWORKS = 5
+"""With fewer networks of a shift, a correlation with their mIoU means nothing."""
+
 BY_CLASS = ("source_only", "dacs", "dacs_our_source", "ours_clustering_false", "ours")
 """Rows of the table of classes, in the order of its columns."""
 
@@ -43,7 +46,7 @@ def quality_table(results: Sequence[Result], rare: Sequence[str]) -> str:
                 _difference(_miou(of_row), _miou(ours)) if of_row is not ours else "–",
                 spread([*_rare(of_row, rare).values()]).text(),
                 _difference(_rare(of_row, rare), _rare(source, rare)) if of_row is not source else "–",
-                f"{loss[0]} {loss[1]:+.1f}" if loss else "–",
+                "–" if loss is None else f"{loss[0]} {loss[1]:+.1f}" if loss[1] < 0 else "none",
                 chosen,
                 f"{np.mean([r.minutes for r in of_row]):.1f}",
             ]
@@ -86,10 +89,12 @@ def class_table(results: Sequence[Result], rare: Sequence[str]) -> str:
 
 
 def score_table(results: Sequence[Result]) -> str:
-    """Returns the table of what each label-free score is worth."""
+    """Returns the table of what each label-free score is worth, or that it would say nothing."""
     lines = []
     for score in SCORES:
         worth = score_worth(results, score)
+        if worth is not None and worth.networks < ENOUGH_NETWORKS:
+            return f"Too few networks so far, {worth.networks}, to compare the label-free scores."
         if worth is not None:
             values = (f"{worth.correlation:+.2f}", *(f"{value:+.1f}" for value in worth[1:4]))
             lines.append([f"`{score}`", *("–" if "nan" in value else value for value in values)])

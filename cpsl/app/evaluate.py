@@ -68,7 +68,8 @@ def evaluate(
         `miou` and `iou` of each class in percent: None without labels, or if a class neither occurs nor is
         predicted. `miou_13` for the 16 classes of SYNTHIA. Of the predictions, `class_frequency` and mean
         `confidence` in 0...1, and `changed`, the share of pixels that differ from those of the stage before.
-        `scores` are those of `cpsl.scores`, which need no labels.
+        `scores` are those of `cpsl.scores`, which need no labels; `mirrored` images were predicted twice for
+        them.
     """
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
@@ -119,6 +120,7 @@ def evaluate(
         "confidence": float(sums[0] / sums[1]),
         "changed": float(sums[2] / sums[3]) if sums[3] > 0 else None,
         "scores": _as_numbers(scores.compute()),
+        "mirrored": len(mirrored),
     }
     if names == CITYSCAPES_16.names:
         of_13 = [names.index(name) for name in CITYSCAPES_13.names]

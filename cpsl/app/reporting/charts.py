@@ -107,6 +107,9 @@ def curves(report: Report) -> dict[str, list[Curve]]:
         title_of(stage): [curve(name, points) for name, points in of_stage.items() if points]
         for stage, of_stage in report.curves.items()
     }
+    for stage, of_stage in drawn.items():
+        if sum(curve.name.startswith("loss_") for curve in of_stage) == 1:  # the sum of one part is the part
+            drawn[stage] = [curve for curve in of_stage if curve.name != "loss"]
     order = list(CURVES)
     for of_stage in drawn.values():
         of_stage.sort(key=lambda c: order.index(c.name) if c.name in order else len(order))

@@ -163,16 +163,14 @@ def _interval(values: Tensor) -> Interval | None:
 
 
 def confusions(matrix: Tensor, classes: Sequence[str], most: int = 8) -> Iterable[tuple[int, int, float]]:
-    """Returns the most frequent confusions: class, predicted class, and share of the class's pixels.
-
-    Sorted by that share; classes without labeled pixels have none.
+    """Returns the most frequent confusions: class, predicted class, and share of all labeled pixels.
 
     Example:
-        >>> matrix = torch.tensor([[90, 10, 0], [30, 70, 0], [0, 0, 0]])
+        >>> matrix = torch.tensor([[80, 20, 0], [30, 70, 0], [0, 0, 0]])
         >>> confusions(matrix, ["road", "sky", "car"])
-        [(1, 0, 0.3), (0, 1, 0.1)]
+        [(1, 0, 0.15), (0, 1, 0.1)]
     """
-    shares = normalized(matrix)
+    shares = matrix.double() / matrix.sum().clamp_min(1)
     found = [
         (k, j, round(float(shares[k, j]), 6))
         for k in range(len(classes))

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jinja2
@@ -106,9 +106,15 @@ def _confused(report: Report) -> list[dict[str, float]]:
     if report.comparison is None:
         return []
     before, after = report.comparison.confusion
-    shares = normalized(before)
+    shares, of_class = before.double() / before.sum().clamp_min(1), normalized(after)
     return [
-        {"label": k, "predicted": j, "before": float(shares[k, j]), "after": part}
+        {
+            "label": k,
+            "predicted": j,
+            "before": float(shares[k, j]),
+            "after": part,
+            "of_class": float(of_class[k, j]),
+        }
         for k, j, part in confusions(after, report.classes)
     ]
 
@@ -126,6 +132,7 @@ def _at_a_glance(report: Report) -> dict[str, str]:
     glance = {}
     if not report.facts.get("Started", [UNRECORDED])[0].startswith(UNRECORDED):
         glance["Started"] = report.facts["Started"][0]
+    glance["Folder"] = PurePosixPath(report.model).parent.as_posix()
     for data in report.data_sets:
         labels = "" if data.labels is None else ", with labels" if data.labels else ", without labels"
         glance[data.name.capitalize()] = plural(data.images, "image") + labels

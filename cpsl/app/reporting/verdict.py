@@ -147,7 +147,7 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
         return _outcome_without_labels(report)
     comparison = report.comparison
     count = comparison.labeled if comparison else 0
-    labeled = f" on {plural(count, 'labeled target image')}" if count else ""
+    labeled = f" on {plural(count, 'labeled evaluation image')}" if count else ""
     gain = difference(before, after) or 0.0
     rose = "rose" if gain > 0 else "fell"
     rose, by = (rose, f"by {number(abs(gain))} points") if gain else ("went", "unchanged")
@@ -253,8 +253,7 @@ def _problems(report: Report) -> list[str]:
 
 def _steps(report: Report, kind: Kind) -> list[Step]:
     _, after = report.mious
-    command = f"cpsl predict --weights {quote(report.model)} --input IMAGES --output RESULTS"
-    use = Step("Use the network:", command)
+    use = Step("Use the network:", _prediction(report))
     if kind == "short":
         return [
             Step("Train longer, on more images, before you judge; the recipe “cpu” has 1,000 steps a stage.")
@@ -263,10 +262,7 @@ def _steps(report: Report, kind: Kind) -> list[Step]:
     first = report.ends[0]
     if kind == "worse":
         found.append(
-            Step(
-                f"Use the network of “{title_of(first)}” instead of model.pt: {first}/model.pt in the folder "
-                "of the run."
-            )
+            Step(f"Use the network of “{title_of(first)}” instead of model.pt:", _prediction(report, first))
         )
     if kind == "rejected":
         found += _steps_after_rejection(report)
@@ -283,6 +279,12 @@ def _steps(report: Report, kind: Kind) -> list[Step]:
     if kind in ("better", "unclear", "untested", "worse"):
         found.append(_repetition(report))
     return found
+
+
+def _prediction(report: Report, stage: str = "") -> str:
+    """Returns the command that predicts with the network of a stage, or with that of the run."""
+    weights = PurePosixPath(report.model).parent / stage / "model.pt"
+    return f"cpsl predict --weights {quote(str(weights))} --input IMAGES --output RESULTS"
 
 
 def _repetition(report: Report) -> Step:
@@ -307,7 +309,7 @@ def _steps_after_rejection(report: Report) -> list[Step]:
             Step(
                 f"By the labels “{title_of(last)}” is better. If what it lost does not matter to you, use "
                 "its network instead:",
-                f"{last}/model.pt in the folder of the run",
+                _prediction(report, last),
             )
         )
     return found
@@ -333,10 +335,7 @@ def _rarity(report: Report, names: list[str]) -> str:
     rare = [n for n, share_of_source in zip(report.classes, most, strict=False) if share_of_source < RARE]
     if not (rare := [name for name in names if name in rare]):
         return ""
-    return (
-        f" The source has few pixels of {listing(rare)}: add labeled images with them, or set "
-        "views.rare_class_temperature = 0.01."
-    )
+    return f" The source has few pixels of {listing(rare)}: add labeled images with them."
 
 
 def _main_error(report: Report, name: str) -> str:
@@ -353,7 +352,10 @@ def _main_error(report: Report, name: str) -> str:
             f"{predicted / labeled:.1f} times as often as it is labeled" if labeled else "and nowhere labeled"
         )
         wrong = share(float(others[source, k]) / predicted)
-        return f" {name} is predicted {times}; {wrong} of these pixels are {report.classes[source]}."
+        return (
+            f" {name} is predicted {times}; {wrong} of these pixels are {report.classes[source]}. Compare "
+            "how source and target label both."
+        )
     other = int(others[k].argmax())
     missed = float(others[k, other]) / max(labeled, 1)
     return f" {share(missed)} of {name} is taken for {report.classes[other]}." if missed else ""
