@@ -64,7 +64,8 @@ def by_name(block: Block) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
 def test_code_blocks_fit_the_page_and_have_a_known_language(page: Path) -> None:
     text = page.read_text()
-    assert set(re.findall(r"^ *```(.+)$", text, re.M)) <= {"python", "pycon", "toml", "text", "bibtex"}
+    known = {"python", "pycon", "toml", "text", "output", "bibtex"}
+    assert set(re.findall(r"^ *```(.+)$", text, re.M)) <= known
     for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.M | re.S):
         wide = [line for line in block.splitlines() if len(line) > WIDTH]
         assert not wide, wide
