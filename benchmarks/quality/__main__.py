@@ -18,12 +18,11 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cpsl.app.command_line import read_layers
-from quality.measured import FOLDER, PAGE, Record, begin, write_file
+from quality.measured import FOLDER, PAGE, Record, begin, with_tables, write_file
 from quality.results import read_result
 from quality.rows import Row, rows
 from quality.runs import Run, execute, plan
 from quality.shifts import shifts
-from quality.tables import insert
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -117,9 +116,9 @@ def report(tasks: dict[str, Task], options: argparse.Namespace) -> None:
             record = task.record.added(results, task.rows)
             if options.store:
                 write_file(FOLDER / f"{name}.json", record)
-                text = insert(PAGE.read_text(encoding="utf-8"), name, record.tables)
-                PAGE.write_text(text, encoding="utf-8")
             page.append(f"## {name}: {task.title}\n\n{record.tables}\n")
+    if options.store:
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), FOLDER), encoding="utf-8")
     print("\n".join(page))
     (options.output / "quality.md").write_text("\n".join(page), encoding="utf-8")
 

@@ -18,7 +18,7 @@ from cpsl.app.settings import flatten, to_toml
 from .results import Result
 from .rows import Row
 from .shifts import Shift
-from .tables import class_table, quality_table, score_table
+from .tables import class_table, insert, overview, quality_table, score_table
 
 FOLDER = Path(__file__).with_name("measured")
 """Folder of the files."""
@@ -123,6 +123,20 @@ def write_file(path: Path, record: Record) -> None:
     text = f'{{\n"rare": {rare},\n"settings": {{\n{settings}\n}},\n"results": [\n{results}\n]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def with_tables(page: str, folder: Path) -> str:
+    """Returns a page with the tables of all files of a folder; shifts have the order of the page.
+
+    Raises:
+        ValueError: The page has no place for a table.
+    """
+    records = {path.stem: read_file(path) for path in folder.glob("*.json")}
+    order = sorted(records, key=lambda name: page.find(f"<!-- begin {name} -->"))
+    page = insert(page, "overview", overview({name: records[name].results for name in order}))
+    for name, record in records.items():
+        page = insert(page, name, record.tables)
+    return page
 
 
 def _line(result: Result) -> dict[str, Any]:

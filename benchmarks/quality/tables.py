@@ -1,7 +1,7 @@
 """The tables of a shift in Markdown, and their place in a page."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,26 @@ BY_CLASS = ("source_only", "dacs", "dacs_our_source", "ours_clustering_false", "
 """Rows of the table of classes, in the order of its columns."""
 
 SCORE_HEAD = ("Score", "Rank correlation", "Loss of its choice", "Stage it chooses − last", "Worst run")
+
+
+def overview(results: Mapping[str, Sequence[Result]]) -> str:
+    """Returns the table of the mIoU by shift (rows) and row of the benchmark, those of `BY_CLASS` (columns).
+
+    Args:
+        results: Results of each shift by its name.
+    """
+    columns = {
+        name: next((r.row.title for of_shift in results.values() for r in of_shift if r.row.name == name), "")
+        for name in BY_CLASS
+    }
+    columns = {name: title for name, title in columns.items() if title}
+    lines = []
+    for shift, of_shift in results.items():
+        by_row = {name: [r for r in of_shift if r.row.name == name] for name in columns}
+        seeds = sorted({r.seed for of_row in by_row.values() for r in of_row})
+        cells = (spread([r.miou for r in of_row]).text() if of_row else "–" for of_row in by_row.values())
+        lines.append([f"[`{shift}`](#{shift})", ", ".join(map(str, seeds)), *cells])
+    return markdown(["Shift", "Seeds", *columns.values()], lines)
 
 
 def quality_table(results: Sequence[Result], rare: Sequence[str]) -> str:

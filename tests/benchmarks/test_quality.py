@@ -27,7 +27,7 @@ from quality.results import Result, largest_loss, read_result, score_worth, spea
 from quality.rows import OURS, SOURCE_ONLY, VARIATIONS, Row
 from quality.runs import execute, plan
 from quality.shifts import CAMVID, folder_settings, shifts
-from quality.tables import class_table, insert, quality_table, score_table
+from quality.tables import class_table, insert, overview, quality_table, score_table
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = st.lists(st.integers(-5, 5), min_size=2, max_size=12)
@@ -244,6 +244,10 @@ def test_the_table_of_known_results() -> None:
         "| soil | 52.0 ± 2.0 | 53.0 | 61.0 ± 1.0 |",
         "| plant (rare) | 32.0 ± 2.0 | 33.0 | 41.0 ± 1.0 |",
         "| stone (rare) | – | – | – |",
+    ]
+    assert overview({"fields2": found, "fog": found[:1]}).splitlines()[2:] == [
+        "| [`fields2`](#fields2) | 0, 1 | 42.0 ± 2.0 | 43.0 | 51.0 ± 1.0 |",
+        "| [`fog`](#fog) | 0 | 40.0 | – | – |",
     ]
     assert score_table(found).count("\n| `") == 3
     assert "|" not in score_table(found[:4])

@@ -14,11 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from cpsl.app.command_line import read_layers
 from cpsl.app.settings import to_toml
 from quality import __main__ as program
-from quality.measured import FOLDER, PAGE, Record, begin, read_file, settings_of, write_file
+from quality.measured import FOLDER, PAGE, Record, begin, read_file, settings_of, with_tables, write_file
 from quality.results import Result
 from quality.rows import OURS, SOURCE_ONLY, Row, rows
 from quality.shifts import FIELDS_2
-from quality.tables import insert
 
 FILES = sorted(FOLDER.glob("*.json"))
 CONFIG = read_layers(["cpu"])
@@ -141,12 +140,10 @@ def test_the_program_stores_results_and_writes_the_page(tmp_path: Path, monkeypa
         program.main([*words, "--steps", "0.5"])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_page_has_the_tables_of_the_results(path: Path) -> None:
+def test_the_page_has_the_tables_of_the_results() -> None:
     page = PAGE.read_text()
-    assert insert(page, path.stem, read_file(path).tables) == page, (
-        "python benchmarks/quality --report --store"
-    )
+    assert FILES
+    assert with_tables(page, FOLDER) == page, "python benchmarks/quality --report --store"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
