@@ -20,11 +20,11 @@ TITLES = {
 }
 SCORES = {
     "flip_miou": "Consistency with the mirrored image, mean of the classes (higher is better)",
-    "information": "Mutual information (higher is better)",
-    "flip_agreement": "Agreement with the mirrored image (higher is better)",
-    "density": "Soft neighborhood density (higher is better)",
-    "entropy": "Entropy (lower is more confident)",
-    "class_variation": "Distance to the source's classes (lower is closer)",
+    "information": "Certain predictions of many classes: mutual information (higher is better)",
+    "flip_agreement": "Pixels with the same class in the mirrored image (higher is better)",
+    "density": "Pixels that resemble each other: soft neighborhood density (higher is better)",
+    "entropy": "Uncertainty of the predictions: entropy (lower is more confident)",
+    "class_variation": "Distance to the class frequencies of the source (lower is closer)",
 }
 """Label-free scores of the report, in order, with their titles."""
 
