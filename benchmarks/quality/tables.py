@@ -36,7 +36,10 @@ def overview(results: Mapping[str, Sequence[Result]]) -> str:
     for shift, of_shift in results.items():
         by_row = {name: [r for r in of_shift if r.row.name == name] for name in columns}
         seeds = sorted({r.seed for of_row in by_row.values() for r in of_row})
-        cells = (spread([r.miou for r in of_row]).text() if of_row else "–" for of_row in by_row.values())
+        cells = (
+            spread([r.miou for r in of_row]).text() + _of_seeds(of_row, len(seeds)) if of_row else "–"
+            for of_row in by_row.values()
+        )
         lines.append([f"[`{shift}`](#{shift})", ", ".join(map(str, seeds)), *cells])
     return markdown(["Shift", "Seeds", *columns.values()], lines)
 
@@ -55,7 +58,7 @@ def quality_table(results: Sequence[Result], rare: Sequence[str]) -> str:
     source, ours = (by_row.get(row.name, []) for row in (SOURCE_ONLY, OURS))
     lines = []
     for of_row in by_row.values():
-        title = of_row[0].row.title + ("" if len(of_row) == most else f" ({len(of_row)} of {most} seeds)")
+        title = of_row[0].row.title + _of_seeds(of_row, most)
         loss = None if of_row is source else largest_loss(of_row, source)
         chosen = spread([r.chosen_miou for r in of_row]).text() if of_row[0].row.adapts else "–"
         lines.append(
@@ -72,6 +75,10 @@ def quality_table(results: Sequence[Result], rare: Sequence[str]) -> str:
             ]
         )
     return markdown(HEAD, lines)
+
+
+def _of_seeds(results: Sequence[Result], most: int) -> str:
+    return "" if len(results) == most else f" ({len(results)} of {most} seeds)"
 
 
 def _miou(results: Sequence[Result]) -> dict[int, float]:

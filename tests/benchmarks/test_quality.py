@@ -246,7 +246,7 @@ def test_the_table_of_known_results() -> None:
         "| stone (rare) | – | – | – |",
     ]
     assert overview({"fields2": found, "fog": found[:1]}).splitlines()[2:] == [
-        "| [`fields2`](#fields2) | 0, 1 | 42.0 ± 2.0 | 43.0 | 51.0 ± 1.0 |",
+        "| [`fields2`](#fields2) | 0, 1 | 42.0 ± 2.0 | 43.0 (1 of 2 seeds) | 51.0 ± 1.0 |",
         "| [`fog`](#fog) | 0 | 40.0 | – | – |",
     ]
     assert score_table(found).count("\n| `") == 3
