@@ -50,6 +50,7 @@ def write_report(report: Report, path: Path) -> None:
             dots=charts.scatter(report.comparison.images) if several and report.comparison else None,
             extremes=_extremes(report),
             glance=_at_a_glance(report),
+            use_of_labels=_use_of_labels(report),
             shares=shares,
             by_share=_by_share(shares),
             position=charts.position,
@@ -125,6 +126,18 @@ def _extremes(report: Report, each: int = 4) -> list[ImageResult]:
     known = [(i.after - i.before, i) for i in images if i.before is not None and i.after is not None]
     ordered = [image for _, image in sorted(known, key=lambda entry: -entry[0])]
     return ordered if len(ordered) <= 2 * each else ordered[:each] + ordered[-each:]
+
+
+def _use_of_labels(report: Report) -> str:
+    """Returns the end of a sentence on the evaluation images: what else their labels were used for."""
+    if report.selected == "best":
+        return ", whose labels selected the weights of each stage"
+    locations = {data.name: data.location for data in report.data_sets}
+    evaluation = locations.pop("evaluation", None)
+    learned = [location for name, location in locations.items() if name.startswith("source")]
+    if evaluation is None or evaluation in learned:
+        return ""
+    return ", whose labels were used for nothing else"
 
 
 def _at_a_glance(report: Report) -> dict[str, str]:

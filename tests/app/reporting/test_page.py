@@ -217,3 +217,17 @@ def test_unknown_values_are_dashes() -> None:
     assert lines[1].split() == ["road", *["–"] * 5]
     assert lines[2].split() == ["sky", *["40.0"] * 5]
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize(("selected", "same"), [("last", False), ("last", True), ("best", False)])
+def test_labels_that_the_run_used_are_not_called_unused(tmp_path: Path, selected: str, same: bool) -> None:
+    report = sample_report()
+    evaluation = next(data for data in report.data_sets if data.name == "evaluation")
+    data_sets = [
+        replace(data, location=evaluation.location) if same and data.name == "source" else data
+        for data in report.data_sets
+    ]
+    write_report(replace(report, selected=selected, data_sets=data_sets), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("used for nothing else" in text) == (selected == "last" and not same)
+    assert ("labels selected the weights" in text) == (selected == "best")
