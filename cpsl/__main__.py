@@ -1,16 +1,19 @@
 """The command `cpsl`, also as `python -m cpsl` and `torchrun -m cpsl`."""
 
 import atexit
+import errno
 import gc
 import os
 import sys
 import traceback
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 from cpsl._internal import loading
 from cpsl._internal.interrupts import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODES, keyboard_interrupts
+from cpsl._internal.output import be_patient
 
 COMMANDS = {
     "adapt": "adapt a network to unlabeled images: all stages, then a report",
@@ -46,22 +49,36 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: The command does not succeed. The exit code is 2 for wrong options and settings, 130 after
             Ctrl-C, 75 for a run that SIGTERM stopped, 1 otherwise.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command, *options = arguments or ["--help"]
+    if arguments is None:  # the process is the command's own
+        be_patient()
+        arguments = sys.argv[1:]
+    try:
+        _main(*(arguments or ["--help"]))
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or "--debug" in arguments:
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # what is buffered would fail again at exit
+        raise SystemExit("error: the disk is full on which the standard output is written") from None
+
+
+def _main(command: str, *options: str) -> None:
     try:
         module = _load(command) if command in COMMANDS else None
     finally:
         loading.erase()
     if module is not None:
-        _run(module, command, options)
-    elif command in ("-h", "--help"):
+        _run(module, command, list(options))
+    elif command in ("-h", "--help", "help"):
         print(USAGE)
     elif command == "--version":
         from cpsl import __version__
 
         print(f"cpsl {__version__}")
     else:
-        print(f"cpsl has no command {command}\n\n{USAGE}", file=sys.stderr)
+        close = get_close_matches(command, [*COMMANDS, "--version"], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"cpsl has no command {command}{hint}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
 
 

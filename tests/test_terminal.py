@@ -10,10 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpsl._internal.terminal import columns_of, fit, wrap
+from cpsl._internal.terminal import columns_of, columns_taken, fit, wrap
 from cpsl.training import Process, logger, start_logging
+from cpsl.training.log import text_table
 
-words = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1, max_size=12)
+letters = st.characters(codec="ascii", categories=["L", "N", "P"]) | st.sampled_from("汽车é")
+words = st.text(letters, min_size=1, max_size=9)
 texts = st.lists(words, max_size=30).map(" ".join)
 
 
@@ -26,13 +28,20 @@ class Terminal(io.StringIO):
 def test_words_are_kept_whole_and_in_order_in_lines_that_fit(text: str, columns: int) -> None:
     wrapped = wrap(text, columns)
     assert wrapped.split() == text.split()
-    assert all(len(line) <= columns for line in wrapped.split("\n"))
+    assert all(columns_taken(line) <= columns for line in wrapped.split("\n"))
 
 
 @given(texts, st.integers(20, 200))
 def test_indented_lines_and_breaks_stay(text: str, columns: int) -> None:
     command = f"  cpsl adapt {text}"
     assert wrap(f"{text}\n\n{command}\n", columns).endswith(f"\n\n{command}\n")
+
+
+@given(st.lists(st.tuples(words, st.integers().map(str)), min_size=2))
+def test_columns_of_a_table_are_aligned_whatever_the_letters(rows: list[tuple[str, str]]) -> None:
+    lines = text_table(rows).splitlines()
+    assert len({columns_taken(line) for line in lines}) == 1
+    assert [tuple(line.split()) for line in lines] == rows
 
 
 def test_only_a_terminal_gets_wrapped_text(monkeypatch: pytest.MonkeyPatch) -> None:

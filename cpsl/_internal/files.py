@@ -1,5 +1,6 @@
 """Files that are either complete or absent, and the reading of tensors."""
 
+import errno
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ from cpsl._internal.file_kinds import describe_file
 
 PARTIAL_SUFFIX = ".partial"
 """Suffix of files that are being written; a killed process leaves them behind."""
+
+FULL = 1_000_000
+"""Bytes of free space below which a disk is full."""
 
 
 def _scalars_and_arrays() -> list[Any]:
@@ -54,8 +58,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
         if durable:
             _sync_folder(path.parent)
     except Exception as error:
-        # Torch names neither the file nor a full disk.
         free = shutil.disk_usage(path.parent).free
+        if isinstance(error, RuntimeError) and free < FULL:  # torch names neither the file nor a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         error.add_note(f"This happened while writing {path}, with {free / 1e9:.1f} GB of disk space free.")
         raise
     finally:

@@ -1,7 +1,7 @@
 """Text for people at a terminal, as wide as the terminal is."""
 
 import os
-import textwrap
+import unicodedata
 from typing import TextIO
 
 USUAL_COLUMNS = 80
@@ -22,6 +22,17 @@ def columns_of(stream: TextIO) -> int:
         return USUAL_COLUMNS
 
 
+def columns_taken(text: str) -> int:
+    """Returns the width of a text in a terminal, where Chinese characters take two columns, accents none.
+
+    Example:
+        >>> columns_taken("car"), columns_taken("汽车")  # noqa: RUF002
+        (3, 4)
+    """
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
 def fit(text: str, stream: TextIO) -> str:
     """Wraps a text if its stream is a terminal; files and other programs receive it unchanged."""
     return wrap(text, columns_of(stream)) if stream.isatty() else text
@@ -36,10 +47,20 @@ def wrap(text: str, columns: int) -> str:
           damaged
           cpsl adapt --config my.toml
     """
-    wrapper = textwrap.TextWrapper(
-        columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
     return "\n".join(
-        line if len(line) <= columns or line.startswith(" ") else wrapper.fill(line)
+        line if columns_taken(line) <= columns or line.startswith(" ") else _fill(line, columns)
         for line in text.split("\n")
     )
+
+
+def _fill(line: str, columns: int) -> str:
+    """Breaks a line between words; `textwrap` counts characters, not the columns that they take."""
+    first, *words = line.split()
+    lines = [first]
+    for word in words:
+        longer = f"{lines[-1]} {word}"
+        if columns_taken(longer) <= columns:
+            lines[-1] = longer
+        else:
+            lines.append(f"  {word}")
+    return "\n".join(lines)

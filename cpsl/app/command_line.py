@@ -5,6 +5,7 @@ import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, replace
+from difflib import get_close_matches
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
@@ -45,9 +46,11 @@ def find_settings(name: str) -> Path:
         return path
     if name in recipe_names():
         return RECIPES / f"{name}.toml"
+    close = get_close_matches(name, recipe_names(), n=1)
+    meant = f"did you mean {close[0]}? The" if close else "the"
     raise UsageError(
         f"--config {name}: there is no such file, and no recipe of this name; "
-        f"the recipes are {', '.join(recipe_names())}"
+        f"{meant} recipes are {', '.join(recipe_names())}"
     )
 
 

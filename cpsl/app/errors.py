@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cpsl.training.log import log_to_file
+
 _PERMISSION = "you have no permission for it; change the permissions, or choose another folder"
 _REMEDIES = {
     "ENOSPC": "the disk is full; free space, then run the same command again",
@@ -38,7 +40,9 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
             message = message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
         elif "DataLoader worker" in message:  # it was killed, most often for lack of memory
             notes = [*notes, "Fewer --workers need less memory; --workers 0 shows the error itself."]
-        raise SystemExit("\n".join([f"error: {message}", *notes, "--debug shows the traceback"])) from None
+        text = "\n".join([f"error: {message}", *notes])
+        log_to_file(text)
+        raise SystemExit(f"{text}\n--debug shows the traceback") from None
 
 
 def describe_error(error: Exception) -> str:

@@ -166,7 +166,8 @@ def _intended(name: str, known: Collection[str], command: str) -> str:
     if name in OTHERS and command in RUNS:
         return f"did you mean the command cpsl {name}?"
     same_end = [other for other in known if other.endswith(f".{name.rpartition('.')[2]}")]
-    close = get_close_matches(name, known, n=1, cutoff=0.7) or same_end[:3]
+    every = [*known, "config", "help", "help-all"] if command in RUNS else [*known, "help", "help-all"]
+    close = get_close_matches(name, every, n=1, cutoff=0.7) or same_end[:3]
     if close:
         return f"did you mean {' or '.join(map(spell, close))}?"
     return f"cpsl {command} --help lists the options"
@@ -212,6 +213,8 @@ def _problem(values: Values, words: Sequence[str], name: str) -> str:
         for word, kind in zip(words, values.kinds * len(words), strict=False):
             parse.get(kind, str)(word)
     except ValueError:
+        fits = False
+    if "" in words and "path" in values.kinds:  # a variable of the shell that is not set
         fits = False
     if fits and (not values.choices or set(words) <= set(values.choices)):
         return ""

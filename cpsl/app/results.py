@@ -12,7 +12,7 @@ from cpsl.app.config import Config
 from cpsl.app.reporting.content import SHORT_SCORES, SHORTEST
 from cpsl.app.reporting.words import difference
 from cpsl.app.stages import trained_stages
-from cpsl.app.usage import program
+from cpsl.app.usage import program, tensorboard
 from cpsl.training.log import text_table
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -105,7 +105,7 @@ def next_steps(config: Config) -> str:
         f"--output {quote(str(results))}",
         "export the model": f"{run} export --weights {quote(str(model))} "
         f"--output {quote(str(config.output / file))}",
-        "compare curves and pictures": f"tensorboard --logdir {quote(str(config.output))}",
+        "compare curves and pictures": f"{tensorboard()} --logdir {quote(str(config.output))}",
     }
     return "\n".join(["Next:", *(f"  {what}:\n    {command}" for what, command in steps.items())])
 

@@ -55,7 +55,9 @@ def choose(candidates: Mapping[str, Metrics], titles: Mapping[str, str] | None =
     called = {name: (titles or {}).get(name, name) for name in candidates}
     scored = [name for name in eligible if name != best and values[name] > -math.inf]
     others = ", ".join(f"{called[name]} {values[name]:.3f}" for name in scored)
-    highest = f"the highest: {values[best]:.3f} ({others})" if others else f"{values[best]:.3f}"
+    digits = f"{values[best]:.3f}"
+    tied = any(f"{values[name]:.3f}" == digits for name in scored)
+    highest = f"{'as high as any' if tied else 'the highest'}: {digits} ({others})" if others else digits
     reason = f"its {SCORE_IN_WORDS} is {highest}"
     excluded = [
         f"{called[name]} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible

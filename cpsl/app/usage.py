@@ -106,6 +106,14 @@ def program() -> str:
     return shlex.quote(os.path.relpath(started) if started.is_absolute() else str(started))
 
 
+def tensorboard() -> str:
+    """Returns the command that starts TensorBoard, which may be installed for this Python alone."""
+    beside = Path(sys.executable).parent / "tensorboard"
+    found = shutil.which("tensorboard")
+    same = found is not None and (not beside.exists() or Path(found).samefile(beside))
+    return "tensorboard" if same else f"{shlex.quote(sys.executable)} -m tensorboard.main"
+
+
 _KEPT = {
     "adapt": "Finished stages and the last checkpoint are kept. ",
     "demo": "Finished stages and the last checkpoint are kept. ",

@@ -1,6 +1,9 @@
 """Loaders of random training batches."""
 
+import os
+import signal
 from collections.abc import Callable
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -60,6 +63,7 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=_outlive_signals,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # the default takes a number from the global random state
@@ -112,3 +116,23 @@ def domain_loaders(
         training_loader(source_views, batch_size, seed=sources, num_workers=num_workers),
         training_loader(target_views, batch_size, seed=targets, num_workers=num_workers),
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Lets a process that loads images outlive SIGINT, SIGHUP, and a SIGTERM of others than its main process.
+
+    Terminals, `timeout` and schedulers send them to all processes of a run. The main process needs images for
+    its last iteration, writes a checkpoint, and then ends its loaders.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # it alone tells who sent a signal; macOS and Windows lack it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_wait_for_main_process, daemon=True).start()
+
+
+def _wait_for_main_process() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -7,14 +7,14 @@ import math
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cpsl._internal.terminal import MARGIN, columns_of, fit
+from cpsl._internal.terminal import MARGIN, columns_of, columns_taken, fit
 from cpsl.training.process import Process
 
 T = TypeVar("T")
@@ -29,6 +29,13 @@ class _TerminalFormatter(logging.Formatter):
         return fit(super().format(record), sys.stdout)
 
 
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Shows messages while that is possible: a full disk behind the output must not stop a training."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is that of logging
+        self.setLevel(logging.CRITICAL + 1)  # log.txt has all messages
+
+
 def start_logging(folder: Path, process: Process) -> None:
     """Sends messages to the terminal and to `log.txt` in a folder; ranks other than 0 log errors alone."""
     logger.handlers.clear()
@@ -36,7 +43,7 @@ def start_logging(folder: Path, process: Process) -> None:
     logger.setLevel(logging.INFO if process.is_main else logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal can show every name
         sys.stdout.reconfigure(errors="backslashreplace")
-    terminal = logging.StreamHandler(sys.stdout)
+    terminal = _Terminal(sys.stdout)
     terminal.setFormatter(_TerminalFormatter("%(message)s"))
     logger.addHandler(terminal)
     if process.is_main:
@@ -44,6 +51,14 @@ def start_logging(folder: Path, process: Process) -> None:
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
+
+
+def log_to_file(message: str) -> None:
+    """Writes an error to `log.txt` alone, if there is one: the terminal shows it when the command ends."""
+    record = logger.makeRecord(logger.name, logging.ERROR, "", 0, message, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)
 
 
 def progress(items: Iterable[T], title: str, process: Process, **options: int) -> Generator[T, None, None]:
@@ -71,8 +86,11 @@ def text_table(rows: Sequence[Sequence[str]], gap: int = 3) -> str:
                   mIoU
         warm-up   41.4
     """
-    width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = ([first.ljust(width), *map(str.rjust, others, widths)] for first, *others in rows)
+    width, *widths = [max(map(columns_taken, column)) for column in zip(*rows, strict=True)]
+    aligned = (
+        [first + " " * (width - columns_taken(first)), *map(str.rjust, others, widths)]
+        for first, *others in rows
+    )
     return "\n".join((" " * gap).join(cells).rstrip() for cells in aligned)
 
 

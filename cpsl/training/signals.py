@@ -1,20 +1,20 @@
-"""SIGTERM and SIGINT stop a run so that the same command resumes it."""
+"""SIGTERM, SIGINT and SIGHUP stop a run so that the same command resumes it."""
 
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from cpsl._internal.interrupts import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class StopSignals:
-    """Context that records SIGTERM and SIGINT instead of exiting; true once one was received.
+    """Context that records SIGTERM, SIGINT and SIGHUP instead of exiting; true once one was received.
 
     A second signal, if it is SIGINT, exits at once, without a checkpoint.
 
@@ -56,11 +56,12 @@ class StopSignals:
         if again:
             raise SystemExit(INTERRUPTED_EXIT_CODE)
         if os.environ.get("RANK", "0") == "0":  # a handler must not use buffered streams
-            os.write(2, b"\nStopping after this iteration; Ctrl-C again stops without a checkpoint.\n")
+            with suppress(OSError):  # nobody may read it any more
+                os.write(2, b"\nStopping after this iteration; Ctrl-C again stops without a checkpoint.\n")
 
 
 def exit_when_stopped() -> AbstractContextManager[None]:
-    """Exits on SIGTERM with code 75, on SIGINT with 130, outside of training loops; files are complete."""
+    """Exits on SIGTERM and SIGHUP with code 75, on SIGINT with 130, outside of loops; files are complete."""
 
     def exit_(number: int, frame: FrameType | None) -> None:
         raise SystemExit(INTERRUPTED_EXIT_CODE if number == signal.SIGINT else STOPPED_EXIT_CODE)
@@ -71,9 +72,15 @@ def exit_when_stopped() -> AbstractContextManager[None]:
 @contextmanager
 def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
-    before = {number: signal.signal(number, handler) for number in _SIGNALS if in_main_thread}
+    heard = [number for number in _SIGNALS if in_main_thread and not _is_ignored(number)]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def _is_ignored(number: int) -> bool:
+    """Returns whether SIGHUP is ignored: `nohup` lets a run outlive its terminal."""
+    return number not in (signal.SIGTERM, signal.SIGINT) and signal.getsignal(number) == signal.SIG_IGN

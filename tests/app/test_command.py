@@ -59,6 +59,10 @@ def test_help_shows_the_values_of_the_recipe() -> None:
     ("words", "named"),
     [
         (["frobnicate"], "frobnicate"),
+        (["adpt"], "did you mean adapt?"),
+        (["adapt", "--confg", "cpu"], "did you mean --config?"),
+        (["adapt", "--config", "cpuu"], "did you mean cpu?"),
+        (["adapt", "--config", "cpu", "--output", ""], "--output: expected a path, got ''"),
         (["adapt"], "cpsl demo"),
         (["check"], "cpsl demo"),
         (["adapt", "--check"], "--check"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.tiny import ENVIRONMENT, SETTINGS, streets, write_settings
+from app.tiny import COMMAND, ENVIRONMENT, SETTINGS, streets, write_settings
 from cpsl._internal.interrupts import is_command
 from cpsl._internal.loading import TEXT
 from cpsl.app.usage import after_stop
@@ -78,6 +79,34 @@ def test_ctrl_c_during_training_keeps_a_checkpoint_and_names_the_command(tmp_pat
     assert "Finished stages and the last checkpoint are kept" in printed
     command = " ".join(map(str, ("-m cpsl adapt", *options)))
     assert command in printed.replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)]
+)
+def test_a_signal_to_all_processes_of_a_run_keeps_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    # `timeout`, schedulers and terminals send it to the loaders as well. Nobody reads what is printed.
+    settings = SETTINGS.replace("paper", "online").replace("workers = 0", "workers = 1")
+    config = write_settings(tmp_path, streets(tmp_path), settings)
+    run = tmp_path / "run"
+    options = ["--config", config, "--output", run, "--source-only.iterations", 5000]
+    process = subprocess.Popen(
+        [*COMMAND, "adapt", *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, b"")
+    assert any(b"left (run" in line for line in lines)
+    process.stdout.close()
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=60) == code
+    assert (run / "source_only" / "checkpoint.pt").exists()
+    assert "error" not in (run / "log.txt").read_text().lower()
 
 
 @pytest.mark.parametrize(

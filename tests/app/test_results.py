@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def test_the_commands_after_a_run_work_as_printed(finished: Run) -> None:
         assert written.exists()
         shutil.rmtree(written) if written.is_dir() else written.unlink()  # other tests share the run
     assert (finished.folder / "report.html").exists()
-    assert f"tensorboard --logdir {finished.folder}" in finished.printed
+    (line,) = [line for line in finished.printed.splitlines() if "--logdir" in line]
+    read = subprocess.run([*shlex.split(line), "--inspect"], capture_output=True, text=True, check=False)
+    assert str(finished.folder) in read.stdout
     assert "too short" in finished.printed
     assert "cpsl adapt" in finished.printed.splitlines()[-1]
 

@@ -10,7 +10,7 @@ from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.errors import friendly_errors
 from cpsl.app.run import begin_run, run_stage
-from cpsl.training import Cost, Process
+from cpsl.training import Cost, Process, logger, start_logging
 
 PROCESS = Process(torch.device("cpu"))
 
@@ -43,6 +43,14 @@ def test_errors_of_the_system_name_the_file_and_not_their_number(number: int) ->
 def test_common_errors_of_the_system_say_what_to_do(number: int, advice: str) -> None:
     with pytest.raises(SystemExit, match=advice), friendly_errors():
         raise OSError(number, os.strerror(number), "runs/a")
+
+
+def test_the_log_of_a_run_ends_with_its_error(tmp_path: Path) -> None:
+    start_logging(tmp_path, PROCESS)
+    with pytest.raises(SystemExit), friendly_errors():
+        raise ValueError("image 7 is empty")
+    logger.handlers.clear()
+    assert (tmp_path / "log.txt").read_text().endswith("ERROR error: image 7 is empty\n")
 
 
 class Broken(Dataset[int]):

@@ -1,5 +1,8 @@
 """Loaders of training batches depend on the seed and the number of the batch alone."""
 
+import multiprocessing
+import signal
+import subprocess
 from itertools import islice
 from pathlib import Path
 
@@ -70,3 +73,20 @@ def test_domain_loaders_read_pseudo_labels_and_take_the_targets_colors(
     assert labeled.names == own.names
     assert torch.equal(labeled.label, own.label)
     assert not torch.equal(labeled.image, own.image)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no sender of a signal is known")
+def test_processes_that_load_outlive_signals_of_others_and_end_with_their_own(
+    domains: tuple[GTA5, Cityscapes],
+) -> None:
+    views = SourceViews(domains[0], WeakView.of_size((64, 128)))
+    batches = iter(training_loader(views, 1, num_workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in ("INT", "HUP", "TERM", "TERM"):
+        subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+    for _ in range(8):  # more than are loaded ahead
+        next(batches)
+    worker.terminate()
+    worker.join(timeout=30)
+    assert worker.exitcode == 0

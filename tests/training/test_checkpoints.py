@@ -1,9 +1,11 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,20 @@ def test_a_failing_writer_keeps_the_old_file(tmp_path: Path) -> None:
     assert any(str(path) in note for note in error.value.__notes__)
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("free", "kind"), [(0, OSError), (10**9, RuntimeError)])
+def test_a_full_disk_is_named_though_torch_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, kind: type[Exception]
+) -> None:
+    def fail(partial: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 0")
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(kind) as error:
+        write_atomically(tmp_path / "file", fail)
+    if kind is OSError:
+        assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
 
 
 class Hostile:
