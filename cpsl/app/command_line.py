@@ -134,7 +134,9 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
     if first.help_all:
         options = ["--help"]
     elif first.help:
-        _add_options(parser, Config, settings, SHORT_HELP)
+        drawn = settings.target.dataset != "folder"  # images of its own, as those of the demo
+        short = [name for name in SHORT_HELP if not (drawn and name.endswith((".images", ".labels")))]
+        _add_options(parser, Config, settings, short)
         parser.print_help()
         raise SystemExit(0)
     else:
