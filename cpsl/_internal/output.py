@@ -4,15 +4,17 @@ import errno
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from typing_extensions import Buffer
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _LEFT = (errno.EPIPE, errno.EIO)
 """Errors of a closed pipe, and of a closed terminal."""
 
 
 class _Stream(io.FileIO):
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
         except OSError as error:
