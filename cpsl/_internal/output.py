@@ -4,17 +4,14 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any
 
 _LEFT = (errno.EPIPE, errno.EIO)
 """Errors of a closed pipe, and of a closed terminal."""
 
 
 class _Stream(io.FileIO):
-    def write(self, data: "ReadableBuffer", /) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
