@@ -47,14 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: The command does not succeed. The exit code is 2 for wrong options and settings, 130 after
-            Ctrl-C, 75 for a run that SIGTERM stopped, 1 otherwise.
+            Ctrl-C, 75 for a run that SIGTERM or SIGHUP stopped, 1 otherwise.
     """
     if arguments is None:  # the process is the command's own
         be_patient()
         arguments = sys.argv[1:]
     try:
-        _main(*(arguments or ["--help"]))
-        sys.stdout.flush()
+        try:
+            _main(*(arguments or ["--help"]))
+        finally:
+            sys.stdout.flush()
     except OSError as error:
         if error.errno != errno.ENOSPC or "--debug" in arguments:
             raise

@@ -44,6 +44,11 @@ def test_columns_of_a_table_are_aligned_whatever_the_letters(rows: list[tuple[st
     assert [tuple(line.split()) for line in lines] == rows
 
 
+def test_rows_of_a_table_stay_whole() -> None:
+    row = "traffic light  50.4  50.0  +0.4"
+    assert wrap(f"one two three four\n{row}", 12) == f"one two\n  three four\n{row}"
+
+
 def test_only_a_terminal_gets_wrapped_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     assert fit("a " * 30, io.StringIO()) == "a " * 30

@@ -39,7 +39,9 @@ def fit(text: str, stream: TextIO) -> str:
 
 
 def wrap(text: str, columns: int) -> str:
-    r"""Breaks long lines between words; indented lines are commands to be copied, and stay whole.
+    r"""Breaks long lines between words; commands to be copied and rows of tables stay whole.
+
+    Commands are indented, and rows have more than one space between words.
 
     Example:
         >>> print(wrap("the last stage is damaged\n  cpsl adapt --config my.toml", 20))
@@ -48,14 +50,18 @@ def wrap(text: str, columns: int) -> str:
           cpsl adapt --config my.toml
     """
     return "\n".join(
-        line if columns_taken(line) <= columns or line.startswith(" ") else _fill(line, columns)
+        line if _stays(line) or columns_taken(line) <= columns else _fill(line, columns)
         for line in text.split("\n")
     )
 
 
+def _stays(line: str) -> bool:
+    return line.startswith(" ") or "  " in line
+
+
 def _fill(line: str, columns: int) -> str:
     """Breaks a line between words; `textwrap` counts characters, not the columns that they take."""
-    first, *words = line.split()
+    first, *words = line.split(" ")
     lines = [first]
     for word in words:
         longer = f"{lines[-1]} {word}"

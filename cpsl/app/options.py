@@ -166,8 +166,8 @@ def _intended(name: str, known: Collection[str], command: str) -> str:
     if name in OTHERS and command in RUNS:
         return f"did you mean the command cpsl {name}?"
     same_end = [other for other in known if other.endswith(f".{name.rpartition('.')[2]}")]
-    every = [*known, "config", "help", "help-all"] if command in RUNS else [*known, "help", "help-all"]
-    close = get_close_matches(name, every, n=1, cutoff=0.7) or same_end[:3]
+    general = ["help", "help-all", *(["config"] if command in RUNS else [])]
+    close = get_close_matches(name, [*known, *general], n=1, cutoff=0.7) or same_end[:3]
     if close:
         return f"did you mean {' or '.join(map(spell, close))}?"
     return f"cpsl {command} --help lists the options"
