@@ -98,13 +98,17 @@ def test_a_signal_to_all_processes_of_a_run_keeps_a_checkpoint(
         stderr=subprocess.STDOUT,
         env=ENVIRONMENT,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # these tests may run under nohup
     )
     assert process.stdout is not None
     lines = iter(process.stdout.readline, b"")
     assert any(b"left (run" in line for line in lines)
     process.stdout.close()
     os.killpg(process.pid, number)
-    assert process.wait(timeout=60) == code
+    try:
+        assert process.wait(timeout=60) == code
+    finally:
+        process.kill()
     assert (run / "source_only" / "checkpoint.pt").exists()
     assert "error" not in (run / "log.txt").read_text().lower()
 
