@@ -81,9 +81,24 @@ def _read_layers(
             beside = path.parent / base
             base = str(beside) if beside.is_file() else base
             settings = _read_layers([base], settings, given, (*opened, path))
-        given |= set(flatten(table))
-        settings = override(_read_sources(settings, table, path), table, str(path))
+        settings = _read_sources(settings, table, path)
+        named = set(flatten(table))
+        settings = override(settings, table, str(path))
+        _check_read(settings, named, str(path))
+        given |= named
     return settings
+
+
+def _check_read(settings: Config, named: set[str], where: str) -> None:
+    """Refuses images and labels that a file or the command line names for a data set with its own."""
+    for section in ("source", "target", "evaluation"):
+        kind = getattr(settings, section).dataset
+        for setting in (f"{section}.images", f"{section}.labels"):
+            if setting in named and kind != "folder":
+                raise UsageError(
+                    f'{where}: {setting} is a setting of dataset = "folder", not of "{kind}"; '
+                    f'add {section}.dataset = "folder"'
+                )
 
 
 def _read_sources(settings: Config, table: dict[str, Any], path: Path) -> Config:
@@ -92,7 +107,12 @@ def _read_sources(settings: Config, table: dict[str, Any], path: Path) -> Config
     if not (isinstance(tables, list) and tables):
         return settings  # a single table [source] changes the first source
     del table["source"]
-    first, *others = (override(Domain(), each, f"{path}: source {i}") for i, each in enumerate(tables, 1))
+    sources = []
+    for i, each in enumerate(tables, 1):
+        where = f"{path}: source {i}"
+        sources.append(override(Domain(), each, where))
+        _check_read(replace(settings, source=sources[-1]), {f"source.{name}" for name in each}, where)
+    first, *others = sources
     return replace(settings, source=first, more_sources=tuple(others))
 
 
@@ -128,9 +148,9 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
         raise UsageError(
             "command line: --config: expected a recipe or a TOML file, got none; cpsl recipes lists recipes"
         )
-    given = {option.partition("=")[0].lstrip("-").replace("-", "_") for option in options}
+    options_given = {option.partition("=")[0].lstrip("-").replace("-", "_") for option in options}
     layers = [*base, *(name for names in first.config for name in names)]
-    settings = _read_layers(layers, Config(), given)
+    settings = _read_layers(layers, Config(), given := set(options_given))
     if first.help_all:
         options = ["--help"]
     elif first.help:
@@ -144,6 +164,7 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
     if "NO_COLOR" in os.environ:
         tyro._experimental_options["ansi_codes"] = False
     settings = tyro.cli(Config, args=options, prog=f"cpsl {command}", default=settings)
+    _check_read(settings, options_given, "command line")
     return choose_sizes(check(settings, "command line"), given)
 
 

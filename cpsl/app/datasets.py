@@ -65,11 +65,7 @@ def _dataset(domain: Domain, classes: data.LabelSpace) -> data.SegmentationDatas
     if folder is None:
         raise ValueError(f'a domain of dataset "{domain.dataset}" needs `{option}`, the folder of its files')
     dataset: data.SegmentationDataset
-    unused = [
-        name
-        for name in (*FOLDER_SETTINGS, "images", "labels")
-        if getattr(domain, name) != getattr(Domain(), name)
-    ]
+    unused = [name for name in FOLDER_SETTINGS if getattr(domain, name) != getattr(Domain(), name)]
     if domain.dataset != "folder" and unused:
         raise ValueError(f'{unused[0]} is a setting of dataset = "folder", not of "{domain.dataset}"')
     for data_folder in (folder, domain.labels):

@@ -11,7 +11,6 @@ from PIL import Image
 from cpsl.app.command_line import parse, read_layers
 from cpsl.app.config import Config
 from cpsl.app.datasets import draw_streets, micro_batches, open_dataset, source_batches, target_batches
-from cpsl.app.domain import Domain
 from cpsl.app.settings import UsageError, to_toml
 from cpsl.data import SourceBatch, TargetBatch
 from cpsl.training import Process
@@ -136,9 +135,6 @@ def test_settings_that_a_data_set_does_not_read_are_refused(tmp_path: Path) -> N
     other = replace(config.source, dataset="gta5", root=tmp_path)
     with pytest.raises(ValueError, match='ids is a setting of dataset = "folder", not of "gta5"'):
         open_dataset(config, other)
-    for name in ("images", "labels"):
-        with pytest.raises(ValueError, match=f'{name} is a setting of dataset = "folder", not of "gta5"'):
-            open_dataset(config, Domain(dataset="gta5", root=tmp_path, **{name: tmp_path}))
     inside = replace(config.source, cache=tmp_path / "images" / "cache")
     with pytest.raises(ValueError, match=r"images/cache is inside"):
         open_dataset(config, inside)

@@ -112,3 +112,28 @@ def test_a_run_without_options_says_how_to_begin(command: str) -> None:
     for line in (*(first for first, _ in BEGIN), *SMALLEST.splitlines()):
         assert line in ended.text
     assert set(tomllib.loads(SMALLEST)) == {"classes", "source", "target"}
+
+
+@pytest.mark.parametrize("option", ["source.images", "source.labels", "target.images", "evaluation.labels"])
+def test_folders_that_a_data_set_of_its_own_would_not_read_are_refused(option: str, tmp_path: Path) -> None:
+    """The scenes of the demo are generated: images of someone's own would be left unread."""
+    section, name = option.split(".")
+    own = tmp_path / "own.toml"
+    own.write_text(f'base = "demo"\n{option} = "pictures"\n')
+    several = tmp_path / "several.toml"
+    several.write_text(f'[[source]]\ndataset = "gta5"\n{name} = "pictures"\n')
+    for arguments, where in [
+        (["--config", "demo", f"--{option}", "pictures"], "command line"),
+        (["--config", str(own)], str(own)),
+        (["--config", str(several)], f"{several}: source 1"),
+    ]:
+        with pytest.raises(UsageError) as error:
+            parse(arguments)
+        assert where in str(error.value)
+        assert f".{name} is" in str(error.value)
+    # Whoever names another data set later no longer means the folders of the file before.
+    own.write_text(f'{option} = "pictures"\n')
+    settings = parse(["--config", str(own), f"--{section}.dataset", "gta5"])
+    assert getattr(settings, section).dataset == "gta5"
+    settings = parse(["--config", "demo", f"--{option}", "pictures", f"--{section}.dataset", "folder"])
+    assert getattr(settings, section).dataset == "folder"
