@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import join
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from cpsl.app.networks import builder_option, load_model
 from cpsl.app.ranges import Positive
 from cpsl.app.reporting.content import SHORT_SCORES, title_of
 from cpsl.app.settings import UsageError
+from cpsl.app.usage import list_next, program
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, SegmentationDataset
 from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.data.sample import read_label
@@ -327,8 +329,8 @@ def settings_of(arguments: Arguments) -> Config:
 
 
 def _folders(arguments: Arguments, config: Config) -> Domain:
-    """Returns the domain of the folders, with the settings of the run except for `ids` that are given."""
-    of_run = config.evaluation if config.evaluation.given else config.target
+    """Returns the domain of the folders, with the settings of the files except for `ids` that are given."""
+    of_run = config.target if config.evaluation == Domain() else config.evaluation
     settings = {name: getattr(of_run, name) for name in FOLDER_SETTINGS}
     if arguments.ids:
         settings |= {"ids": arguments.ids, "first_id": 0}
@@ -349,10 +351,20 @@ def main(arguments: list[str]) -> None:
             stores.append(LabelIdStore(options.label_ids, classes))
         if options.colors:
             stores.append(ColorStore(options.colors, classes))
-        metrics = evaluate(model, config, process, stores, scales=options.scales, flip=options.flip)
+        try:
+            metrics = evaluate(model, config, process, stores, scales=options.scales, flip=options.flip)
+        except (OSError, ValueError) as error:
+            if any(name in str(error) for name in FOLDER_SETTINGS):
+                error.add_note("Such a setting stands below [evaluation], in a file that --config names.")
+            raise
         if process.is_main:
             name = options.weights.parent.name or "model"
             print(metrics_table({name: metrics}, classes.names))
             print(fit(f"without labels: {describe_scores(metrics['scores'])}", sys.stdout))
             for store in stores:
                 print(f"predictions in {store.folder}")
+            if not stores:
+                again = join(["evaluate", *arguments, "--colors", "colors"])
+                print(
+                    list_next({"write its predictions, in the colors of the classes": f"{program()} {again}"})
+                )

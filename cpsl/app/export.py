@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option
 from cpsl.app.ranges import Size
+from cpsl.app.usage import list_next, python
 from cpsl.authors import save_release_checkpoint
 from cpsl.models import DeepLabV2, check_network, resize, segment
 from cpsl.training import load
@@ -33,6 +35,9 @@ TOLERANCE = 1e-3
 
 DYNAMIC: tuple[dict[int, str], ...] = ({0: "batch", 2: "height", 3: "width"}, {0: "batch"}, {})
 """Dimensions of the input that may vary, in order of preference."""
+
+NOTES = ("classes", "palette", "full_size", "value_range")
+"""What is stored with a program, as JSON."""
 
 Run = Callable[[Tensor], Tensor]
 """An exported program."""
@@ -84,12 +89,8 @@ def export(segmenter: Segmenter, path: Path) -> None:
         raise ValueError("the model's file does not store the size of its images: add --size")
     module = ImageToLogits(segmenter.model)
     height, width = segmenter.full_size
-    notes = {
-        "classes": json.dumps(segmenter.classes.names),
-        "palette": json.dumps(segmenter.classes.palette),
-        "full_size": json.dumps(segmenter.full_size),
-        "value_range": json.dumps(segmenter.value_range),
-    }
+    values = (segmenter.classes.names, segmenter.classes.palette, segmenter.full_size, segmenter.value_range)
+    notes = {name: json.dumps(value) for name, value in zip(NOTES, values, strict=True)}
 
     def write(partial: Path) -> None:
         for dynamic in DYNAMIC:
@@ -190,3 +191,16 @@ def main(arguments: list[str]) -> None:
         else:
             export(segmenter, options.output)
         print(f"wrote {options.output}")
+        if show := _show(options.output):
+            print(list_next({"show its classes, colors and size": show}))
+
+
+def _show(path: Path) -> str:
+    """Returns a command that prints what is stored with an exported model, without this package."""
+    readers = {
+        ".onnx": f"import onnxruntime; session = onnxruntime.InferenceSession({str(path)!r}); "
+        "print(session.get_modelmeta().custom_metadata_map)",
+        ".pt2": f"import torch; notes = {dict.fromkeys(NOTES, '')}; "
+        f"torch.export.load({str(path)!r}, extra_files=notes); print(notes)",
+    }
+    return f"{python()} -c {quote(readers[path.suffix])}" if path.suffix in readers else ""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import join, quote
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.networks import builder_option
 from cpsl.app.ranges import Positive, Size, ValueRange
+from cpsl.app.usage import list_next, program
 from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import frame_rate, read_frames, write_video
 from cpsl.data import HardLabelStore
@@ -327,11 +329,28 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
+def _next_steps(options: Arguments) -> dict[str, str]:
+    """Returns what may be done with the results: look at one, and score the model on the images."""
+    steps = {}
+    folders = (options.output / kind for kind in ("overlay", "colors") if kind in options.write)
+    pictures = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    if pictures:
+        steps["look at a result"] = quote(str(pictures[0]))
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in options.input.rglob("*")):
+        network = ["--network", options.network] if options.network else []
+        line = join(["evaluate", "--weights", str(options.weights), "--images", str(options.input), *network])
+        steps["see how certain the model is, without labels"] = f"{program()} {line}"
+    return steps
+
+
 def main(arguments: list[str]) -> None:
     """Runs `cpsl predict`."""
     options = parse_arguments(Arguments, arguments, "predict")
     with friendly_errors(options.debug), start_process(options.device) as process:
         unreadable = predict_all(options, process)
-        print(f"results in {options.output}")
+        if process.is_main:
+            print(f"results in {options.output}")
+            if steps := _next_steps(options):
+                print(list_next(steps))
         if unreadable:
             raise SystemExit("\n".join(["these files could not be read:", *unreadable]))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -24,7 +25,7 @@ from cpsl.app.reporting.facts import describe_run, describe_settings, iterations
 from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
-from cpsl.app.usage import how_to_use
+from cpsl.app.usage import how_to_use, list_next
 from cpsl.data import SegmentationDataset, whole_image
 from cpsl.data.sample import read_label
 from cpsl.methods.step import to_float
@@ -204,4 +205,8 @@ def main(arguments: list[str]) -> None:
         write_report(report, options.run / "report.html")
         if report.unreadable:
             print(f"without images that cannot be read: {'; '.join(report.unreadable)}", file=sys.stderr)
-        print(f"wrote {options.run / 'report.html'}")
+        print(
+            list_next(
+                {"open the report in a browser, or send it on": quote(str(options.run / "report.html"))}
+            )
+        )

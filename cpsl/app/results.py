@@ -12,7 +12,7 @@ from cpsl.app.config import Config
 from cpsl.app.reporting.content import SHORT_SCORES, SHORTEST
 from cpsl.app.reporting.words import difference
 from cpsl.app.stages import trained_stages
-from cpsl.app.usage import program, tensorboard
+from cpsl.app.usage import list_next, program, tensorboard
 from cpsl.training.log import text_table
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -107,7 +107,7 @@ def next_steps(config: Config) -> str:
         f"--output {quote(str(config.output / file))}",
         "compare curves and pictures": f"{tensorboard()} --logdir {quote(str(config.output))}",
     }
-    return "\n".join(["Next:", *(f"  {what}:\n    {command}" for what, command in steps.items())])
+    return list_next(steps)
 
 
 def target_images(config: Config) -> Path:

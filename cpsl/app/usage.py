@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SUMMARY = {
@@ -95,15 +95,31 @@ def examples(command: str) -> str:
     return "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[command])])
 
 
+def python() -> str:
+    """Returns the command that starts this Python."""
+    return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+
+
 def program() -> str:
     """Returns how this process was started, such as "cpsl", to print commands that work."""
     started = Path(next(iter(sys.argv), ""))
     if started.name == "__main__.py" and started.parent.name == "cpsl":
-        python = "python" if shutil.which("python") == sys.executable else sys.executable
-        return f"{shlex.quote(python)} -m cpsl"
+        return f"{python()} -m cpsl"
     if started.name != "cpsl" or shutil.which("cpsl") == str(started):
         return "cpsl"
     return shlex.quote(os.path.relpath(started) if started.is_absolute() else str(started))
+
+
+def list_next(steps: Mapping[str, str]) -> str:
+    """Returns the commands that a finished command proposes, by what they do, ready to be copied.
+
+    Example:
+        >>> print(list_next({"open the report in a browser": "runs/my/report.html"}))
+        Next:
+          open the report in a browser:
+            runs/my/report.html
+    """
+    return "\n".join(["Next:", *(f"  {what}:\n    {command}" for what, command in steps.items())])
 
 
 def tensorboard() -> str:

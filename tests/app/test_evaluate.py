@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from app.conftest import Run
-from app.tiny import cpsl
+from app.tiny import cpsl, printed_commands
 from cpsl import LabelFreeScores, Segmenter
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
@@ -177,7 +177,38 @@ def test_a_run_and_its_images_in_folders_give_the_same_figures(finished: Run, tm
             Image.fromarray(array.contiguous().byte().numpy()).save(tmp_path / part / name)
     folders = ["--images", tmp_path / "images", "--labels", tmp_path / "labels"]
     of_folders = cpsl("evaluate", "--weights", weights, *folders)
-    assert of_folders.text == of_run.text
+    figures, next_steps = of_folders.text.split("Next:")
+    assert figures == of_run.text.split("Next:")[0]
+    assert "--colors" in next_steps
+
+
+def test_settings_that_an_error_advises_work_as_it_says(finished: Run, tmp_path: Path) -> None:
+    for folder, names in {"images": "abc", "labels": "ab"}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new("L" if folder == "labels" else "RGB", (64, 32)).save(tmp_path / folder / f"{name}.png")
+    command = ["evaluate", "--weights", finished.folder / "model.pt"]
+    command += ["--images", tmp_path / "images", "--labels", tmp_path / "labels"]
+    ended = cpsl(*command)
+    assert ended.code == 1
+    assert all(word in ended.text for word in ("skip_unpaired = true", "[evaluation]", "--config"))
+    (tmp_path / "more.toml").write_text("[evaluation]\nskip_unpaired = true\n")
+    ended = cpsl(*command, "--config", finished.folder / "config.toml", tmp_path / "more.toml")
+    assert ended.code == 0, ended.text
+
+
+def test_the_command_after_an_evaluation_writes_its_predictions(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = ("weights", finished.folder / "model.pt"), ("config", finished.folder / "config.toml")
+    ended = cpsl("evaluate", *(word for name, path in folders for word in (f"--{name}", path.resolve())))
+    assert ended.code == 0, ended.text
+    monkeypatch.chdir(tmp_path)
+    (words,) = printed_commands(ended.text)
+    again = cpsl(*words)
+    assert again.code == 0, again.text
+    assert list((tmp_path / "colors").rglob("*.png"))
+    assert "Next" not in again.text
 
 
 def test_an_evaluation_needs_images(finished: Run) -> None:

@@ -1,4 +1,5 @@
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from app.tiny import cpsl, run
 from cpsl import Segmenter
 from cpsl.app import export
 from cpsl.data import LabelSpace, whole_image
@@ -114,6 +116,20 @@ def test_a_program_that_refuses_other_sizes_is_replaced_by_one_of_fixed_size(
     assert "with variable batch, height, width" in printed
     assert "not possible" in printed
     assert "with fixed sizes" in printed
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_the_command_after_an_export_works_as_printed(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="ONNX needs cpsl[export]")
+    segmenter(output_norm=True).save(tmp_path / "model.pt")
+    path = tmp_path / f"it's a model{suffix}"
+    ended = cpsl("export", "--weights", tmp_path / "model.pt", "--output", path)
+    assert ended.code == 0, ended.text
+    shown = run(*shlex.split(ended.text.splitlines()[-1]))
+    assert shown.code == 0, shown.text
+    assert all(f'"{name}"' in shown.text for name in CLASSES.names)
 
 
 def test_other_suffixes_and_unknown_sizes_are_rejected(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from app.tiny import cpsl
+from app.tiny import cpsl, printed_commands
 from cpsl import Segmenter
 from cpsl.app import video
 from cpsl.app.predict import Arguments, Kind, predict_all
@@ -304,6 +305,22 @@ def test_damaged_files_are_listed_at_the_end(weights: Path, photos: Path, tmp_pa
     assert str(photos / "city" / "cut.jpg") in ended.text
     written = {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert written == {"a.png", "b.c.png", "upright.png"}
+
+
+@pytest.mark.parametrize(("kinds", "shown"), [(["labels", "overlay"], "overlay"), (["colors"], "colors")])
+def test_the_steps_after_a_prediction_work_as_printed(
+    weights: Path, photos: Path, tmp_path: Path, kinds: list[str], shown: str
+) -> None:
+    words = ["--weights", weights, "--input", photos, "--output", tmp_path / "a b"]
+    ended = cpsl("predict", *words, "--device", "cpu", "--write", *kinds)
+    assert ended.code == 0, ended.text
+    picture = next(line.strip() for line in ended.text.splitlines() if f"/{shown}/" in line)
+    read(Path(*shlex.split(picture)))
+    (command,) = printed_commands(ended.text)
+    assert command[0] == "evaluate"
+    scored = cpsl(*command)
+    assert scored.code == 0, scored.text
+    assert "without labels" in scored.text
 
 
 def test_the_input_may_be_one_image(weights: Path, photos: Path, tmp_path: Path) -> None:

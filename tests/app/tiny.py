@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -107,6 +109,11 @@ def cpsl(*arguments: object) -> Ended:
         code = 1
     assert isinstance(code, int)
     return Ended(code, printed.getvalue())
+
+
+def printed_commands(text: str) -> list[list[str]]:
+    """Returns the options of the commands of this program in the last lines of another one."""
+    return [shlex.split(line)[1:] for line in re.findall(r"^    (cpsl .*)$", text, re.M)]
 
 
 def run(*command: object, timeout: float = 120) -> Ended:
