@@ -9,6 +9,7 @@ too, can be made.
 The file is kept only if its outputs agree with the model's.
 """
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def export(segmenter: Segmenter, path: Path) -> None:
                 outputs = [run(images) for images in checked]  # some refuse sizes other than the example's
                 break
             except Exception as error:  # torch raises errors of many types
-                if not dynamic:
+                if not dynamic or getattr(error, "errno", None) == errno.ENOSPC:
                     raise
                 message = str(error).partition("\n")[0][:300]
                 print(f"not possible: {message}")

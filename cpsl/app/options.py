@@ -19,6 +19,23 @@ OTHERS = ("check", "demo", "evaluate", "export", "predict", "recipes", "report")
 """Commands that people look for among the options of a run."""
 
 
+ELSEWHERE = {
+    **dict.fromkeys(("epochs", "max_epochs", "steps", "max_steps", "iters", "max_iters"), "iterations"),
+    **dict.fromkeys(("lr", "base_lr"), "learning_rate"),
+    **dict.fromkeys(("batch", "bs", "samples_per_gpu"), "batch_size"),
+    **dict.fromkeys(("num_workers", "jobs"), "workers"),
+    **dict.fromkeys(("gpu", "gpus", "cuda"), "device"),
+    **dict.fromkeys(("backbone", "encoder", "arch"), "network"),
+    **dict.fromkeys(("amp", "fp16", "bf16"), "precision"),
+    **dict.fromkeys(("work_dir", "output_dir", "out", "save_dir"), "output"),
+    **dict.fromkeys(("checkpoint", "ckpt", "model"), "weights"),
+}
+"""Names that other programs have for settings."""
+
+
+DEFAULT_STAGES = ("online.", "source_only.")
+
+
 class Values(NamedTuple):
     """The values of an option.
 
@@ -165,11 +182,16 @@ def _intended(name: str, known: Collection[str], command: str) -> str:
     """Returns which option or command may be meant by the name of one that does not exist."""
     if name in OTHERS and command in RUNS:
         return f"did you mean the command cpsl {name}?"
-    same_end = [other for other in known if other.endswith(f".{name.rpartition('.')[2]}")]
+    last = name.rpartition(".")[2]
+    ending = ELSEWHERE.get(last, last)
+    same_end = [other for other in known if f".{other}".endswith(f".{ending}")]
     general = ["help", "help-all", *(["config"] if command in RUNS else [])]
-    close = get_close_matches(name, [*known, *general], n=1, cutoff=0.7) or same_end[:3]
-    if close:
-        return f"did you mean {' or '.join(map(spell, close))}?"
+    same_end.sort(key=lambda other: not other.startswith(DEFAULT_STAGES))
+    close = get_close_matches(name, [*known, *general], n=1, cutoff=0.7)
+    meant = same_end[:3] if same_end and ("." not in name or not close) else close
+    if meant:
+        *others, end = map(spell, meant)
+        return f"did you mean {' or '.join(filter(None, [', '.join(others), end]))}?"
     return f"cpsl {command} --help lists the options"
 
 

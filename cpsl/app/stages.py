@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from cpsl.app.clusterings import online_clustering, self_label_clustering
-from cpsl.app.config import PREVIOUS, Authors, Config, Online
+from cpsl.app.config import PREVIOUS, Authors, Config, Online, SelfLabel, WarmUp
 from cpsl.app.curves import TITLES
 from cpsl.app.datasets import label_space, micro_batches, source_batches, target_batches
 from cpsl.app.evaluate import source_distribution
@@ -37,11 +37,29 @@ def trained_stages(config: Config) -> list[str]:
 
 
 def position_of(stage: str, config: Config) -> Position:
-    """Returns the number of a stage in its run, the number of stages, and the iterations that follow."""
+    """Returns the number of a stage in its run, the number of stages, and the iterations that follow.
+
+    Those of a stage whose step costs twice as much count twice.
+    """
     index = config.stages.index(stage)
     later = [other for other in trained_stages(config) if other in config.stages[index + 1 :]]
-    iterations = sum(config.settings_of(other).iterations for other in later)
-    return Position(index + 1, len(config.stages), iterations)
+    costs = {other: _passes(other, config) * config.settings_of(other).batch_size for other in config.stages}
+    iterations = sum(config.settings_of(other).iterations * costs[other] for other in later)
+    return Position(index + 1, len(config.stages), round(iterations / costs[stage]))
+
+
+def _passes(stage: str, config: Config) -> int:
+    """Returns what a step of a method costs, in forward passes of the network; a backward pass is two."""
+    forward, trained = 1, 3
+    match config.settings_of(stage):
+        case WarmUp(adversarial_weight=weight):
+            return trained + (trained if weight > 0 else 0)
+        case SelfLabel():  # the source, mixed images, clustering, and the teacher
+            return 3 * trained + forward
+        case Online(masked_weight=weight):  # the source, mixed and masked images, and the teacher
+            return 2 * trained + forward + (trained if weight > 0 else 0)
+        case _:  # distillation: the source, the target, and the teacher
+            return 2 * trained + forward
 
 
 def warm_up(config: Config, process: Process, stage: str = "warmup") -> Cost:

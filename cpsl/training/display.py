@@ -22,7 +22,10 @@ NARROWEST_BAR = 5
 
 
 class Position(NamedTuple):
-    """Position of a stage in its run: its number from 1, number of stages, iterations of later stages."""
+    """Position of a stage in its run: its number from 1, number of stages, iterations of later stages.
+
+    Later iterations count as many of this stage as take the same time.
+    """
 
     number: int = 1
     stages: int = 1
@@ -62,7 +65,7 @@ class State(NamedTuple):
 
     @property
     def left_of_run(self) -> str:
-        """Time left of this stage and all later ones, if they are as fast; "" in the last stage."""
+        """Time left of this stage and all later ones, about; "" in the last stage."""
         later = self.position.later_iterations
         return self._time_of(self.total - self.done + later) if later else ""
 
@@ -75,10 +78,10 @@ def describe_line(state: State) -> str:
 
     Example:
         >>> describe_line(State("source_only", Position(1, 2, 300), 225, 500, 0.5, 0.835, "mIoU 23.1"))
-        'stage 1 of 2: source_only, 225 of 500, loss 0.835, mIoU 23.1, 2 min left (run 5 min at this speed)'
+        'stage 1 of 2: source_only, 225 of 500, loss 0.835, mIoU 23.1, 2 min left (run about 5 min)'
     """
     parts = [state.title, f"{state.done} of {state.total}", _loss(state), state.evaluated]
-    return ", ".join(filter(None, [*parts, _left(state, " at this speed")]))
+    return ", ".join(filter(None, [*parts, _left(state, "about ")]))
 
 
 def describe_bar(state: State, columns: int) -> tuple[str, str]:
@@ -113,8 +116,8 @@ def _loss(state: State) -> str:
     return "" if state.loss is None else f"loss {state.loss:.3f}"
 
 
-def _left(state: State, note: str = "") -> str:
-    run = f" (run {state.left_of_run}{note})" if state.left_of_run else ""
+def _left(state: State, about: str = "") -> str:
+    run = f" (run {about}{state.left_of_run})" if state.left_of_run else ""
     return f"{state.left} left{run}" if state.left else ""
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.tiny import cpsl
 from cpsl.app.command_line import parse, parse_arguments
 from cpsl.app.config import Config
-from cpsl.app.options import RUNS, check_options, options_of, spell, values_of
+from cpsl.app.options import ELSEWHERE, RUNS, check_options, options_of, spell, values_of
 from cpsl.app.settings import UsageError
 from cpsl.app.usage import BEGIN, EXAMPLES, SMALLEST
 
@@ -137,3 +137,13 @@ def test_folders_that_a_data_set_of_its_own_would_not_read_are_refused(option: s
     assert getattr(settings, section).dataset == "gta5"
     settings = parse(["--config", "demo", f"--{option}", "pictures", f"--{section}.dataset", "folder"])
     assert getattr(settings, section).dataset == "folder"
+
+
+@pytest.mark.parametrize("word", ELSEWHERE)
+def test_the_words_of_other_programs_lead_to_ours(word: str) -> None:
+    with pytest.raises(UsageError) as error:
+        check_options(Config, [f"{spell(word)}", "5"], "adapt")
+    meant = [name.strip("?,") for name in str(error.value).split() if name.startswith("--")][1:]
+    assert meant
+    assert all(name.endswith(spell(ELSEWHERE[word])[2:]) for name in meant)
+    assert len(meant) == 1 or {"--source-only", "--online"} <= {name.partition(".")[0] for name in meant}

@@ -10,6 +10,7 @@ from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.errors import friendly_errors
 from cpsl.app.run import begin_run, run_stage
+from cpsl.app.stages import position_of
 from cpsl.training import Cost, Process, logger, start_logging
 
 PROCESS = Process(torch.device("cpu"))
@@ -127,3 +128,20 @@ def test_random_initial_weights_depend_on_seed_and_stage_alone(tmp_path: Path) -
     assert torch.equal(sample(settings(tmp_path), "warmup"), first)
     assert not torch.equal(sample(settings(tmp_path), "distill_1"), first)
     assert not torch.equal(sample(settings(tmp_path, "--seed", "1"), "warmup"), first)
+
+
+def test_iterations_of_later_stages_count_by_what_they_cost(tmp_path: Path) -> None:
+    """A step of online adaptation takes longer than one on the source alone: the time left has to know."""
+    online = ["--source-only.iterations", "300", "--online.iterations", "300", "--method", "online"]
+    sizes = ["--source-only.batch-size", "2", "--online.batch-size", "2"]
+    none = "--online.masked-weight=0"
+    first, masked, larger = (
+        position_of("source_only", settings(tmp_path, *online, *sizes, *options))
+        for options in ([none], [f"{none[:-1]}1"], [none, "--online.batch-size=4"])
+    )
+    assert (first.number, first.stages) == (1, 2)
+    assert 300 < first.later_iterations < masked.later_iterations
+    assert larger.later_iterations == 2 * first.later_iterations
+    assert position_of("online", settings(tmp_path, *online)).later_iterations == 0
+    paper = settings(tmp_path)
+    assert position_of("warmup", paper).later_iterations > position_of("self_label", paper).later_iterations
