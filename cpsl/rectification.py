@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cpsl._internal.checking import check_probabilities, check_shape
+from cpsl._internal.checking import check_probabilities, check_shape, check_shares
 from cpsl.prototypes import prototype_similarity
 from cpsl.sinkhorn import check_distribution
 
@@ -170,7 +170,7 @@ class PseudoLabelRectifier(nn.Module):
 
 
 @torch.no_grad()
-def consensus(soft_labels: Tensor, assignments: Tensor, weight: float = 0.5) -> Tensor:
+def consensus(soft_labels: Tensor, assignments: Tensor, weight: float | Tensor = 0.5) -> Tensor:
     r"""Returns the normalized geometric mean of soft labels and assignments, to rectify the former.
 
         R_k ∝ P_k^(1-a) Q_k^a
@@ -184,7 +184,7 @@ def consensus(soft_labels: Tensor, assignments: Tensor, weight: float = 0.5) -> 
     Args:
         soft_labels: (B, K, h, w) probabilities P.
         assignments: (B, K, h, w) Q on the same grid.
-        weight: a, 0...1; 0 returns P, 1 returns Q.
+        weight: a, 0...1; 0 returns P, 1 returns Q. Also (B, 1, h, w), one for each pixel.
 
     Returns:
         (B, K, h, w) float32, sums to 1 over the classes; zeros where P has no mass or a value is not finite.
@@ -198,9 +198,12 @@ def consensus(soft_labels: Tensor, assignments: Tensor, weight: float = 0.5) -> 
         >>> consensus(soft, assigned).flatten().round(decimals=2)
         tensor([0.2900, 0.7100])
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight must lie in 0...1, got {weight}")
     check_shape("assignments", assignments, *soft_labels.shape)
+    if isinstance(weight, Tensor):
+        check_shape("weight", weight, len(soft_labels), 1, *soft_labels.shape[2:])
+        check_shares("weight", weight)
+    elif not 0 <= weight <= 1:
+        raise ValueError(f"weight must lie in 0...1, got {weight}")
     product = soft_labels.float().pow(1 - weight) * assignments.float().pow(weight)
     mass = product.sum(dim=1, keepdim=True)
     known = (mass > 0) & (mass < torch.inf) & (soft_labels.sum(dim=1, keepdim=True) > 0)

@@ -44,7 +44,7 @@ from cpsl.training.log import text_table
 from cpsl.visualize import Palette, colorize, overlay, panel, titled
 
 FOLDER = Path(__file__).parent / "pictures"
-CLUSTER_WEIGHT = 0.25  # in the middle of the stage; at its end it is 0
+CLUSTER_FACTOR = 0.5  # of the middle of the stage, for the weight of the clusters; at its end it is 0
 BATCHES = 30  # whose labels are compared; the crop with the most changes is shown
 
 
@@ -83,7 +83,8 @@ def take_step(
     corners, size = teacher.align_corners, target.weak.shape[2:]
     logits, features = run_network(teacher, to_float(target.weak))
     teacher_soft = logits.softmax(dim=1)
-    rectified = consensus(teacher_soft, clustering.assign(features), CLUSTER_WEIGHT)
+    doubt = (1 - teacher_soft.amax(dim=1, keepdim=True)).clamp_max(0.5)
+    rectified = consensus(teacher_soft, clustering.assign(features), CLUSTER_FACTOR * doubt)
     soft = limits(thresholds(rectified))
     in_strong, valid = warp(
         soft, target.weak_view, target.strong_view, size, align_corners=corners, output_align_corners=False

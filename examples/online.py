@@ -75,11 +75,12 @@ def main() -> None:
 
         with torch.no_grad():
             # 3. The teacher labels the weak view, the clusters rectify its probabilities, the thresholds
-            # balance the classes, and the limits keep them from growing without bounds. Clusters help while
-            # the teacher is poor.
+            # balance the classes, and the limits keep them from growing without bounds. Clusters help where
+            # and while the teacher is poor.
             logits, features = segment(teacher, target.weak / 255)
             probabilities = logits.softmax(dim=1)
-            weight = 0.5 * (1 - step / args.steps)
+            doubt = (1 - probabilities.amax(dim=1, keepdim=True)).clamp_max(0.5)
+            weight = doubt * (1 - step / args.steps)
             rectified = consensus(probabilities, clustering.assign(features), weight)
             confident = (rectified.amax(dim=1) > 0.968).float().mean()
             soft = limits(thresholds(rectified))

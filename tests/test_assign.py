@@ -82,6 +82,9 @@ def test_the_consensus_lies_between_both(seed: int, weight: float) -> None:
     torch.testing.assert_close(ratio, torch.zeros(2, 3, 4), atol=1e-4, rtol=0)
     both = p.argmax(dim=1) == q.argmax(dim=1)
     assert torch.equal(result.argmax(dim=1)[both], p.argmax(dim=1)[both])
+    weights = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(seed))
+    by_pixel = consensus(p, q, weights)
+    torch.testing.assert_close(by_pixel[1, :, 2, 3], consensus(p, q, float(weights[1, 0, 2, 3]))[1, :, 2, 3])
     torch.testing.assert_close(consensus(p, q, 0.0), p)
     torch.testing.assert_close(consensus(p, q, 1.0), q)
 
@@ -106,6 +109,9 @@ def test_pixels_without_mass_remain_so() -> None:
     assert result.isfinite().all()
     with pytest.raises(ValueError, match="weight"):
         consensus(p, q, 1.5)
+    for wrong in (torch.full((2, 1, 3, 4), 1.5), torch.full((2, 1, 3, 4), -0.5), torch.ones(2, K, 3, 4)):
+        with pytest.raises(ValueError, match="weight"):
+            consensus(p, q, wrong)
     with pytest.raises(ValueError, match="assignments"):
         consensus(p, q[:, :2])
 

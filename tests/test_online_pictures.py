@@ -38,7 +38,7 @@ def test_the_picture_shows_what_the_method_computes() -> None:
         list(method.losses(source, target))
         method.update()
 
-    assert method.cluster_weight == online_pictures.CLUSTER_WEIGHT
+    assert float(method.cluster_weight(torch.full((1, 3, 1, 1), 1 / 3))) == online_pictures.CLUSTER_FACTOR / 2
     torch.manual_seed(1)
     step = online_pictures.take_step(teacher.module, clustering, thresholds, limits, source, target, 0.4)
     torch.manual_seed(1)

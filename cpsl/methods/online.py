@@ -27,8 +27,9 @@ class OnlineSelfLabeling(Method):
     No pass before training is needed: the teacher labels each batch (Tarvainen and Valpola, 2017).
     `DiceThresholds` balance the classes of the labels, `ShareLimits` keep them from growing without bounds.
     With a clustering, the labels are the consensus of the teacher's probabilities and of the clusters, to
-    which optimal transport assigns the pixels (CPSL); both follow the class distribution of the target, and
-    the prototypes are initialized with the class means of the source features. Half of the classes of a
+    which optimal transport assigns the pixels (CPSL), as far as the teacher doubts its own. Both follow the
+    class distribution of the target, and the prototypes are initialized with the class means of the source
+    features. Half of the classes of a
     source image are pasted into each target image (DACS, Tranheden et al., 2021). As in DAFormer (Hoyer et
     al., 2022), the target loss is weighted by the share of pixels with certain labels. As in MIC (Hoyer et
     al., 2023), the student also labels target images with masked patches.
@@ -42,8 +43,8 @@ class OnlineSelfLabeling(Method):
         mixing: What is pasted from the source: half of the classes ("class"), a rectangle of half of the
             area ("cut") where the scenes of the domains do not align, or nothing ("none").
         initial_steps: Steps in which the prototypes and the class distribution are those of the source.
-        fading_steps: Steps over which the weight of the clusters in the labels falls linearly from 1/2 to 0;
-            None keeps 1/2.
+        fading_steps: Steps over which the weight of the clusters in the labels falls linearly to 0; None
+            keeps it.
         confidence_threshold: Probability from which the teacher counts as confident, 0...1.
         self_label_weight: Weight of the clustering loss.
         masked_weight: Weight of the loss on masked images; 0 skips its pass.
@@ -131,7 +132,9 @@ class OnlineSelfLabeling(Method):
             logits, features = segment(self.teacher, to_float(target.weak))
             teacher = soft = logits.float().softmax(dim=1)
             if self.clustering is not None:
-                soft = consensus(teacher, unwrap(self.clustering).assign(features), self.cluster_weight)
+                soft = consensus(
+                    teacher, unwrap(self.clustering).assign(features), self.cluster_weight(teacher)
+                )
             rectified = soft
             confident = (soft.amax(dim=1) > self.confidence_threshold).float().mean()
             if self.thresholds is not None:
@@ -203,15 +206,19 @@ class OnlineSelfLabeling(Method):
             self.initial.steps += 1
         self._clustered, self._labeled = [], []
 
-    @property
-    def cluster_weight(self) -> float:
-        """Weight of the clusters in the pseudo labels of this step, 0...1/2."""
-        # They help while the teacher is poor. In the end their class distribution may hold it back.
-        if self.initial is None:
-            return 0.0
-        if self.fading_steps is None:
-            return 0.5
-        return 0.5 * max(1 - self.initial.steps / self.fading_steps, 0.0)
+    def cluster_weight(self, teacher: Tensor) -> Tensor:
+        """Returns the weight of the clusters in the pseudo labels of this step, 0...1/2.
+
+        Args:
+            teacher: (B, K, h, w) probabilities of the teacher.
+
+        Returns:
+            (B, 1, h, w) float32: the teacher's doubt 1 - max P, at most 1/2, times a factor that falls to 0.
+        """
+        # Clusters help where and while the teacher is poor: their class distribution may be wrong.
+        steps = 0 if self.initial is None else self.initial.steps
+        factor = 1.0 if self.fading_steps is None else max(1 - steps / self.fading_steps, 0.0)
+        return factor * (1 - teacher.float().amax(dim=1, keepdim=True)).clamp(0.0, 0.5)
 
     def _mix(self, image: Tensor, labels: Tensor, source: SourceBatch) -> Mixed:
         if self.mixing == "none":

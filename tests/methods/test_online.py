@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cpsl import ClassBalancedPrototypeClustering, warp
@@ -189,12 +191,20 @@ def test_the_weight_of_the_clusters_falls_linearly_to_zero(batches: Batches, fad
     method = build(fading_steps=fading_steps)
     weights = []
     for number in range(fading_steps + 2):
-        weights.append(method.cluster_weight)
+        weights.append(float(method.cluster_weight(torch.full((1, K, 1, 1), 1 / K))))
         step(method, batches, number)
     assert weights[0] == 0.5
     assert weights[-2:] == [0, 0]
     differences = [after - before for before, after in itertools.pairwise(weights[:-1])]
     assert differences == pytest.approx([-0.5 / fading_steps] * fading_steps)
+
+
+@given(st.floats(1 / K, 1), st.booleans())
+def test_the_clusters_weigh_no_more_than_the_teacher_doubts(largest: float, fading: bool) -> None:
+    method = build(fading_steps=10 if fading else None)
+    teacher = torch.tensor([largest, *[(1 - largest) / (K - 1)] * (K - 1)]).reshape(1, K, 1, 1)
+    assert float(method.cluster_weight(teacher)) == pytest.approx(min(1 - largest, 0.5), abs=1e-6)
+    assert method.cluster_weight(torch.full((2, K, 3, 4), 1 / K)).shape == (2, 1, 3, 4)
 
 
 def test_clusters_without_weight_leave_the_labels_of_the_teacher(batches: Batches) -> None:
