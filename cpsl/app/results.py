@@ -9,8 +9,8 @@ from typing import Any
 
 from cpsl._internal.durations import describe_duration
 from cpsl.app.config import Config
-from cpsl.app.reporting.content import SHORT_SCORES, SHORTEST
-from cpsl.app.reporting.words import difference
+from cpsl.app.reporting.content import SHORT_SCORES, SHORTEST, counted_unequally
+from cpsl.app.reporting.words import difference, listing
 from cpsl.app.stages import trained_stages
 from cpsl.app.usage import list_next, program, tensorboard
 from cpsl.training.log import text_table
@@ -30,12 +30,12 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
         chosen: Stage that is compared with the first; the last stage if it is the first itself.
 
     Example:
-        >>> before = {"miou": 50.0, "iou": {"road": 50.0, "sky": None}, "seconds": 3.2}
-        >>> after = {"miou": 52.0, "iou": {"road": 52.0, "sky": 1.0}, "seconds": 7500}
+        >>> before = {"miou": 50.0, "iou": {"road": 40.0, "sky": 60.0}, "seconds": 3.2}
+        >>> after = {"miou": 52.0, "iou": {"road": 44.0, "sky": 60.0}, "seconds": 7500}
         >>> print(results_table({"source_only": before, "online": after}, ("road", "sky")))
         IoU in %  source_only  online  change
-        road             50.0    52.0    +2.0
-        sky                 -     1.0       -
+        road             40.0    44.0    +4.0
+        sky              60.0    60.0     0.0
         mIoU             50.0    52.0    +2.0
         change: online compared with source_only
         trained in: source_only 3 s, online 2 h 5 min
@@ -59,6 +59,9 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
         add(name, 1, ious if labeled else [_share(values, index) for values in results])
     if labeled:
         add("mIoU", 1, [values["miou"] for values in results])
+        unequal, means = counted_unequally(results)
+        if unequal:
+            add("mIoU, labeled", 1, means)
         if any("miou_13" in values for values in results):
             add("mIoU, 13 classes", 1, [values.get("miou_13") for values in results])
     else:
@@ -67,6 +70,9 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
             if any(score is not None for score in scores):
                 add(name, 3, scores)
     notes = [] if labeled else ["No target labels: no IoU. Scores: (+) higher is better, (-) lower."]
+    if labeled and unequal:
+        rule = "such a class counts 0 in the mIoU of stages that predict it"
+        notes.append(fill(f"not in the labels: {listing(unequal)}; {rule}, and not in the row below it", 78))
     if other == first:
         rows = [row[:-1] for row in rows]
     else:

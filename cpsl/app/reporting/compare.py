@@ -150,8 +150,8 @@ def _intervals(parts: Sequence[Tensor], num_classes: int) -> tuple[Interval | No
     sums = torch.einsum("bn,nscK->bscK", counts, stacked)
     ious = 100 * sums[:, :, 0] / sums[:, :, 1]  # NaN without pixels
     gains = ious[:, 1] - ious[:, 0]
-    means = ious.nanmean(dim=2)
-    return _interval(means[:, 1] - means[:, 0]), [_interval(gains[:, k]) for k in range(num_classes)]
+    # A class that only one stage predicts, and no label has, is in neither mean.
+    return _interval(gains.nanmean(dim=1)), [_interval(gains[:, k]) for k in range(num_classes)]
 
 
 def _interval(values: Tensor) -> Interval | None:

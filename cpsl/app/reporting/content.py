@@ -1,5 +1,6 @@
 """What a report is made from: `cpsl.app.report` collects it, `cpsl.app.reporting.page` writes it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -113,8 +114,8 @@ class Report:
 
     @property
     def mious(self) -> tuple[float | None, float | None]:
-        """Mean IoU before and after adaptation in percent; None without labels."""
-        before, after = (self.metrics[stage]["miou"] for stage in self.ends)
+        """Mean IoU before and after adaptation, of the same classes, in percent; None without labels."""
+        before, after = counted_unequally([self.metrics[stage] for stage in self.ends])[1]
         return before, after
 
 
@@ -128,6 +129,30 @@ def compared_stages(stages: list[str], chosen: str) -> tuple[str, str]:
         ('source_only', 'self_label')
     """
     return stages[0], chosen if chosen in stages[1:] else stages[-1]
+
+
+def counted_unequally(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[float | None]]:
+    """Returns the classes that only some results count, and the mIoU of each result without them.
+
+    Such a class has no pixel in the labels: it counts 0 where it is predicted, else not at all.
+
+    Example:
+        >>> before = {"miou": 50.0, "iou": {"road": 50.0, "sky": None}}
+        >>> after = {"miou": 26.0, "iou": {"road": 52.0, "sky": 0.0}}
+        >>> counted_unequally([before, after])
+        (['sky'], [50.0, 52.0])
+    """
+    ious = [values["iou"] for values in results if values["miou"] is not None]
+    counted = dict.fromkeys(name for iou in ious for name, value in iou.items() if value is not None)
+    unequal = [name for name in counted if any(iou[name] is None for iou in ious)]
+    if not unequal:
+        return [], [values["miou"] for values in results]
+    equal = counted.keys() - unequal
+    means = [sum(values["iou"][name] or 0.0 for name in equal) / max(len(equal), 1) for values in results]
+    return unequal, [
+        None if values["miou"] is None or not equal else mean
+        for values, mean in zip(results, means, strict=True)
+    ]
 
 
 def title_of(stage: str) -> str:

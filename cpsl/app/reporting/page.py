@@ -12,7 +12,7 @@ import torch
 
 from cpsl.app.reporting import charts
 from cpsl.app.reporting.compare import ImageResult, confusions, normalized
-from cpsl.app.reporting.content import SCORES, UNRECORDED, Report, title_of
+from cpsl.app.reporting.content import SCORES, UNRECORDED, Report, counted_unequally, title_of
 from cpsl.app.reporting.pictures import draw
 from cpsl.app.reporting.verdict import class_changes, judge
 from cpsl.app.reporting.words import DASH, difference, duration, number, plural, share, size
@@ -38,6 +38,9 @@ def write_report(report: Report, path: Path) -> None:
             report=report,
             verdict=judge(report),
             mious=report.mious,
+            of_stages=dict(
+                zip(report.metrics, counted_unequally([*report.metrics.values()])[1], strict=True)
+            ),
             changes=class_changes(report),
             scores=SCORES if any(values.get("scores") for values in report.metrics.values()) else {},
             colors=_hexadecimal(report.palette),

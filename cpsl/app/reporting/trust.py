@@ -1,6 +1,6 @@
 """How far to trust the result of a run, for somebody who decides."""
 
-from cpsl.app.reporting.content import Kind, Report
+from cpsl.app.reporting.content import Kind, Report, counted_unequally
 from cpsl.app.reporting.words import listing, number, plural
 
 ENOUGH_IMAGES = 50
@@ -60,6 +60,14 @@ def trust(report: Report, kind: Kind) -> list[str]:
                 f"{'All' if every else f'{report.shared} of the'} {len(comparison.images)} evaluation images "
                 "are also images of the target: the network was adapted to them, without their labels. "
                 "Others may have a lower IoU."
+            )
+        unequal, _ = counted_unequally([report.metrics[stage] for stage in report.ends])
+        if unequal:
+            have = "has no pixel" if len(unequal) == 1 else "have no pixels"
+            with_them = " and ".join(number(report.metrics[stage]["miou"]) for stage in report.ends)
+            found.append(
+                f"{listing(unequal)} {have} in the labels, and would count 0 for the network that predicts "
+                f"it: with it, the mean IoU is {with_them}. The mean IoU above leaves it out."
             )
         if rare := _rare_classes(report):
             found.append(_of_rare_classes(rare))

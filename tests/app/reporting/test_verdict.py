@@ -49,6 +49,21 @@ def test_the_kind_of_a_run(made: Report, kind: Kind) -> None:
     assert verdict.steps
 
 
+def test_a_class_that_no_label_has_makes_no_loss() -> None:
+    """A network that predicts some pixels of it is not worse for that."""
+    labels = TRUTH.clamp_max(1)  # without cars
+    before, after = labels.clone(), labels.clone()
+    before[:, 2] = 0
+    after[0, 0] = 2
+    made = build_report(CLASSES, [labels] * 12, {"source_only": [before] * 12, "online": [after] * 12})
+    assert made.metrics["online"]["miou"] < made.metrics["source_only"]["miou"]
+    verdict = judge(made)
+    assert verdict.kind == "better"
+    assert "rose" in verdict.sentences[0]
+    assert made.mious == (pytest.approx(75.0), pytest.approx(93.75))
+    assert "car has no pixel" in " ".join(verdict.trust)
+
+
 def test_without_the_labels_of_a_moved_run_the_change_is_not_called_clear() -> None:
     labeled, unlabeled = report(BAD, GOOD), report(BAD, GOOD, labeled=False)
     verdict = judge(replace(labeled, comparison=unlabeled.comparison))
