@@ -44,7 +44,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 def check_probabilities(values: Tensor) -> None:
     """Raises ValueError if values, such as logits, cannot be probabilities; NaN is accepted."""
-    check_shares("soft labels", values, "; apply softmax(dim=1) to logits")
+    check_shares("soft labels", values, "; they are probabilities: apply softmax(dim=1) to logits")
 
 
 def check_shares(name: str, values: Tensor, advice: str = "") -> None:
