@@ -201,7 +201,9 @@ def _show(path: Path) -> str:
     readers = {
         ".onnx": f"import onnxruntime; session = onnxruntime.InferenceSession({str(path)!r}); "
         "print(session.get_modelmeta().custom_metadata_map)",
-        ".pt2": f"import torch; notes = {dict.fromkeys(NOTES, '')}; "
+        ".pt2": f"import torch; notes = dict.fromkeys({NOTES}, ''); "
         f"torch.export.load({str(path)!r}, extra_files=notes); print(notes)",
     }
-    return f"{python()} -c {quote(readers[path.suffix])}" if path.suffix in readers else ""
+    code = readers.get(path.suffix, "")
+    quoted = quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+    return f"{python()} -c {quoted}" if code else ""
