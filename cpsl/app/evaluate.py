@@ -201,7 +201,7 @@ def _label_counts(dataset: SegmentationDataset) -> Tensor:
 
 
 def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) -> str:
-    """Returns IoU by class and network, and mIoU as a table of text.
+    """Returns IoU by class and network, and mIoU as a table of text; without labels, the classes' shares.
 
     Example:
         >>> metrics = {"warmup": {"miou": 50.0, "iou": {"road": 50.0, "sky": None}}}
@@ -211,7 +211,14 @@ def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) 
         sky              –
         mIoU          50.0
     """
-    rows = [("IoU in %", *(title_of(stage) for stage in metrics))]
+    titles = [title_of(stage) for stage in metrics]
+    if all(values["miou"] is None for values in metrics.values()):
+        shares = zip(*(values["class_frequency"] for values in metrics.values()), strict=True)
+        lines = [
+            (name, *(_number(100 * share) for share in of)) for name, of in zip(classes, shares, strict=True)
+        ]
+        return text_table([("pixels in %", *titles), *lines])
+    rows = [("IoU in %", *titles)]
     for name in classes:
         rows.append((name, *(_number(values["iou"].get(name)) for values in metrics.values())))
     rows.append(("mIoU", *(_number(values["miou"]) for values in metrics.values())))
@@ -270,7 +277,7 @@ def _percent(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Computes the IoU on labeled images, given by --config or as folders.
+    """Computes the IoU on labeled images, and scores that need no labels; of --config or of folders.
 
     With --config and folders, these are read like those of the file's evaluation (of its target without one).
     """
@@ -324,7 +331,7 @@ def settings_of(arguments: Arguments) -> Config:
     if arguments.images or arguments.labels:
         config = replace(config, evaluation=_folders(arguments, config))
     if not (config.evaluation.given or config.target.given):
-        raise UsageError("cpsl evaluate needs --config FILE, or --images and --labels")
+        raise UsageError("cpsl evaluate needs --config FILE, or --images and, for the IoU, --labels")
     return config
 
 

@@ -321,6 +321,8 @@ def test_the_steps_after_a_prediction_work_as_printed(
     scored = cpsl(*command)
     assert scored.code == 0, scored.text
     assert "without labels" in scored.text
+    shares = [float(line.split()[-1]) for line in scored.text.splitlines()[1 : 1 + len(CLASSES.names)]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
 
 
 def test_the_input_may_be_one_image(weights: Path, photos: Path, tmp_path: Path) -> None:
