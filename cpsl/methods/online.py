@@ -29,10 +29,9 @@ class OnlineSelfLabeling(Method):
     With a clustering, the labels are the consensus of the teacher's probabilities and of the clusters, to
     which optimal transport assigns the pixels (CPSL), as far as the teacher doubts its own. Both follow the
     class distribution of the target, and the prototypes are initialized with the class means of the source
-    features. Half of the classes of a
-    source image are pasted into each target image (DACS, Tranheden et al., 2021). As in DAFormer (Hoyer et
-    al., 2022), the target loss is weighted by the share of pixels with certain labels. As in MIC (Hoyer et
-    al., 2023), the student also labels target images with masked patches.
+    features. Half of the classes of a source image are pasted into each target image (DACS, Tranheden et al.,
+    2021). As in DAFormer (Hoyer et al., 2022), the target loss is weighted by the share of pixels with
+    certain labels. As in MIC (Hoyer et al., 2023), the student also labels target images with masked patches.
 
     Args:
         student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
@@ -132,9 +131,8 @@ class OnlineSelfLabeling(Method):
             logits, features = segment(self.teacher, to_float(target.weak))
             teacher = soft = logits.float().softmax(dim=1)
             if self.clustering is not None:
-                soft = consensus(
-                    teacher, unwrap(self.clustering).assign(features), self.cluster_weight(teacher)
-                )
+                assigned = unwrap(self.clustering).assign(features)
+                soft = consensus(teacher, assigned, self.cluster_weight(teacher))
             rectified = soft
             confident = (soft.amax(dim=1) > self.confidence_threshold).float().mean()
             if self.thresholds is not None:
@@ -206,11 +204,11 @@ class OnlineSelfLabeling(Method):
             self.initial.steps += 1
         self._clustered, self._labeled = [], []
 
-    def cluster_weight(self, teacher: Tensor) -> Tensor:
+    def cluster_weight(self, probabilities: Tensor) -> Tensor:
         """Returns the weight of the clusters in the pseudo labels of this step, 0...1/2.
 
         Args:
-            teacher: (B, K, h, w) probabilities of the teacher.
+            probabilities: (B, K, h, w) P of the teacher.
 
         Returns:
             (B, 1, h, w) float32: the teacher's doubt 1 - max P, at most 1/2, times a factor that falls to 0.
@@ -218,7 +216,7 @@ class OnlineSelfLabeling(Method):
         # Clusters help where and while the teacher is poor: their class distribution may be wrong.
         steps = 0 if self.initial is None else self.initial.steps
         factor = 1.0 if self.fading_steps is None else max(1 - steps / self.fading_steps, 0.0)
-        return factor * (1 - teacher.float().amax(dim=1, keepdim=True)).clamp(0.0, 0.5)
+        return factor * (1 - probabilities.float().amax(dim=1, keepdim=True)).clamp(0.0, 0.5)
 
     def _mix(self, image: Tensor, labels: Tensor, source: SourceBatch) -> Mixed:
         if self.mixing == "none":
