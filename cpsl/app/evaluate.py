@@ -336,9 +336,14 @@ def settings_of(arguments: Arguments) -> Config:
 
 
 def _folders(arguments: Arguments, config: Config) -> Domain:
-    """Returns the domain of the folders, with the settings of the files except for `ids` that are given."""
-    of_run = config.target if config.evaluation == Domain() else config.evaluation
+    """Returns the domain of the folders, with the settings of the files except for `ids` that are given.
+
+    Those of an evaluation without images of its own change those of the target.
+    """
+    of_run = config.evaluation if config.evaluation.given else config.target
     settings = {name: getattr(of_run, name) for name in FOLDER_SETTINGS}
+    evaluation = {name: getattr(config.evaluation, name) for name in FOLDER_SETTINGS}
+    settings |= {name: value for name, value in evaluation.items() if value != getattr(Domain(), name)}
     if arguments.ids:
         settings |= {"ids": arguments.ids, "first_id": 0}
     return Domain(images=arguments.images, labels=arguments.labels, **settings)

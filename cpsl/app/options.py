@@ -32,8 +32,8 @@ ELSEWHERE = {
 }
 """Names that other programs have for settings."""
 
-
 DEFAULT_STAGES = ("online.", "source_only.")
+"""Tables of the stages that a run has by default; their settings are proposed first."""
 
 
 class Values(NamedTuple):

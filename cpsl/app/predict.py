@@ -336,7 +336,8 @@ def _next_steps(options: Arguments) -> dict[str, str]:
     pictures = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     if pictures:
         steps["look at a result"] = quote(str(pictures[0]))
-    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in options.input.rglob("*")):
+    as_trained = options.size is None and options.value_range is None  # else `cpsl evaluate` reads otherwise
+    if as_trained and any(path.suffix.lower() in IMAGE_SUFFIXES for path in options.input.rglob("*")):
         network = ["--network", options.network] if options.network else []
         line = join(["evaluate", "--weights", str(options.weights), "--images", str(options.input), *network])
         steps["see how certain the model is, without labels"] = f"{program()} {line}"

@@ -61,7 +61,7 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
         add("mIoU", 1, [values["miou"] for values in results])
         unequal, means = counted_unequally(results)
         if unequal:
-            add("mIoU, labeled", 1, means)
+            add("comparable mIoU", 1, means)
         if any("miou_13" in values for values in results):
             add("mIoU, 13 classes", 1, [values.get("miou_13") for values in results])
     else:

@@ -115,6 +115,12 @@ def test_folders_are_read_like_those_of_the_run_except_for_ids(tmp_path: Path) -
     assert (read.label_pattern, dict(read.ids)) == ("*_mask", {"#ff0000": "b"})
     assert (read.tolerance, read.value_range) == (9, (0, 4095))
     assert dict(settings_of(replace(arguments, ids={7: 0})).evaluation.ids) == {7: 0}
+    (tmp_path / "run.toml").write_text(
+        'classes = ["a", "b"]\n[target]\nimages = "t"\nvalue_range = [0, 4095]\n'
+        "[evaluation]\nskip_unpaired = true\n"
+    )
+    read = settings_of(arguments).evaluation
+    assert (read.skip_unpaired, read.value_range) == (True, (0, 4095))
 
 
 @given(count=st.integers(1, 300), wanted=st.integers(1, 300))

@@ -323,6 +323,8 @@ def test_the_steps_after_a_prediction_work_as_printed(
     assert "without labels" in scored.text
     shares = [float(line.split()[-1]) for line in scored.text.splitlines()[1 : 1 + len(CLASSES.names)]]
     assert sum(shares) == pytest.approx(100, abs=0.2)
+    other = [*words[:-1], tmp_path / "other", "--size", "64", "64"]
+    assert not printed_commands(cpsl("predict", *other, "--device", "cpu").text)
 
 
 def test_the_input_may_be_one_image(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -63,11 +63,11 @@ def trust(report: Report, kind: Kind) -> list[str]:
             )
         unequal, _ = counted_unequally([report.metrics[stage] for stage in report.ends])
         if unequal:
-            have = "has no pixel" if len(unequal) == 1 else "have no pixels"
-            with_them = " and ".join(number(report.metrics[stage]["miou"]) for stage in report.ends)
+            have = "has" if len(unequal) == 1 else "have"
+            counted = " and ".join(number(report.metrics[stage]["miou"]) for stage in report.ends)
             found.append(
-                f"{listing(unequal)} {have} in the labels, and would count 0 for the network that predicts "
-                f"it: with it, the mean IoU is {with_them}. The mean IoU above leaves it out."
+                f"{listing(unequal)} {have} no pixel in the labels. Such a class is left out of the mean IoU "
+                f"above, since it counts 0 for a network that predicts it; counted, the means are {counted}."
             )
         if rare := _rare_classes(report):
             found.append(_of_rare_classes(rare))

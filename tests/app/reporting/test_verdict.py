@@ -61,7 +61,7 @@ def test_a_class_that_no_label_has_makes_no_loss() -> None:
     assert verdict.kind == "better"
     assert "rose" in verdict.sentences[0]
     assert made.mious == (pytest.approx(75.0), pytest.approx(93.75))
-    assert "car has no pixel" in " ".join(verdict.trust)
+    assert "car has no pixel in the labels." in " ".join(verdict.trust)
 
 
 def test_without_the_labels_of_a_moved_run_the_change_is_not_called_clear() -> None:
