@@ -59,9 +59,7 @@ def test_a_class_without_labels_changes_no_comparison() -> None:
     assert row[-3:] == ["50.0", "54.0", "+4.0"]
     assert "not in the labels: car;" in table
     after["iou"]["car"] = None
-    assert "comparable" not in results_table(
-        {"source_only": before, "online": after}, ("road", "sky", "car")
-    )
+    assert "comparable" not in results_table({"source_only": before, "online": after}, ("road", "sky", "car"))
 
 
 def test_the_change_is_that_of_the_chosen_stage() -> None:
