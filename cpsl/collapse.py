@@ -15,8 +15,8 @@ PRESENT = 0.001
 LOST = 0.05
 """Part of its earlier share below which a class is lost; and all others together, if one takes nearly all."""
 
-DRIFT = 0.2
-"""Share of the pixels by which the distance to the source may grow."""
+DRIFT = 0.1
+"""Share of the pixels by which the distance to the source may grow; docs/choosing.md has the experiments."""
 
 
 class Collapse(NamedTuple):

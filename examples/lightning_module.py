@@ -2,7 +2,7 @@
 
     python examples/lightning_module.py data/gta5 data/cityscapes --devices 4
 
-Needs `pip install lightning`.
+Needs `pip install '.[train,lightning]'` in a clone of the repository.
 """
 
 import argparse

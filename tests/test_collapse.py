@@ -68,10 +68,10 @@ def test_one_class_nearly_everywhere_is_one_collapse() -> None:
 
 def test_a_drift_from_the_source_is_found_and_an_approach_is_not() -> None:
     away = torch.tensor([0.5, 0.3 + DRIFT - 0.02, 0.21 - DRIFT, 0.01])
-    further = torch.tensor([0.27, 0.55, 0.17, 0.01])
+    further = torch.tensor([0.48 - DRIFT, 0.32 + DRIFT, 0.19, 0.01])
     assert reasons(away, source=BEFORE) == []
     (reason,) = reasons(further, source=BEFORE)
-    assert "25.00 %" in reason
+    assert f"{100 * DRIFT + 2:.2f} %" in reason
     assert "building" in reason
     assert find_collapses(BEFORE, further, NAMES, BEFORE) == []
     assert reasons(further) == []

@@ -277,9 +277,10 @@ def _percent(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Computes the IoU on labeled images, and scores that need no labels; of --config or of folders.
+    """Computes the IoU on labeled images, and scores that need no labels.
 
-    With --config and folders, these are read like those of the file's evaluation (of its target without one).
+    The images are those of --config, or of --images and --labels. With both, the folders are read with the
+    settings of [evaluation] in the file, without one of [target].
     """
 
     weights: Path

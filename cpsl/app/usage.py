@@ -17,11 +17,11 @@ SUMMARY = {
 
 EXAMPLES = {
     "adapt": (
-        "cpsl adapt --config my.toml",
-        "cpsl adapt --config my.toml --config cpu --output runs/second --seed 1",
-        "cpsl adapt --config my.toml --online.iterations 5000",
+        "cpsl adapt --config my_folders.toml",
+        "cpsl adapt --config my_folders.toml --output runs/second --seed 1",
+        "cpsl adapt --config my_folders.toml --online.iterations 5000",
     ),
-    "check": ("cpsl check --config my.toml", "cpsl check --config my.toml --config one_gpu_16gb"),
+    "check": ("cpsl check --config my_folders.toml", "cpsl check --config my_folders.toml --config one_gpu_16gb"),
     "demo": ("cpsl demo", "cpsl demo --method paper --output runs/demo_paper"),
     "evaluate": (
         "cpsl evaluate --weights runs/my/model.pt --config runs/my/config.toml",
@@ -35,12 +35,13 @@ EXAMPLES = {
         "cpsl export --weights runs/my/model.pt --output model.onnx",
         "cpsl export --weights model.pt --output model.pt2 --size 512 1024",
     ),
-    "recipes": ("cpsl recipes cpu", "cpsl recipes gta5_to_cityscapes --complete > my.toml"),
+    "recipes": ("cpsl recipes cpu", "cpsl recipes gta5_to_cityscapes --complete > my_folders.toml"),
     "report": ("cpsl report runs/my",),
 }
 """Commands at the end of the help."""
 
 SMALLEST = """\
+base = "cpu"                          # with a GPU: "gpu"
 classes = ["road", "car", "plant"]    # of the label values 0, 1, 2
 [source]
 images = "source/images"
@@ -52,8 +53,8 @@ images = "target/images"
 
 BEGIN = (
     ("cpsl demo", "try it on generated scenes"),
-    ("cpsl check --config my.toml --config cpu", "check files, estimate the time"),
-    ("cpsl adapt --config my.toml --config cpu", "adapt; with a GPU: --config gpu"),
+    ("cpsl check --config my_folders.toml", "check files, estimate the time"),
+    ("cpsl adapt --config my_folders.toml", "adapt; resumes an interrupted run"),
 )
 """The first commands of somebody new, and what they do."""
 
@@ -63,7 +64,7 @@ def how_to_begin(command: str) -> str:
     commands = "\n".join(f"  {line:42}{what}" for line, what in BEGIN)
     smallest = "\n".join(f"  {line}" for line in SMALLEST.splitlines())
     return (
-        f"cpsl {command} needs settings. To begin:\n\n{commands}\n\nThe smallest my.toml:\n\n{smallest}\n\n"
+        f"cpsl {command} needs settings. To begin:\n\n{commands}\n\nThe smallest my_folders.toml:\n\n{smallest}\n\n"
         f"cpsl recipes lists ready settings, cpsl {command} --help the options."
     )
 

@@ -22,9 +22,10 @@ OPTIONS = options_of(Config)
 
 @given(st.sampled_from(sorted(OPTIONS)), st.integers(0, 5), st.sampled_from(["x", "", "1e", "-", "nan?"]))
 def test_a_mistake_names_option_value_and_expectation(name: str, count: int, word: str) -> None:
-    """Any number of words that are neither numbers nor keywords."""
+    """Any number of words that are neither numbers nor keywords; an empty one is no path."""
     values, words = values_of(OPTIONS[name]), [word] * count
-    text = {"string", "path"} >= set(values.kinds) and not values.choices
+    textual = {"string"} if word == "" else {"string", "path"}
+    text = textual >= set(values.kinds) and not values.choices
     size = 2 if values.pairs else len(values.kinds)
     fits = count % size == 0 if values.most is None else count == values.most
     if fits and (text or count == 0):
@@ -98,7 +99,7 @@ def test_the_commands_of_the_help_are_valid(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("my.toml").write_text(SMALLEST, encoding="utf-8")
+    Path("my_folders.toml").write_text(SMALLEST, encoding="utf-8")
     program, command, *options = shlex.split(line)
     assert program == "cpsl"
     assert read(command, options)
@@ -111,7 +112,7 @@ def test_a_run_without_options_says_how_to_begin(command: str) -> None:
     assert max(map(len, ended.text.splitlines())) <= 80
     for line in (*(first for first, _ in BEGIN), *SMALLEST.splitlines()):
         assert line in ended.text
-    assert set(tomllib.loads(SMALLEST)) == {"classes", "source", "target"}
+    assert set(tomllib.loads(SMALLEST)) == {"base", "classes", "source", "target"}
 
 
 @pytest.mark.parametrize("option", ["source.images", "source.labels", "target.images", "evaluation.labels"])
