@@ -69,8 +69,9 @@ class ClassBalancedPrototypeClustering(FullPrecision):
 
         z_n = argmax_k Q_nk,   s_k ← m s_k + (1 - m) Σ_{n: z_n = k} x_n / N,   c_k = s_k / |s_k|
 
-    Each pixel counts for one class: small shares of the many pixels of frequent classes would outweigh the
-    few pixels of a rare one. With "labels", z_n is the label of the pixel.
+    for the classes k of the batch; the others do not move. Each pixel counts for one class: small shares of
+    the many pixels of frequent classes would outweigh the few pixels of a rare one. With "labels", z_n is the
+    label of the pixel.
 
     Args:
         num_classes: Number of classes K.

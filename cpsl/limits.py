@@ -53,7 +53,7 @@ class ShareLimits(FullPrecision):
         updates: Scalar int64 buffer, number of updates.
 
     Raises:
-        ValueError: `source` is not a distribution, or margin or momentum is outside 0...1.
+        ValueError: `source` is not a distribution, or margin, start_updates or momentum is out of range.
 
     Example:
         The labels grow to class 1 beyond its limit 1.19 * 0.2 + 0.05, hence its factor falls.
@@ -89,6 +89,8 @@ class ShareLimits(FullPrecision):
         check_distribution(source, len(source))
         if not 0 <= margin <= 1:
             raise ValueError(f"margin must lie in 0...1, got {margin}")
+        if start_updates < 0:
+            raise ValueError(f"start_updates must be 0 or more, got {start_updates}")
         self.num_classes = len(source)
         self.margin = margin
         self.start_updates = start_updates
@@ -138,7 +140,7 @@ class ShareLimits(FullPrecision):
         # The first batch has full weight.
         momentum = torch.where(self.updates > 0, self.momentum, 0.0)
         shares = momentum * self.shares + (1 - momentum) * share
-        step = (self.limits() / shares).pow(RATE)
+        step = torch.where(shares > 0, self.limits() / shares, torch.inf).pow(RATE)
         factors = torch.where(starting, self.factors, (self.factors * step).clamp(LOWEST, 1))
         update_moving_average(
             [self.start, self.shares, self.factors], [start, shares, factors], 0.0, applied=valid

@@ -254,9 +254,9 @@ class CrossEntropyLoss(nn.Module):
         super().__init__()
         self.ignore_index = ignore_index
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Returns the loss; see `cross_entropy`."""
-        return cross_entropy(logits, labels, self.ignore_index)
+        return cross_entropy(logits, labels, self.ignore_index, weights)
 
     if TYPE_CHECKING:
         __call__ = forward

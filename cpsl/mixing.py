@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cpsl._internal.affine import positions
 from cpsl._internal.checking import check_shape
 
 
@@ -24,7 +25,13 @@ class Mixed(NamedTuple):
 
 
 def cutmix(
-    image: Tensor, labels: Tensor, other_image: Tensor, other_labels: Tensor, *, probability: float = 0.5
+    image: Tensor,
+    labels: Tensor,
+    other_image: Tensor,
+    other_labels: Tensor,
+    *,
+    probability: float = 0.5,
+    align_corners: bool = True,
 ) -> Mixed:
     """Pastes a rectangle of another image, half the area, with its labels (French et al., 2020).
 
@@ -33,10 +40,12 @@ def cutmix(
 
     Args:
         image: (B, 3, H, W).
-        labels: (B, h, w) integer, on a corner-aligned grid such as that of a network's output.
+        labels: (B, h, w) integer, at any resolution, such as that of a network's output.
         other_image: (B, 3, H, W).
         other_labels: (B, H, W) integer, one per pixel.
         probability: Probability that an image is mixed, 0...1.
+        align_corners: Corner-aligned or half-pixel grid of the labels, as in
+            `torch.nn.functional.interpolate`.
 
     Raises:
         ValueError: The shapes do not match, or the probability is outside 0...1.
@@ -67,11 +76,9 @@ def cutmix(
         return torch.logical_and(in_rows[:, :, None], in_columns[:, None, :])
 
     pixel_rows, pixel_columns = (torch.arange(extent, device=device) for extent in (height, width))
-    node_rows = (
-        torch.linspace(0, height - 1, labels.shape[1], device=device, dtype=torch.float32).round().long()
-    )
-    node_columns = (
-        torch.linspace(0, width - 1, labels.shape[2], device=device, dtype=torch.float32).round().long()
+    node_rows, node_columns = (
+        (positions(extent, count, align_corners, device) - 0.5).round().long()  # indices of pixels
+        for extent, count in zip((height, width), labels.shape[1:], strict=True)
     )
 
     images = torch.where(inside(pixel_rows, pixel_columns)[:, None], other_image, image)

@@ -18,8 +18,9 @@ from cpsl.geometry import resize_labels
 def prototype_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
     """Returns the cosine similarity of each pixel's feature and each class prototype.
 
-    Always computed in float32, because losses divide the cosines by temperatures of a few hundredths. A
-    feature of length zero has similarity 0 to all prototypes.
+    Computed in float32 under autocast as well, because losses divide the cosines by temperatures of a few
+    hundredths. CUDA devices may use TF32 for maps (`torch.backends.cudnn.allow_tf32`), with errors of 1e-4.
+    A feature of length zero has similarity 0 to all prototypes.
 
     Args:
         features: (B, D, h, w) map or (N, D) pixels, any length.
@@ -189,7 +190,8 @@ class RunningClassMeans(FullPrecision):
 
     Replaces the pass of `ClassMeanPrototypes` over a data set before training. Updated with the labeled
     source it has a prototype of every class after a few batches, including classes that the network never
-    predicts. The first batch has full weight, and a class that does not occur keeps its prototype.
+    predicts. The first batch has full weight, and a class that does not occur keeps its prototype (unless
+    momentum is 0).
 
     Args:
         num_classes: Number of classes K.

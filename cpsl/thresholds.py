@@ -31,6 +31,10 @@ class DiceThresholds(FullPrecision):
     and labels these classes too seldom for the mean IoU. Unlike a division by the class distribution, the
     correction vanishes as the network gets certain, so that self-training does not amplify it.
 
+    All pixels of a bin of the histograms count with its center, those near 0 with 0.005. A rare class has
+    many of them, which lowers its threshold: that of a class of certain pixels is 0.49 if it has a tenth of
+    the pixels, 0.40 for a hundredth and 0.14 for a thousandth. The recipes were measured with this bias.
+
     Args:
         num_classes: Number of classes K.
         momentum: Momentum of the histograms, 0...1.

@@ -142,3 +142,22 @@ def test_wrong_values_are_named() -> None:
         limits.update(p, p.argmax(dim=1)[:, ::2])
     with pytest.raises(ValueError, match="probabilities"):
         limits(p[:, :3])
+
+
+@given(seed=SEEDS, margin=st.sampled_from([0.0, 0.005]), start_updates=st.integers(0, 2))
+def test_a_class_that_neither_domain_has_makes_nothing_undefined(
+    seed: int, margin: float, start_updates: int
+) -> None:
+    limits = ShareLimits(torch.tensor([1.0, 1.0, 1.0, 0.0]), margin=margin, start_updates=start_updates)
+    absent = torch.zeros(K)
+    absent[-1] = -torch.inf
+    for step in range(start_updates + 3):
+        p = random_probabilities(seed + step, absent)
+        limits.update(p, limits(p).argmax(dim=1))
+        assert limits.factors.isfinite().all()
+        assert limits(p).isfinite().all()
+
+
+def test_a_negative_number_of_updates_is_refused() -> None:
+    with pytest.raises(ValueError, match="start_updates"):
+        ShareLimits(torch.ones(K), start_updates=-1)

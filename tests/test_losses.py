@@ -211,6 +211,10 @@ def test_modules_compute_the_functions_with_their_hyper_parameters() -> None:
     for got, wanted in [
         (CrossEntropyLoss(ignore_index=1)(logits, labels % 5), cross_entropy(logits, labels % 5, 1)),
         (
+            CrossEntropyLoss()(logits, labels, weights=valid.float()),
+            cross_entropy(logits, labels, weights=valid.float()),
+        ),
+        (
             SymmetricCrossEntropyLoss(0.3, 0.7, ignore_index=1)(logits, labels % 5),
             symmetric_cross_entropy(logits, labels % 5, ce_weight=0.3, rce_weight=0.7, ignore_index=1),
         ),

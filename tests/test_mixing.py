@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -46,6 +47,32 @@ def test_labels_on_a_coarser_grid_are_sampled_at_its_nodes() -> None:
     pasted = mixed.labels != 255
     assert pasted.any()
     assert torch.equal(mixed.labels[pasted], nodes[pasted])
+
+
+@given(
+    height=st.integers(2, 12),
+    width=st.integers(2, 12),
+    stride=st.integers(1, 8),
+    align_corners=st.booleans(),
+    seed=SEEDS,
+)
+def test_labels_on_any_grid_are_those_of_the_pixels_at_its_nodes(
+    height: int, width: int, stride: int, align_corners: bool, seed: int
+) -> None:
+    """The labels are the rows and columns themselves, which a network's grid interpolates exactly."""
+    torch.manual_seed(seed)
+    size = (height * stride, width * stride)
+    grid = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij")).float()
+    nodes = F.interpolate(
+        grid[None], (height, width), mode="bilinear", align_corners=align_corners, antialias=False
+    )[0]
+    labels = torch.full((2, height, width), 255)
+    for axis, source in enumerate(grid.long()):
+        image = torch.zeros(2, 3, *size)
+        both = source.expand(2, *size)
+        mixed = cutmix(image, labels, image, both, probability=1, align_corners=align_corners)
+        pasted = mixed.labels[mixed.pasted] - nodes[axis].expand(2, -1, -1)[mixed.pasted]
+        assert (pasted.abs() <= 0.501).all()
 
 
 def labeled_images(classes: int, dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:

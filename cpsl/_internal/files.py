@@ -91,6 +91,7 @@ def load_safely(path: Path, device: torch.device | str = "cpu", *, checksums: bo
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or holds other objects than tensors and plain values.
+        MemoryError, torch.OutOfMemoryError, OSError: It may be intact, but could not be read now.
     """
     try:
         if checksums:
@@ -101,7 +102,19 @@ def load_safely(path: Path, device: torch.device | str = "cpu", *, checksums: bo
     except PermissionError:
         raise PermissionError(f"{path} cannot be read: you have no permission to read it") from None
     except Exception as error:  # torch raises errors of many types
+        if _is_passing(error):
+            error.add_note(f"This happened while reading {path}.")
+            raise
         raise ValueError(f"{path} cannot be read: {_reason(path, error)}") from error
+
+
+def _is_passing(error: Exception) -> bool:
+    """Returns whether an error tells nothing about the file: memory is full, or a disk failed."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    passing = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
+    # torch has no type for full main memory.
+    return getattr(error, "errno", None) in passing or "DefaultCPUAllocator" in str(error)
 
 
 def _reason(path: Path, error: Exception) -> str:

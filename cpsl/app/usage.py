@@ -21,7 +21,10 @@ EXAMPLES = {
         "cpsl adapt --config my_folders.toml --output runs/second --seed 1",
         "cpsl adapt --config my_folders.toml --online.iterations 5000",
     ),
-    "check": ("cpsl check --config my_folders.toml", "cpsl check --config my_folders.toml --config one_gpu_16gb"),
+    "check": (
+        "cpsl check --config my_folders.toml",
+        "cpsl check --config my_folders.toml --config one_gpu_16gb",
+    ),
     "demo": ("cpsl demo", "cpsl demo --method paper --output runs/demo_paper"),
     "evaluate": (
         "cpsl evaluate --weights runs/my/model.pt --config runs/my/config.toml",
@@ -64,7 +67,8 @@ def how_to_begin(command: str) -> str:
     commands = "\n".join(f"  {line:42}{what}" for line, what in BEGIN)
     smallest = "\n".join(f"  {line}" for line in SMALLEST.splitlines())
     return (
-        f"cpsl {command} needs settings. To begin:\n\n{commands}\n\nThe smallest my_folders.toml:\n\n{smallest}\n\n"
+        f"cpsl {command} needs settings. To begin:\n\n{commands}\n\n"
+        f"The smallest my_folders.toml:\n\n{smallest}\n\n"
         f"cpsl recipes lists ready settings, cpsl {command} --help the options."
     )
 

@@ -53,7 +53,9 @@ class _Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """Moves the batch to a device."""
-        return self._map(lambda part: part.to(device, non_blocking=True))
+        # A copy to the CPU would be read before it is complete.
+        non_blocking = torch.device(device).type != "cpu"
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """Returns a copy in page-locked memory, from which a GPU copies asynchronously."""

@@ -108,9 +108,12 @@ class StrongAugmentation:
     Attributes:
         blur: Standard deviation of the Gaussian blur in pixels.
         jitter: Largest relative change of brightness, contrast and saturation, and largest rotation of the
-            hue as a fraction of the color circle.
+            hue as a fraction of the color circle, 0...0.5.
         operations: Number of RandAugment operations per image.
-        cutout: Side of the cutout as a fraction of the view's short side.
+        cutout: Side of the cutout as a fraction of the view's short side, 0...1.
+
+    Raises:
+        ValueError: A value is out of range.
 
     Example:
         >>> image = torch.zeros(3, 64, 128, dtype=torch.uint8)
@@ -124,6 +127,13 @@ class StrongAugmentation:
     jitter: float = 0.4
     operations: int = 2
     cutout: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        for name, largest in (("blur", math.inf), ("jitter", 0.5), ("operations", math.inf), ("cutout", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= largest or math.isinf(value):
+                upper = "0 or more" if math.isinf(largest) else f"in 0...{largest}"
+                raise ValueError(f"StrongAugmentation: {name} must be {upper}, got {value}")
 
     def sample(self, image: Tensor, weak: View, random: np.random.Generator) -> tuple[Tensor, View]:
         """Samples a strong view and renders it.

@@ -185,7 +185,8 @@ class OnlineSelfLabeling(Method):
     def update(self, applied: Tensor | None = None) -> None:
         """Updates teacher, prototypes, memory bank, class distribution, thresholds and limits.
 
-        See `Method.update`.
+        See `Method.update`. In the first `initial_steps`, prototypes and class distribution are set by
+        `losses` instead, also in a step that is not applied.
 
         Raises:
             RuntimeError: No losses were computed since the last update.
@@ -244,7 +245,12 @@ class InitialPrototypes(nn.Module):
         super().__init__()
         self.initial_steps = initial_steps
         self.steps = 0
-        means = RunningClassMeans(clustering.num_classes, clustering.feature_dim, align_corners=align_corners)
+        means = RunningClassMeans(
+            clustering.num_classes,
+            clustering.feature_dim,
+            group=clustering.group,
+            align_corners=align_corners,
+        )
         self.means = means.to(clustering.prototypes.device)
 
     def forward(self, clustering: ClassBalancedPrototypeClustering, features: Tensor, labels: Tensor) -> None:

@@ -73,6 +73,8 @@ class SelfLabeling(Method):
         self.teacher = teacher
         self.clustering = clustering
         self.rectifier = rectifier or PseudoLabelRectifier()
+        if self.rectifier.ignore_index != 255:
+            raise ValueError(f"the rectifier's ignore_index must be 255, got {self.rectifier.ignore_index}")
         self.cutmix_probability = cutmix_probability
         self.ce_weight = ce_weight
         self.rce_weight = rce_weight
@@ -106,17 +108,24 @@ class SelfLabeling(Method):
             similarity = prototype_similarity(whole.features, self.prototypes)
             soft = resize(target.pseudo_labels, similarity.shape[2:], self.align_corners)
 
+            distribution = unwrap(self.clustering).aligner.distribution
+
             # 3. The prototypes rectify the soft labels, on the whole image and in the view of the crop.
-            rectified_whole = self.rectifier.rectify(soft, similarity)
+            rectified_whole = self.rectifier.rectify(soft, similarity, distribution)
             soft_in_crop, _ = warp(
                 soft, target.whole_view, target.weak_view, quarter, align_corners=self.align_corners
             )
             similarity_in_crop = self._similarity_in_crop(whole, similarity, target, quarter)
-            rectified = self.rectifier.rectify(soft_in_crop, similarity_in_crop)
+            rectified = self.rectifier.rectify(soft_in_crop, similarity_in_crop, distribution)
 
             # 4. CutMix: a rectangle of the source and its labels is pasted into some images.
             mixed = cutmix(
-                target.weak, rectified.labels, source.image, source.label, probability=self.cutmix_probability
+                target.weak,
+                rectified.labels,
+                source.image,
+                source.label,
+                probability=self.cutmix_probability,
+                align_corners=self.align_corners,
             )
 
         # 5. Consistency of the student's strong view with the teacher, relative to the prototypes.

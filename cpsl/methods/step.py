@@ -75,6 +75,7 @@ def to_float(images: Tensor) -> Tensor:
     """Converts uint8 images (B, 3, H, W) to float32 in 0...1, the input of the networks.
 
     Raises:
+        TypeError: The images are not uint8; those of 0...1 would become black.
         ValueError: The images have another shape, such as the deferred views of a batch.
     """
     if images.ndim != 4:
@@ -82,6 +83,8 @@ def to_float(images: Tensor) -> Tensor:
             f"images must be (B, 3, H, W), got shape {tuple(images.shape)}: a batch with deferred "
             "operations needs apply_deferred()"
         )
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, 0...255, got {images.dtype}")
     return images.float() / 255
 
 

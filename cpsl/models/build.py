@@ -176,13 +176,21 @@ def _deeplabv2(
     *,
     weights: str | Path,
     feature_dim: int = 256,
+    dropout: float = 0.1,
     output_norm: bool = False,
     dilations: tuple[int, ...] = (6, 12, 18, 24),
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> DeepLabV2:
     network = DeepLabV2(
-        num_classes, backbone, feature_dim, output_norm=output_norm, dilations=dilations, mean=mean, std=std
+        num_classes,
+        backbone,
+        feature_dim,
+        dropout=dropout,
+        output_norm=output_norm,
+        dilations=dilations,
+        mean=mean,
+        std=std,
     )
     if weights == "pretrained":
         load_backbone_weights(network.backbone, "imagenet", backbone)

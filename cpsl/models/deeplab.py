@@ -131,7 +131,12 @@ class DeepLabV2(SegmentationNetwork):
             raise ValueError(f"num_classes, feature_dim must be positive, got {num_classes}, {feature_dim}")
         self.backbone_name = backbone if isinstance(backbone, str) else None
         if isinstance(backbone, str):
-            arguments = {"feature_dim": feature_dim, "output_norm": output_norm, "dilations": list(dilations)}
+            arguments = {
+                "feature_dim": feature_dim,
+                "dropout": dropout,
+                "output_norm": output_norm,
+                "dilations": list(dilations),
+            }
             self.spec = NetworkSpec(f"deeplabv2:{backbone}", arguments)
             if backbone not in BACKBONES:
                 raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")

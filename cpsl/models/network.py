@@ -281,8 +281,8 @@ def freeze_batch_norm(module: nn.Module) -> None:
         >>> model[0].training, model[1].training
         (True, False)
     """
-    network: Any = module
-    layers = network.pretrained_layers() if hasattr(module, "pretrained_layers") else [module.parameters()]
+    network: Any = unwrap(module)
+    layers = network.pretrained_layers() if hasattr(network, "pretrained_layers") else [module.parameters()]
     pretrained = {id(parameter) for layer in layers for parameter in layer}
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part.weight) in pretrained:

@@ -52,14 +52,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """Loads the newest undamaged checkpoint, or returns None if there is none."""
+    """Loads the newest undamaged checkpoint, or returns None if there is none.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError, OSError: One may be intact, but could not be read now.
+    """
     for candidate in (path, _previous(path)):
         try:
             return read_tensors(candidate, device)
         except FileNotFoundError:
             continue
         except ValueError as error:
-            warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+            before = candidate == path and _previous(path).exists()
+            used = "the checkpoint before it is used" if before else "training begins again"
+            warnings.warn(f"{error}; {used}", stacklevel=2)
     return None
 
 

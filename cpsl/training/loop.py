@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from cpsl._internal.distributed import all_reduce_sum
@@ -281,8 +281,13 @@ class TrainingLoop:
     def _check_weights(self, iteration: int, state: dict[str, dict[str, Any]]) -> None:
         # No run could continue from such a checkpoint.
         for name, part in state.items():
+            module = self._state[name]
+            # A buffer may be infinite on purpose, such as a mask of attention.
+            buffers = {key for key, _ in module.named_buffers()} if isinstance(module, nn.Module) else ()
             for key, value in part.items():
-                if isinstance(value, Tensor) and not all_finite([value]):
+                if not isinstance(value, Tensor):
+                    continue
+                if value.isnan().any() if key in buffers else not all_finite([value]):
                     raise FloatingPointError(
                         f"{self.stage}: {key} of the {name} is not finite after iteration {iteration}; the "
                         f"checkpoint in {self._path.parent} is older. Try a smaller learning rate or float32."
@@ -290,6 +295,12 @@ class TrainingLoop:
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self._path, self.process.device)
+        starts = self.process.gather(0 if checkpoint is None else checkpoint["iteration"])
+        if len(set(starts)) > 1:
+            raise RuntimeError(
+                f"{self.stage}: the processes read different checkpoints of {self._path.parent}, after "
+                f"iterations {', '.join(map(str, starts))}: see whether all of them can read the files"
+            )
         if checkpoint is None:
             return
         of_ranks = checkpoint["state_of_ranks"]

@@ -343,3 +343,12 @@ def test_deferred_views_are_named(name: str) -> None:
     object.__setattr__(target, "strong", torch.empty(2, 0, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"apply_deferred"):
         build(name)(source, target)
+
+
+@pytest.mark.parametrize("name", ["warmup", "self_labeling", "distillation", "online"])
+def test_images_of_0_to_1_are_refused(name: str) -> None:
+    """Divided by 255 they would be black."""
+    source, target = batches(name)
+    object.__setattr__(source, "image", source.image / 255)
+    with pytest.raises(TypeError, match=r"uint8.*float32"):
+        list(build(name).losses(source, target))

@@ -1,13 +1,17 @@
 """The self-labeling step equals the equations of the paper, written out."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from cpsl import PseudoLabelRectifier
 from cpsl.geometry import warp
 from cpsl.methods import SelfLabeling
 from training_steps import K, batches, build, gradients, network, sgd
@@ -203,3 +207,29 @@ def test_a_default_rectifier_is_used() -> None:
     assert isinstance(method, SelfLabeling)
     assert method.rectifier.temperature == TAU
     assert network().num_classes == len(method.prototypes)
+
+
+@given(gamma=st.sampled_from([0.5, 1.0]))
+def test_the_rectifier_may_count_the_prior_once(gamma: float) -> None:
+    method = build("self_labeling", cutmix_probability=0.0)
+    assert isinstance(method, SelfLabeling)
+    source, target = batches("self_labeling")
+    distribution = method.clustering.aligner.distribution
+    distribution.copy_(torch.tensor([0.7, 0.2, 0.1]))
+    plain = method.rectifier
+    method.rectifier = PseudoLabelRectifier(prior_correction=gamma)
+    list(method.losses(source, target))
+    assert method.supervision is not None
+    corrected = method.supervision.labels
+    # The same as soft labels that are divided beforehand, with the paper's product.
+    method.rectifier = plain
+    soft = target.pseudo_labels / distribution[:, None, None] ** gamma
+    list(method.losses(source, replace(target, pseudo_labels=soft / soft.sum(dim=1, keepdim=True))))
+    assert (method.supervision.labels == corrected).float().mean() > 0.99
+
+
+def test_a_rectifier_with_another_label_of_ignored_pixels_is_refused() -> None:
+    method = build("self_labeling")
+    parts = method.student, method.teacher, method.clustering
+    with pytest.raises(ValueError, match=r"ignore_index.*250"):
+        SelfLabeling(*parts, PseudoLabelRectifier(ignore_index=250))

@@ -1,4 +1,6 @@
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from cpsl import Segmenter
+from cpsl.data import LabelSpace
 from cpsl.models import (
     DeepLabV2,
     Discriminator,
@@ -105,6 +109,17 @@ def test_any_feature_dimension_is_accepted(feature_dim: int) -> None:
     assert model(torch.rand(1, 3, 32, 32)).features.shape[1] == feature_dim
 
 
+def test_every_argument_of_a_network_is_saved_with_it(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"feature_dim": 8, "dropout": 0.5, "output_norm": True, "dilations": (2, 3)}
+    model = DeepLabV2(2, "resnet_tiny", **options, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    classes = LabelSpace(("a", "b"), ((0, 0, 0), (9, 9, 9)))
+    Segmenter(model, classes, full_size=None).save(tmp_path / "model.pt")
+    again = Segmenter.load(tmp_path / "model.pt").network
+    assert repr(again) == repr(model.eval())
+    assert again.spec == model.spec
+    assert torch.equal(again.mean, model.mean)
+
+
 def test_images_are_normalized_by_the_model() -> None:
     torch.manual_seed(0)
     plain = DeepLabV2(3, Encoder(), 8).eval()
@@ -138,6 +153,19 @@ def test_frozen_batch_norm_keeps_statistics_and_weights() -> None:
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items() if k in before)
     assert model.backbone.bn1.weight.grad is None
     assert model.backbone.conv1.weight.grad is not None
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_new_layers_are_never_frozen(wrapped: bool) -> None:
+    class Network(DeepLabV2):
+        def __init__(self) -> None:
+            super().__init__(3, "resnet_tiny", 8)
+            self.head.add_module("norm", nn.BatchNorm2d(8))
+
+    network = Network().train()
+    freeze_batch_norm(nn.DataParallel(network) if wrapped else network)
+    assert network.head.norm.training
+    assert not network.backbone.bn1.training
 
 
 def test_the_discriminator_halves_the_grid_four_times() -> None:

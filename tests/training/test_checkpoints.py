@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from cpsl._internal.files import write_atomically
 from cpsl.training import load, save
-from cpsl.training.checkpoints import exclusive_run, remove_partial_files, write_text
+from cpsl.training.checkpoints import (
+    exclusive_run,
+    load_checkpoint,
+    remove_partial_files,
+    save_checkpoint,
+    write_text,
+)
 
 
 def test_a_failing_writer_keeps_the_old_file(tmp_path: Path) -> None:
@@ -85,6 +91,45 @@ def test_a_flipped_bit_is_detected(tmp_path_factory: pytest.TempPathFactory, pla
     assert state["iteration"] == 3
     assert torch.equal(state["weights"]["w"], torch.arange(300.0))
     assert torch.equal(state["weights"]["b"], torch.ones(7))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Training would begin again, and overwrite hours of work."""
+    path = tmp_path / "checkpoint.pt"
+    for step in range(2):
+        save_checkpoint(path, {"step": step})
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        with pytest.raises(type(error)) as raised:
+            load_checkpoint(path)
+    assert any(str(path) in note for note in raised.value.__notes__)
+    assert load_checkpoint(path) == {"step": 1}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_follows_a_damaged_checkpoint_is_said(tmp_path: Path, before: bool) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for step in range(1 + before):
+        save_checkpoint(path, {"step": step})
+    path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="the checkpoint before" if before else "begins again"):
+        assert load_checkpoint(path) == ({"step": 0} if before else None)
 
 
 def test_a_folder_accepts_one_run_at_a_time(tmp_path: Path) -> None:

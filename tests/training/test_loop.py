@@ -3,7 +3,7 @@ import os
 import re
 import signal
 from collections.abc import Container, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -315,6 +315,34 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert load(tmp_path / "checkpoint.pt")["iteration"] == 2
 
 
+@pytest.mark.parametrize(("value", "saved"), [(torch.inf, True), (torch.nan, False)])
+def test_a_buffer_may_be_infinite_but_not_undefined(tmp_path: Path, value: float, saved: bool) -> None:
+    """Masks of attention are infinite."""
+    layer = nn.Linear(1, 1)
+    layer.register_buffer("mask", torch.tensor([0.0, value]))
+    loop = TrainingLoop(tmp_path, "toy", iterations=1, seed=0, process=HERE, state={"student": layer})
+    with nullcontext() if saved else pytest.raises(FloatingPointError, match="mask of the student"):
+        list(loop)
+    assert (tmp_path / "checkpoint.pt").exists() == saved
+
+
+def test_processes_that_read_different_checkpoints_are_stopped(tmp_path: Path) -> None:
+    class Differing(Process):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, 5]
+
+    process = Differing(torch.device("cpu"), world_size=2)
+    with pytest.raises(RuntimeError, match=r"toy.*0, 5"):
+        TrainingLoop(tmp_path, "toy", iterations=9, seed=0, process=process, state={})
+
+
+class Equal(Process):
+    """One of several processes that are not started, and would all do the same."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value] * self.world_size
+
+
 def test_another_number_of_processes_divides_the_bank(tmp_path: Path) -> None:
     def loop(part: Any, rank: int, ranks: int) -> TrainingLoop:
         return TrainingLoop(
@@ -322,7 +350,7 @@ def test_another_number_of_processes_divides_the_bank(tmp_path: Path) -> None:
             "toy",
             iterations=2,
             seed=0,
-            process=Process(torch.device("cpu"), rank, ranks),
+            process=Equal(torch.device("cpu"), rank, ranks),
             state={},
             state_of_rank={"bank": part},
         )
@@ -350,7 +378,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
             "toy",
             iterations=2,
             seed=0,
-            process=Process(torch.device("cpu"), world_size=ranks),
+            process=Equal(torch.device("cpu"), world_size=ranks),
             state={},
             state_of_rank={"bank": nn.Linear(1, 1)},
         )
