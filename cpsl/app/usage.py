@@ -21,7 +21,10 @@ EXAMPLES = {
         "cpsl adapt --config my_folders.toml --output runs/second --seed 1",
         "cpsl adapt --config my_folders.toml --online.iterations 5000",
     ),
-    "check": ("cpsl check --config my_folders.toml", "cpsl check --config my_folders.toml --config one_gpu_16gb"),
+    "check": (
+        "cpsl check --config my_folders.toml",
+        "cpsl check --config my_folders.toml --config one_gpu_16gb",
+    ),
     "demo": ("cpsl demo", "cpsl demo --method paper --output runs/demo_paper"),
     "evaluate": (
         "cpsl evaluate --weights runs/my/model.pt --config runs/my/config.toml",

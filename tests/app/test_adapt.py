@@ -105,6 +105,25 @@ def test_a_stage_starts_from_a_model_in_a_file(finished: Run, tmp_path: Path) ->
     assert "Self-labeling" in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "option", [("--evaluation.max-images", "1"), ("--views.evaluation-size", "16", "32")]
+)
+def test_other_settings_of_the_evaluation_give_the_figures_of_a_fresh_run(
+    finished: Run, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    words = ["--config", finished.config, "--init-from.distill-2", finished.folder / "model.pt"]
+    for run, options in (("a", ()), ("b", option), ("a", option)):
+        ended = cpsl("adapt", *words, "--output", tmp_path / run, *options)
+        assert ended.code == 0, ended.text
+    fresh, again = (metrics_of(tmp_path / run)["distill_2"] for run in "ba")
+    assert again == fresh
+    assert "evaluated again" in ended.text
+    assert "already finished" in cpsl("adapt", *words, "--output", tmp_path / "a", *option).text
+    refused = cpsl("adapt", *words, "--output", tmp_path / "a", *option, "--views.crop", "32", "64")
+    assert refused.code == 1
+    assert "views.crop" in refused.text
+
+
 def test_a_recipe_follows_the_authors_code(finished: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--config", finished.config, "--config", "authors", "--output", run]
