@@ -67,7 +67,8 @@ def how_to_begin(command: str) -> str:
     commands = "\n".join(f"  {line:42}{what}" for line, what in BEGIN)
     smallest = "\n".join(f"  {line}" for line in SMALLEST.splitlines())
     return (
-        f"cpsl {command} needs settings. To begin:\n\n{commands}\n\nThe smallest my_folders.toml:\n\n{smallest}\n\n"
+        f"cpsl {command} needs settings. To begin:\n\n{commands}\n\n"
+        f"The smallest my_folders.toml:\n\n{smallest}\n\n"
         f"cpsl recipes lists ready settings, cpsl {command} --help the options."
     )
 
