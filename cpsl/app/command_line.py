@@ -54,15 +54,16 @@ def find_settings(name: str) -> Path:
     )
 
 
-def read_layers(names: Sequence[str]) -> Config:
+def read_layers(names: Sequence[str], given: set[str] | None = None) -> Config:
     """Reads recipes and files in order; later ones override earlier ones.
 
-    A file with `base = "NAME"` holds only the differences from that recipe or file.
+    A file with `base = "NAME"` holds only the differences from that recipe or file. `given` takes the dotted
+    names of the settings in the files.
 
     Raises:
         UsageError: A file cannot be read, or has keys or values that do not fit.
     """
-    return _read_layers(names, Config(), set())
+    return _read_layers(names, Config(), set() if given is None else given)
 
 
 def _read_layers(

@@ -110,8 +110,12 @@ def describe_network(config: Config, process: Process) -> str:
 def load_model(config: Config, path: Path) -> SegmentationNetwork:
     """Loads a whole model to the CPU: a file of `save_model`, or a `.pkl` of the authors."""
     build = custom_builder(config.model.network)
-    network = Segmenter.load(path, label_space(config).names, build=build).network
-    return network.to(memory_format=torch.channels_last)
+    return for_inference(Segmenter.load(path, label_space(config).names, build=build))
+
+
+def for_inference(segmenter: Segmenter) -> SegmentationNetwork:
+    """Returns the network of a segmenter in the memory format that is fast."""
+    return segmenter.network.to(memory_format=torch.channels_last)
 
 
 def save_model(path: Path, model: SegmentationNetwork, config: Config) -> None:
