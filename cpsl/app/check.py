@@ -37,7 +37,7 @@ from cpsl.app.networks import describe_network
 from cpsl.app.reporting.words import plural
 from cpsl.app.run import changed_settings
 from cpsl.app.source_sampling import describe_sources, named_sources
-from cpsl.app.usage import program
+from cpsl.app.usage import program, require_one_process
 from cpsl.data import DatasetCheck, check_dataset
 from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger, progress, start_logging, start_process
@@ -54,8 +54,6 @@ def check(config: Config, process: Process) -> None:
     Raises:
         SystemExit: There are problems; the message is their number.
     """
-    if process.world_size > 1:
-        raise SystemExit("cpsl check runs in one process: start it without torchrun")
     draw_streets(config)
     opened = open_domains(config)
     problems = validate(config, process, opened)
@@ -206,6 +204,7 @@ def _temporary(folder: Path) -> Iterator[None]:
 def main(arguments: list[str]) -> None:
     """Runs `cpsl check`."""
     config = parse(arguments, "check")
+    require_one_process("check")
     with (
         friendly_errors(config.debug),
         exit_when_stopped(),

@@ -26,7 +26,7 @@ from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option
 from cpsl.app.ranges import Size
-from cpsl.app.usage import list_next, python
+from cpsl.app.usage import list_next, python, require_one_process
 from cpsl.authors import save_release_checkpoint
 from cpsl.models import DeepLabV2, check_network, resize, segment
 from cpsl.training import load
@@ -177,6 +177,7 @@ def _compare(module: ImageToLogits, images: Tensor, logits: Tensor, path: Path) 
 def main(arguments: list[str]) -> None:
     """Runs `cpsl export`."""
     options = parse_arguments(Arguments, arguments, "export")
+    require_one_process("export")
     with friendly_errors(options.debug):
         build = builder_option(options.network)
         segmenter = Segmenter.load(options.weights, full_size=options.size, build=build)

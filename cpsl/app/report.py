@@ -25,7 +25,7 @@ from cpsl.app.reporting.facts import describe_run, describe_settings, iterations
 from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
-from cpsl.app.usage import how_to_use, list_next
+from cpsl.app.usage import how_to_use, list_next, require_one_process
 from cpsl.data import SegmentationDataset, whole_image
 from cpsl.data.sample import read_label
 from cpsl.methods.step import to_float
@@ -190,6 +190,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     options = parser.parse_args(arguments)
+    require_one_process("report")
     if options.run is None:
         raise UsageError(how_to_use("report", ["the folder of a run"]))
     if not (options.run / "config.toml").is_file():
