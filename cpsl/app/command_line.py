@@ -32,6 +32,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
+def recipe(name: str) -> Path:
+    """Returns the file of a recipe, whatever files the current folder has."""
+    return RECIPES / f"{name}.toml"
+
+
 def find_settings(name: str) -> Path:
     """Returns the file of a recipe, or of custom settings.
 
@@ -42,10 +47,10 @@ def find_settings(name: str) -> Path:
         UsageError: There is neither.
     """
     path = Path(name)
-    if path.exists():
+    if path.exists() and not path.is_dir():  # a pipe of the shell is no regular file
         return path
     if name in recipe_names():
-        return RECIPES / f"{name}.toml"
+        return recipe(name)
     close = get_close_matches(name, recipe_names(), n=1)
     meant = f"did you mean {close[0]}? The" if close else "the"
     raise UsageError(
@@ -79,7 +84,7 @@ def _read_layers(
         if base is not None:
             if not isinstance(base, str):
                 raise UsageError(f"{path}: base: expected a recipe or file, got {base!r}")
-            beside = path.parent / base
+            beside = recipe(base) if path.parent == RECIPES else path.parent / base
             base = str(beside) if beside.is_file() else base
             settings = _read_layers([base], settings, given, (*opened, path))
         settings = _read_sources(settings, table, path)
