@@ -26,13 +26,15 @@ _REMEDIES = {
     "ESTALE": "the network drive has changed; try again, or use another disk",
 }
 
+_KINDS = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, ImportError)
+
 
 @contextmanager
 def friendly_errors(debug: bool = False) -> Iterator[None]:
-    """Ends the program with a short message for errors of data, files, settings and numbers."""
+    """Ends the program with a short message for errors of data, files, settings, numbers and imports."""
     try:
         yield
-    except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except _KINDS as error:
         if debug:
             raise
         message, notes = describe_error(error), getattr(error, "__notes__", [])

@@ -28,6 +28,12 @@ def test_errors_of_data_and_files_have_no_traceback() -> None:
         raise error
 
 
+@pytest.mark.parametrize("kind", [ImportError, ModuleNotFoundError])
+def test_a_missing_library_has_no_traceback(kind: type[ImportError]) -> None:
+    with pytest.raises(SystemExit, match="pip install timm"), friendly_errors():
+        raise kind("from_timm requires timm: pip install timm")
+
+
 @pytest.mark.parametrize("number", sorted(errno.errorcode))
 def test_errors_of_the_system_name_the_file_and_not_their_number(number: int) -> None:
     for arguments in ((number, os.strerror(number), "runs/a"), (number, os.strerror(number))):
