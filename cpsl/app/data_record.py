@@ -6,6 +6,7 @@ docs/faults.md lists what follows from a change.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def evaluation_version(config: Config) -> str | None:
     if files is None:
         return None
     domain = config.evaluation if config.evaluation.given else config.target
-    return _digest([files, to_toml(domain), config.views.evaluation_size])
+    read = replace(domain, root=None, images=None, labels=None)  # `files` has the paths
+    return _digest([files, to_toml(read), config.views.evaluation_size])
 
 
 def list_files(

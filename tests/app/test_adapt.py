@@ -15,6 +15,7 @@ from PIL import Image
 
 from app.conftest import Run
 from app.tiny import COMMAND, ENVIRONMENT, STAGES, TORCHRUN, cpsl, write_settings
+from cpsl.app import adapt
 from cpsl.app.reporting.content import TITLES
 from cpsl.app.selection import choose
 from cpsl.data.streets import draw_street
@@ -260,6 +261,17 @@ def write_folders(folder: Path) -> list[object]:
     words: list[object] = ["--source.images", folder / "source" / "images"]
     words += ["--source.labels", folder / "source" / "labels", "--source.ids", 7, 0, 0, 1]
     return [*words, "--target.images", folder / "target", "--classes", "road", "else"]
+
+
+def test_a_run_warns_of_an_evaluation_on_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt, "adapt", lambda *_: None)
+    monkeypatch.setattr(adapt, "conclude", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", "cpu", *write_folders(tmp_path), "--output", tmp_path / "run"]
+    words += ["--evaluation.images", "source/images", "--evaluation.labels", "source/labels"]
+    ended = cpsl("adapt", *words, "--evaluation.ids", 7, 0, 0, 1)
+    assert ended.code == 0, ended.text
+    assert "evaluation: 4 of 4 images are also images of source" in " ".join(ended.text.split())
 
 
 def test_two_folders_by_options_alone(tmp_path: Path) -> None:

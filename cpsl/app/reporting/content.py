@@ -102,7 +102,7 @@ class Report:
     comparison: Comparison | None = None  # of the stages before and after adaptation
     data_sets: list[DataSet] = field(default_factory=list)
     source_labels: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by source
-    shared: int = 0  # evaluation images that are images of the target as well
+    shared: dict[str, int] = field(default_factory=dict)  # evaluation images that other data sets have too
     clustering: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by description
     facts: dict[str, list[str]] = field(default_factory=dict)  # lines by what they are about
     unreadable: list[str] = field(default_factory=list)  # why data sets could not be read
