@@ -66,7 +66,7 @@ def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = (
         if process.is_main:
             found = opened.datasets, domains(config)
             warnings = [*warn_of_label_maps(*found), *warn_of_overlap(*found)]
-            for line in [*advice(config, opened.datasets["target"]), *warnings]:
+            for line in [*advice(config, opened.datasets), *warnings]:
                 logger.warning(line)
             record_data(config)
         process.barrier()

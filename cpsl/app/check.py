@@ -82,7 +82,7 @@ def check(config: Config, process: Process) -> None:
     if data.complete:
         write_text(path, "".join(f"{problem}\n" for problem in data.complete))
         logger.error(f"All {len(data.complete)} problems of files: {path}")
-    advised = [] if problems else advice(config, opened.datasets["target"])
+    advised = [] if problems else advice(config, opened.datasets)
     warnings = data.warnings + [f"Warning: {line}" for line in advised]
     for line in warnings:
         logger.warning(line)

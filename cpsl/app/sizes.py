@@ -1,15 +1,18 @@
 """Sizes of images and crops that the settings leave open: those of the person's own images."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from statistics import median
 
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
 from cpsl.app.ranges import Size
 from cpsl.app.settings import override
+from cpsl.data import SegmentationDataset
 from cpsl.data.files import find_files
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern
 from cpsl.data.reading import read_header
+from cpsl.data.sample import files_of
 
 LOOKED_AT = 25
 """Images of a folder whose sizes are read, evenly spaced."""
@@ -36,8 +39,8 @@ def choose_sizes(config: Config, given: Collection[str]) -> Config:
             return config
         full_size = chosen["full_size"] = fit_size(shape, config.views.pixels)
         source = _shape(config.source) if config.source.dataset == "folder" else None
-        if source and not 1 / SAME_SHAPE < (source[0] * shape[1]) / (source[1] * shape[0]) < SAME_SHAPE:
-            chosen["source_size"] = max(round(full_size[1] * source[0] / source[1]), 16), full_size[1]
+        if source and not is_same_shape(source, shape):
+            chosen["source_size"] = size_at_width(source, full_size[1])
     chosen["crop"] = fit_crop(full_size)
     views = {"width": full_size[1], **chosen}
     views = {name: value for name, value in views.items() if f"views.{name}" not in given}
@@ -60,6 +63,16 @@ def fit_size(shape: Size, pixels: int) -> Size:
     return _multiple(height * factor), _multiple(width * factor)
 
 
+def is_same_shape(first: Size, second: Size) -> bool:
+    """Returns whether the aspect ratios of two sizes are nearly equal."""
+    return 1 / SAME_SHAPE < (first[0] * second[1]) / (first[1] * second[0]) < SAME_SHAPE
+
+
+def size_at_width(shape: Size, width: int) -> Size:
+    """Returns the size of images of a shape (H, W) that are resized to a width; at least 16 pixels high."""
+    return max(round(width * shape[0] / shape[1]), 16), width
+
+
 def fit_crop(full_size: Size) -> Size:
     """Returns the size of training crops for whole images (H, W): four fifths, a multiple of 16.
 
@@ -76,15 +89,27 @@ def _multiple(extent: float) -> int:
     return max(round(extent / 16), 1) * 16
 
 
+def median_shape(dataset: SegmentationDataset) -> Size | None:
+    """Returns the median height and width of the images of a data set; None if they cannot be read."""
+    return _median_shape([path for i in range(len(dataset)) if (path := files_of(dataset, i)[0])])
+
+
 def _shape(domain: Domain) -> Size | None:
     """Returns the median height and width of the images of a folder; None if they cannot be read."""
     if domain.images is None:
         return None
     try:
         pattern = None if domain.image_pattern == "*" else Pattern(domain.image_pattern)
-        files = [*find_files(domain.images, IMAGE_SUFFIXES, "images", pattern=pattern).values()]
-        count = min(len(files), LOOKED_AT)
-        shapes = [read_header(files[i * len(files) // count])[0] for i in range(count)]
+        files = find_files(domain.images, IMAGE_SUFFIXES, "images", pattern=pattern)
     except (OSError, ValueError):
         return None
-    return round(median(h for h, _ in shapes)), round(median(w for _, w in shapes))
+    return _median_shape([*files.values()])
+
+
+def _median_shape(files: Sequence[Path]) -> Size | None:
+    count = min(len(files), LOOKED_AT)
+    try:
+        shapes = [read_header(files[i * len(files) // count])[0] for i in range(count)]
+        return round(median(h for h, _ in shapes)), round(median(w for _, w in shapes))
+    except (OSError, ValueError):  # of no images as well
+        return None
