@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +42,7 @@ from cpsl.data import DatasetCheck, check_dataset
 from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger, progress, start_logging, start_process
 from cpsl.training.checkpoints import write_text
+from cpsl.training.log import stop_logging
 from cpsl.training.signals import exit_when_stopped
 
 IMAGES_PER_PROCESS = 32
@@ -211,7 +212,9 @@ def main(arguments: list[str]) -> None:
         start_process(config.device) as process,
         _temporary(config.output),
         TemporaryDirectory() as folder,
+        ExitStack() as stack,
     ):
         start_logging(Path(folder), process)
+        stack.callback(stop_logging)
         check(config, process)
         logger.info(f"Next:\n  {program()} {shlex.join(['adapt', *arguments])}")
