@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def describe_error(error: Exception) -> str:
     name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     reason = error.strerror or os.strerror(error.errno)
     return f"{name}{remedy} ({reason})" if remedy else f"{name}{reason}"
+
+
+def mentions(text: str, names: Collection[str], paths: Iterable[Path | None] = ()) -> bool:
+    """Returns whether a message has a name as a word that is not a part of a path; `paths` are ignored.
+
+    Example:
+        >>> mentions("7 has no class: add it to ids.", ["ids"])
+        True
+        >>> mentions("kids/a.png, data/ids/b.png and ids.png are damaged", ["ids"])
+        False
+    """
+    for path in paths:
+        text = text.replace(str(path), "")
+    found = re.search(rf"(?<![\w/\\.-])({'|'.join(names)})(?![\w/\\-]|\.\w)", text)
+    return found is not None
 
 
 def describe_changes(

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from shlex import join
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from cpsl import LabelFreeScores, Segmenter, class_counts
@@ -21,7 +22,7 @@ from cpsl.app.command_line import parse_arguments, read_layers
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import FOLDER_SETTINGS, evaluation_dataset, label_space, open_dataset, share_of_rank
 from cpsl.app.domain import Domain, Ids
-from cpsl.app.errors import friendly_errors
+from cpsl.app.errors import friendly_errors, mentions
 from cpsl.app.networks import builder_option, custom_builder, for_inference
 from cpsl.app.ranges import Positive
 from cpsl.app.reporting.content import SHORT_SCORES, title_of
@@ -285,7 +286,7 @@ class Arguments:
 
     weights: Path
     """A `model.pt` of a run, or a `.pkl` of the authors."""
-    config: tuple[str, ...] = ()
+    config: Annotated[tuple[str, ...], Field(json_schema_extra={"minItems": 1})] = ()
     """Recipe or TOML file with the data set and the classes, such as the config.toml of a run."""
     images: Path | None = None
     """Folder of images, searched recursively."""
@@ -377,7 +378,7 @@ def main(arguments: list[str]) -> None:
         try:
             metrics = evaluate(model, config, process, stores, scales=options.scales, flip=options.flip)
         except (OSError, ValueError) as error:
-            if any(name in str(error) for name in FOLDER_SETTINGS):
+            if mentions(str(error), FOLDER_SETTINGS, (options.images, options.labels)):
                 error.add_note("Such a setting stands below [evaluation], in a file that --config names.")
             raise
         if process.is_main:

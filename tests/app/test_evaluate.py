@@ -243,6 +243,19 @@ def test_settings_that_an_error_advises_work_as_it_says(finished: Run, tmp_path:
     assert ended.code == 0, ended.text
 
 
+@pytest.mark.parametrize("folder", ["kids", "ids", "tolerance dark", "value_range"])
+def test_a_folder_named_like_a_setting_advises_no_setting(finished: Run, tmp_path: Path, folder: str) -> None:
+    for part in ("images", "labels"):
+        (tmp_path / folder / part).mkdir(parents=True)
+        (tmp_path / folder / part / "a.png").write_bytes(b"")
+    command = ["evaluate", "--weights", finished.folder / "model.pt"]
+    command += ["--images", tmp_path / folder / "images", "--labels", tmp_path / folder / "labels"]
+    ended = cpsl(*command)
+    assert ended.code == 1
+    assert "a.png" in ended.text
+    assert "[evaluation]" not in ended.text
+
+
 def test_the_command_after_an_evaluation_writes_its_predictions(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
