@@ -16,6 +16,7 @@ IN_BRIEF: dict[Kind, str] = {
     "short": "Not at all: the run shows only that everything works.",
     "unlabeled": "Unknown: without labels nothing in this report measures accuracy.",
     "single": "",
+    "unfinished": "Open: the run is not finished.",
 }
 
 

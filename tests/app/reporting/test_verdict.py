@@ -39,6 +39,8 @@ BAD, GOOD = TRUTH.roll(3, dims=1), TRUTH.roll(1, dims=1)
         (report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}), "short"),
         (report(BAD, GOOD, data_sets=[DataSet("target", 3, None, "", "")]), "short"),
         (build_report(CLASSES, [TRUTH], {"online": [GOOD]}), "single"),
+        (report(BAD, GOOD, finished=False, missing=("distill_1",)), "unfinished"),
+        (report(BAD, GOOD, finished=False, iterations={"source_only": 10}), "unfinished"),
     ],
 )
 def test_the_kind_of_a_run(made: Report, kind: Kind) -> None:
