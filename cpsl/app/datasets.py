@@ -103,8 +103,8 @@ def draw_streets(config: Config) -> None:
 
 def size_of_source(config: Config, source: Domain) -> Size:
     """Returns the size to which images of a source are resized before they are scaled."""
-    own = None if source.from_target else config.views.source_size
-    return own or config.views.full_size
+    of_all = None if source.from_target else config.views.source_size
+    return source.size or of_all or config.views.full_size
 
 
 def source_batches(

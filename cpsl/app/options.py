@@ -111,12 +111,12 @@ def values_of(entry: Mapping[str, Any]) -> Values:
 
 @cache
 def options_of(kind: type) -> dict[str, dict[str, Any]]:
-    """Returns the schema of the settings that are options, by name: all but tables and lists of tables."""
+    """Returns the schema of the settings that are options, by name: all but tables and those of files."""
     described = _attribute_docstrings(kind)
     return {
         name: {"description": described.get(name, ""), **entry}
         for name, entry in schema(kind).items()
-        if "$ref" not in entry and "$ref" not in (entry.get("items") or {})
+        if "$ref" not in entry and "$ref" not in (entry.get("items") or {}) and entry.get("option", True)
     }
 
 

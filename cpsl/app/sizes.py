@@ -1,6 +1,7 @@
 """Sizes of images and crops that the settings leave open: those of the person's own images."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -38,13 +39,28 @@ def choose_sizes(config: Config, given: Collection[str]) -> Config:
         if (shape := _shape(config.target)) is None:
             return config
         full_size = chosen["full_size"] = fit_size(shape, config.views.pixels)
-        source = _shape(config.source) if config.source.dataset == "folder" else None
-        if source and not is_same_shape(source, shape):
-            chosen["source_size"] = size_at_width(source, full_size[1])
+        if "views.source_size" not in given:
+            sizes = [_own_size(source, shape, full_size) for source in config.sources]
+            if not config.more_sources and sizes[0]:
+                chosen["source_size"] = sizes[0]
+            elif config.more_sources:
+                config = _with_sizes(config, sizes)
     chosen["crop"] = fit_crop(full_size)
     views = {"width": full_size[1], **chosen}
     views = {name: value for name, value in views.items() if f"views.{name}" not in given}
     return override(config, {"views": views}, "sizes of the images")
+
+
+def _own_size(source: Domain, target: Size, full_size: Size) -> Size | None:
+    """Returns the size of source images whose shape is not that of the target; None for others."""
+    shape = _shape(source) if source.dataset == "folder" and not source.from_target else None
+    return None if shape is None or is_same_shape(shape, target) else size_at_width(shape, full_size[1])
+
+
+def _with_sizes(config: Config, sizes: Sequence[Size | None]) -> Config:
+    """Returns the settings with the sizes of the sources that have none."""
+    first, *others = (replace(s, size=s.size or size) for s, size in zip(config.sources, sizes, strict=True))
+    return replace(config, source=first, more_sources=tuple(others))
 
 
 def fit_size(shape: Size, pixels: int) -> Size:

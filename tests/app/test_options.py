@@ -77,6 +77,12 @@ def test_a_misspelled_option_is_named_with_one_that_exists(name: str, data: st.D
     assert "did you mean --" in str(refused.value)
 
 
+@pytest.mark.parametrize("option", ["--source.size", "--target.size", "--more-sources"])
+def test_settings_of_files_are_no_options(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option}: there is no such option"):
+        parse([option, "16", "16"])
+
+
 def test_all_mistakes_are_listed_at_once() -> None:
     with pytest.raises(UsageError) as refused:
         parse(["word", "--seed", "x", "--views.crop", "1", "--nothing-like-this", "--compile", "yes"])

@@ -50,8 +50,8 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
     for name, domain in domains(config).items():
         if name in opened.problems:
             problems.append(f"{name}: {opened.problems[name]}")
-        if name in ("target", "evaluation") and (domain.weight or domain.from_target):
-            problems.append(f"{name}: weight and from_target are settings of sources")
+        if name in ("target", "evaluation") and (domain.weight or domain.from_target or domain.size):
+            problems.append(f"{name}: weight, from_target and size are settings of sources")
         for option in ("images", "labels"):
             folder = getattr(domain, option)
             if folder and (config.output / FOLDER).resolve().is_relative_to(folder.resolve()):
@@ -131,15 +131,14 @@ def _distorted_sources(config: Config, datasets: Mapping[str, SegmentationDatase
         height, width = size_of_source(config, source)
         if shape is None or is_same_shape(shape, (height, width)):
             continue
-        stored = f"{shape[0]}x{shape[1]}"
-        text = f"{name}: images of {stored} are distorted, since they are resized to {height}x{width}"
-        if source.from_target:
-            yield f"{text}, views.full_size"
-        elif config.more_sources:
-            yield f"{text}, the size of all sources (views.source_size); crop them to this shape beforehand"
-        else:
-            kept = size_at_width(shape, width)
-            yield f"{text}. For their own shape:\n  --views.source-size {kept[0]} {kept[1]}"
+        kept = size_at_width(shape, width)
+        setting = f"size = [{kept[0]}, {kept[1]}]  # of this [[source]]"
+        if not config.more_sources:
+            setting = f"--views.source-size {kept[0]} {kept[1]}"
+        yield (
+            f"{name}: images of {shape[0]}x{shape[1]} are distorted, since they are resized to "
+            f"{height}x{width}. For their own shape:\n  {setting}"
+        )
 
 
 def _long_warmup(config: Config) -> Iterator[str]:

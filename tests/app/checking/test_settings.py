@@ -1,14 +1,20 @@
 """Advice on settings that are valid: it names the setting, and following it ends the advice."""
 
 import shlex
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from cpsl.app.checking.settings import advice, open_domains
+from cpsl.app.checking.settings import advice, open_domains, validate
 from cpsl.app.command_line import parse, recipe_names
 from cpsl.app.config import Config
+from cpsl.app.datasets import size_of_source
+from cpsl.app.settings import override, to_toml
+from cpsl.training import Process
 
 SHAPES = {"a": (30, 40), "b": (40, 40), "c": (24, 60), "d": (60, 80)}
 
@@ -43,15 +49,53 @@ def run(folders: Path, sources: str, *options: str, target: str = "a") -> Config
     return parse(["--config", str(file), "--method", "paper", "--output", str(folders / "run"), *options])
 
 
+SEVERAL = ["ad", "ab", "ba", "bb", "acb", "cAd", "dA"]
+
+
+@pytest.mark.parametrize("sources", SEVERAL)
+def test_each_of_several_sources_keeps_its_shape(folders: Path, sources: str) -> None:
+    config = run(folders, sources)
+    assert not advised(config)
+    for name, source in zip(sources, config.sources, strict=True):
+        height, width = size_of_source(config, source)
+        assert width == config.views.full_size[1]
+        assert height / width == pytest.approx(SHAPES[name.lower()][0] / SHAPES[name.lower()][1])
+    (folders / "again.toml").write_text(to_toml(config), encoding="utf-8")
+    assert parse(["--config", str(folders / "again.toml")]) == config
+
+
 @pytest.mark.parametrize(
-    ("sources", "distorted"),
-    [("ad", ""), ("ab", "2"), ("ba", "2"), ("bb", ""), ("acb", "23"), ("bA", ""), ("bB", "2"), ("cAd", "3")],
+    ("sources", "distorted"), [*zip(SEVERAL, ["", "2", "1", "12", "23", "1", ""], strict=True)]
 )
-def test_each_source_that_is_resized_to_another_shape_is_named(
+def test_sources_of_another_shape_than_the_size_of_all_are_named(
     folders: Path, sources: str, distorted: str
 ) -> None:
-    texts = advised(run(folders, sources))
+    size = ["--views.full-size", "30", "40"]
+    texts = advised(run(folders, sources, *size))
     assert [text.partition(":")[0] for text in texts] == [f"source {number}" for number in distorted]
+    config = run(folders, sources, *size)
+    lines = iter([text.splitlines()[-1] for text in texts])
+    changed = [
+        override(source, tomllib.loads(next(lines)), "advice") if str(number) in distorted else source
+        for number, source in enumerate(config.sources, 1)
+    ]
+    assert not advised(replace(config, source=changed[0], more_sources=tuple(changed[1:])))
+
+
+@pytest.mark.parametrize("name", ["target", "evaluation"])
+def test_a_size_of_its_own_is_a_setting_of_sources(folders: Path, name: str) -> None:
+    options = ["--evaluation.images", str(folders / "d"), "--workers", "0"]
+    process = Process(torch.device("cpu"))
+    config = run(folders, "a", *options)
+    assert not validate(override(config, {"source": {"size": [30, 60]}}, "a"), process)
+    (problem,) = validate(override(config, {name: {"size": [30, 60]}}, "a"), process)
+    assert problem.startswith(f"{name}: ")
+    assert "size" in problem
+
+
+def test_labeled_images_of_the_target_in_another_shape_are_named(folders: Path) -> None:
+    (text,) = advised(run(folders, "aB"))
+    assert text.startswith("source 2:")
 
 
 @pytest.mark.parametrize("source", "abcd")
