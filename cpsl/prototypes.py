@@ -89,6 +89,8 @@ class ClassMeanPrototypes:
         group: Process group over which `compute` averages; None is the default group.
         align_corners: Corner-aligned or half-pixel grid of the features, as in
             `torch.nn.functional.interpolate`.
+        device: Device of the sums; None is the CPU until the first batch, whose device they take. Ranks that
+            may have no images need it for a group of NCCL.
 
     Example:
         >>> means = ClassMeanPrototypes(num_classes=2, feature_dim=1, min_pixels=1)
@@ -107,13 +109,14 @@ class ClassMeanPrototypes:
         group: dist.ProcessGroup | None = None,
         *,
         align_corners: bool = True,
+        device: torch.device | str | None = None,
     ) -> None:
         self.num_classes = num_classes
         self.min_pixels = min_pixels
         self.group = group
         self.align_corners = align_corners
-        self._sums = torch.zeros(num_classes, feature_dim, dtype=torch.float64)
-        self._images = torch.zeros(num_classes, dtype=torch.int64)
+        self._sums = torch.zeros(num_classes, feature_dim, dtype=torch.float64, device=device)
+        self._images = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def update(self, features: Tensor, logits: Tensor) -> None:

@@ -31,7 +31,7 @@ def test_the_faq_lists_the_entries_of_a_model_file(tmp_path: Path) -> None:
 
 
 def test_the_faq_lists_the_settings_that_may_change_in_a_run() -> None:
-    listed = code_in("faq.md", "Once there is a checkpoint, changed settings are refused, except")
+    listed = code_in("faq.md", "Once there are results, changed settings are refused, except")
     assert listed == set(FREE_SETTINGS) - {"output"}  # another folder is another run
 
 

@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 from cpsl.app.checking.images import warn_of_label_maps
+from cpsl.app.checking.overlap import warn_of_overlap
 from cpsl.app.checking.settings import advice, open_domains, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
@@ -63,10 +64,10 @@ def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = (
         if problems := validate(config, process, opened):
             raise SystemExit("\n".join(problems))
         if process.is_main:
-            warnings = warn_of_label_maps(opened.datasets, domains(config))
-            for line in [*advice(config, opened.datasets["target"]), *warnings]:
+            found = opened.datasets, domains(config)
+            warnings = [*warn_of_label_maps(*found), *warn_of_overlap(*found)]
+            for line in [*advice(config, opened.datasets), *warnings]:
                 logger.warning(line)
-        if process.is_main:
             record_data(config)
         process.barrier()
         adapt(config, process)

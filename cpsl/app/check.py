@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,11 +37,12 @@ from cpsl.app.networks import describe_network
 from cpsl.app.reporting.words import plural
 from cpsl.app.run import changed_settings
 from cpsl.app.source_sampling import describe_sources, named_sources
-from cpsl.app.usage import program
+from cpsl.app.usage import program, require_one_process
 from cpsl.data import DatasetCheck, check_dataset
 from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger, progress, start_logging, start_process
 from cpsl.training.checkpoints import write_text
+from cpsl.training.log import stop_logging
 from cpsl.training.signals import exit_when_stopped
 
 IMAGES_PER_PROCESS = 32
@@ -54,8 +55,6 @@ def check(config: Config, process: Process) -> None:
     Raises:
         SystemExit: There are problems; the message is their number.
     """
-    if process.world_size > 1:
-        raise SystemExit("cpsl check runs in one process: start it without torchrun")
     draw_streets(config)
     opened = open_domains(config)
     problems = validate(config, process, opened)
@@ -84,7 +83,7 @@ def check(config: Config, process: Process) -> None:
     if data.complete:
         write_text(path, "".join(f"{problem}\n" for problem in data.complete))
         logger.error(f"All {len(data.complete)} problems of files: {path}")
-    advised = [] if problems else advice(config, opened.datasets["target"])
+    advised = [] if problems else advice(config, opened.datasets)
     warnings = data.warnings + [f"Warning: {line}" for line in advised]
     for line in warnings:
         logger.warning(line)
@@ -206,13 +205,16 @@ def _temporary(folder: Path) -> Iterator[None]:
 def main(arguments: list[str]) -> None:
     """Runs `cpsl check`."""
     config = parse(arguments, "check")
+    require_one_process("check")
     with (
         friendly_errors(config.debug),
         exit_when_stopped(),
         start_process(config.device) as process,
         _temporary(config.output),
         TemporaryDirectory() as folder,
+        ExitStack() as stack,
     ):
         start_logging(Path(folder), process)
+        stack.callback(stop_logging)
         check(config, process)
         logger.info(f"Next:\n  {program()} {shlex.join(['adapt', *arguments])}")

@@ -32,6 +32,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
+def recipe(name: str) -> Path:
+    """Returns the file of a recipe, whatever files the current folder has."""
+    return RECIPES / f"{name}.toml"
+
+
 def find_settings(name: str) -> Path:
     """Returns the file of a recipe, or of custom settings.
 
@@ -42,10 +47,10 @@ def find_settings(name: str) -> Path:
         UsageError: There is neither.
     """
     path = Path(name)
-    if path.exists():
+    if path.exists() and not path.is_dir():  # a pipe of the shell is no regular file
         return path
     if name in recipe_names():
-        return RECIPES / f"{name}.toml"
+        return recipe(name)
     close = get_close_matches(name, recipe_names(), n=1)
     meant = f"did you mean {close[0]}? The" if close else "the"
     raise UsageError(
@@ -54,15 +59,16 @@ def find_settings(name: str) -> Path:
     )
 
 
-def read_layers(names: Sequence[str]) -> Config:
+def read_layers(names: Sequence[str], given: set[str] | None = None) -> Config:
     """Reads recipes and files in order; later ones override earlier ones.
 
-    A file with `base = "NAME"` holds only the differences from that recipe or file.
+    A file with `base = "NAME"` holds only the differences from that recipe or file. `given` takes the dotted
+    names of the settings in the files.
 
     Raises:
         UsageError: A file cannot be read, or has keys or values that do not fit.
     """
-    return _read_layers(names, Config(), set())
+    return _read_layers(names, Config(), set() if given is None else given)
 
 
 def _read_layers(
@@ -78,7 +84,7 @@ def _read_layers(
         if base is not None:
             if not isinstance(base, str):
                 raise UsageError(f"{path}: base: expected a recipe or file, got {base!r}")
-            beside = path.parent / base
+            beside = recipe(base) if path.parent == RECIPES else path.parent / base
             base = str(beside) if beside.is_file() else base
             settings = _read_layers([base], settings, given, (*opened, path))
         settings = _read_sources(settings, table, path)

@@ -6,12 +6,14 @@ docs/faults.md lists what follows from a change.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cpsl.app.config import Config
 from cpsl.app.datasets import domains, open_dataset
 from cpsl.app.file_lists import Difference, File, FileList, add_checksums, compare, stat_files
+from cpsl.app.settings import to_toml
 from cpsl.app.stages import trained_stages
 from cpsl.data import SegmentationDataset
 from cpsl.data.sample import files_of
@@ -28,7 +30,7 @@ EVALUATION = ("evaluation images", "evaluation labels")
 def record_data(config: Config) -> None:
     """Compares the data with those of the run in the folder, and writes the record.
 
-    Changed evaluation data give a new `evaluation_version`.
+    Changed evaluation data, or settings of the evaluation, give a new `evaluation_version`.
 
     Raises:
         ValueError: Data changed after something was trained on them, or the record is damaged.
@@ -61,9 +63,16 @@ def changed_data(config: Config, datasets: Mapping[str, SegmentationDataset] | N
 
 
 def evaluation_version(config: Config) -> str | None:
-    """Returns what identifies the evaluation data of a run; None if its folder has no record of them."""
-    version: str | None = _read(config.output / NAME)["evaluation"]
-    return version
+    """Returns what identifies the evaluation data of a run, its files and how they are read and compared.
+
+    None if the folder of the run has no record of the files.
+    """
+    files: str | None = _read(config.output / NAME)["evaluation"]
+    if files is None:
+        return None
+    domain = config.evaluation if config.evaluation.given else config.target
+    read = replace(domain, root=None, images=None, labels=None)  # `files` has the paths
+    return _digest([files, to_toml(read), config.views.evaluation_size])
 
 
 def list_files(

@@ -10,6 +10,7 @@ from cpsl import data
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.config import Authors, Config
 from cpsl.app.domain import Domain
+from cpsl.app.ranges import Size
 from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.authors import AuthorsStrongAugmentation
 from cpsl.data.cache import CachedDataset
@@ -100,6 +101,12 @@ def draw_streets(config: Config) -> None:
             )
 
 
+def size_of_source(config: Config, source: Domain) -> Size:
+    """Returns the size to which images of a source are resized before they are scaled."""
+    of_all = None if source.from_target else config.views.source_size
+    return source.size or of_all or config.views.full_size
+
+
 def source_batches(
     config: Config, stage: str, process: Process, batch_size: int, start: int
 ) -> Iterator[data.SourceBatch]:
@@ -111,8 +118,8 @@ def source_batches(
         jitter = data.ColorJitter(strength, hue=strength / 4, blur=strength / 2)
     parts = {
         name: data.SourceViews(
-            _training_dataset(config, source, None if source.from_target else views.source_size),
-            _weak_view(config, None if source.from_target else views.source_size),
+            _training_dataset(config, source, size_of_source(config, source)),
+            _weak_view(config, size_of_source(config, source)),
             styles,
             color_transfer=0 if source.from_target else views.color_transfer,
             jitter=jitter,
@@ -155,9 +162,7 @@ def target_batches(
     return _batches(config, views, f"{stage} target", process, batch_size, start)
 
 
-def _training_dataset(
-    config: Config, domain: Domain, size: tuple[int, int] | None = None
-) -> data.SegmentationDataset:
+def _training_dataset(config: Config, domain: Domain, size: Size | None = None) -> data.SegmentationDataset:
     """Returns the images of a domain, large ones from the cache if it has one."""
     dataset = open_dataset(config, domain)
     if domain.cache is None:
@@ -166,7 +171,7 @@ def _training_dataset(
     return CachedDataset(dataset, domain.cache, size or config.views.full_size)
 
 
-def _weak_view(config: Config, size: tuple[int, int] | None = None) -> data.WeakView:
+def _weak_view(config: Config, size: Size | None = None) -> data.WeakView:
     views, size = config.views, size or config.views.full_size
     return data.WeakView(full_size=size, crop=views.crop, width=views.width, scale=views.scale)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, with_config
 
-from cpsl.app.ranges import Amount, Byte, Positive, ValueRange
+from cpsl.app.ranges import Amount, Byte, OfFiles, Positive, Size, ValueRange
 from cpsl.data.names import Pattern
 from cpsl.data.values import parse_color
 
@@ -80,6 +80,8 @@ class Domain:
     """Sources: how often they are sampled; the square root of the number of images if omitted."""
     from_target: bool = False
     """Sources: these are labeled images of the target, without color transfer and in its size."""
+    size: OfFiles[Size | None] = None
+    """Sources: size to which these images are resized, in place of `views.source_size`."""
 
     @property
     def given(self) -> bool:

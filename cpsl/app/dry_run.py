@@ -53,10 +53,11 @@ def dry_run(config: Config, process: Process) -> list[Part]:
     label_map = int(BYTES_PER_LABEL * height * width)
     parts: list[Part] = []
 
-    def label(name: str, images: int, disk: int, run: Callable[[], object]) -> None:
+    def label(name: str, images: int, passes: int, disk: int, run: Callable[[], object]) -> None:
         begin = time.perf_counter()
         run()
-        parts.append(Part(name, (time.perf_counter() - begin) / IMAGES, images, disk=disk))
+        seconds = (time.perf_counter() - begin) / min(IMAGES, images)
+        parts.append(Part(name, seconds, passes * images, disk=disk))
 
     config.output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".dry-run-", dir=config.output) as name, ExitStack() as stack:
@@ -71,11 +72,11 @@ def dry_run(config: Config, process: Process) -> list[Part]:
             if stage in PREVIOUS:
                 store = HardLabelStore(folder / stage / "labels")
                 run = partial(label_target, model, store, 0.5, small, process)
-                label(f"labels for {stage}", targets, targets * label_map, run)
+                label(f"labels for {stage}", targets, 1, targets * label_map, run)
             elif stage == "self_label":
                 # At most one byte per class and position; flat areas compress to a third of it and less.
                 soft = targets * -(-height // 8) * -(-width // 8) * model.num_classes
-                label("pseudo labels", targets, soft, partial(describe_target, small, process))
+                label("pseudo labels", targets, 1, soft, partial(describe_target, small, process))
             cost = TRAINERS[stage](small, process, stage=stage)
             # The checkpoint before the last is kept as well.
             files = [*(folder / stage).glob("*.pt"), folder / stage / "checkpoint.pt"]
@@ -86,7 +87,7 @@ def dry_run(config: Config, process: Process) -> list[Part]:
             parts.append(Part(stage, seconds, times, cost.peak_memory, disk))
             if config.evaluate_every:
                 evaluations += times // config.evaluate_every
-        label("evaluation", evaluated * evaluations, 0, partial(evaluate, model, small, process))
+        label("evaluation", evaluated, evaluations, 0, partial(evaluate, model, small, process))
     return parts
 
 

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ _REMEDIES = {
     "ESTALE": "the network drive has changed; try again, or use another disk",
 }
 
+_KINDS = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, ImportError)
+
 
 @contextmanager
 def friendly_errors(debug: bool = False) -> Iterator[None]:
-    """Ends the program with a short message for errors of data, files, settings and numbers."""
+    """Ends the program with a short message for errors of data, files, settings, numbers and imports."""
     try:
         yield
-    except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except _KINDS as error:
         if debug:
             raise
         message, notes = describe_error(error), getattr(error, "__notes__", [])
@@ -58,6 +61,21 @@ def describe_error(error: Exception) -> str:
     name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     reason = error.strerror or os.strerror(error.errno)
     return f"{name}{remedy} ({reason})" if remedy else f"{name}{reason}"
+
+
+def mentions(text: str, names: Collection[str], paths: Iterable[Path | None] = ()) -> bool:
+    """Returns whether a message has a name as a word that is not a part of a path; `paths` are ignored.
+
+    Example:
+        >>> mentions("7 has no class: add it to ids.", ["ids"])
+        True
+        >>> mentions("kids/a.png, data/ids/b.png and ids.png are damaged", ["ids"])
+        False
+    """
+    for path in paths:
+        text = text.replace(str(path), "")
+    found = re.search(rf"(?<![\w/\\.-])({'|'.join(names)})(?![\w/\\-]|\.\w)", text)
+    return found is not None
 
 
 def describe_changes(

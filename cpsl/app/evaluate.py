@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from shlex import join
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from cpsl import LabelFreeScores, Segmenter, class_counts
@@ -21,8 +22,8 @@ from cpsl.app.command_line import parse_arguments, read_layers
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import FOLDER_SETTINGS, evaluation_dataset, label_space, open_dataset, share_of_rank
 from cpsl.app.domain import Domain, Ids
-from cpsl.app.errors import friendly_errors
-from cpsl.app.networks import builder_option, load_model
+from cpsl.app.errors import friendly_errors, mentions
+from cpsl.app.networks import builder_option, custom_builder, for_inference
 from cpsl.app.ranges import Positive
 from cpsl.app.reporting.content import SHORT_SCORES, title_of
 from cpsl.app.settings import UsageError
@@ -285,7 +286,7 @@ class Arguments:
 
     weights: Path
     """A `model.pt` of a run, or a `.pkl` of the authors."""
-    config: tuple[str, ...] = ()
+    config: Annotated[tuple[str, ...], Field(json_schema_extra={"minItems": 1})] = ()
     """Recipe or TOML file with the data set and the classes, such as the config.toml of a run."""
     images: Path | None = None
     """Folder of images, searched recursively."""
@@ -313,27 +314,37 @@ class Arguments:
     """Show the traceback of errors."""
 
 
-def settings_of(arguments: Arguments) -> Config:
-    """Returns the settings of an evaluation, from the files of --config or, without them, from the model."""
-    config = replace(read_layers(arguments.config), device=arguments.device, precision=arguments.precision)
+def prepare(arguments: Arguments) -> tuple[Config, Segmenter]:
+    """Returns the settings of an evaluation, and the model.
+
+    Classes, colors, size and range of values are those of the model where no file of --config sets them.
+    """
+    given = set[str]()
+    config = read_layers(arguments.config, given)
+    config = replace(config, device=arguments.device, precision=arguments.precision)
     if arguments.network:
         builder_option(arguments.network)
         config = replace(config, model=replace(config.model, network=arguments.network))
-    if not arguments.config:
-        segmenter = Segmenter.load(arguments.weights, build=builder_option(arguments.network))
+    folders = arguments.images or arguments.labels
+    if not (folders or config.evaluation.given or config.target.given):
+        raise UsageError("cpsl evaluate needs --config FILE, or --images and, for the IoU, --labels")
+    names = label_space(config).names if "classes" in given else None
+    segmenter = Segmenter.load(arguments.weights, names, build=custom_builder(config.model.network))
+    if "classes" not in given:
+        classes = segmenter.classes
+        config = replace(config, classes=classes.names, palette=config.palette or classes.palette)
+    if "views.full_size" not in given:
         if segmenter.full_size is None:
             raise ValueError(
                 f"{arguments.weights} does not store the size of its images: "
-                "add --config, the run's config.toml"
+                "add --config, the run's config.toml, or a file that sets views.full_size"
             )
-        classes, views = segmenter.classes, replace(config.views, full_size=segmenter.full_size)
-        target = replace(config.target, value_range=segmenter.value_range)
-        config = replace(config, classes=classes.names, palette=classes.palette, views=views, target=target)
-    if arguments.images or arguments.labels:
+        config = replace(config, views=replace(config.views, full_size=segmenter.full_size))
+    if config.target.dataset == "folder" and config.target.value_range is None:
+        config = replace(config, target=replace(config.target, value_range=segmenter.value_range))
+    if folders:
         config = replace(config, evaluation=_folders(arguments, config))
-    if not (config.evaluation.given or config.target.given):
-        raise UsageError("cpsl evaluate needs --config FILE, or --images and, for the IoU, --labels")
-    return config
+    return config, segmenter
 
 
 def _folders(arguments: Arguments, config: Config) -> Domain:
@@ -354,9 +365,9 @@ def main(arguments: list[str]) -> None:
     """Runs `cpsl evaluate`."""
     options = parse_arguments(Arguments, arguments, "evaluate")
     with friendly_errors(options.debug), start_process(options.device) as process:
-        config = settings_of(options)
+        config, segmenter = prepare(options)
         classes = label_space(config)
-        model = load_model(config, options.weights).to(process.device)
+        model = for_inference(segmenter).to(process.device)
         stores: list[Any] = []
         if options.predictions:
             stores.append(HardLabelStore(options.predictions, classes.palette))
@@ -367,7 +378,7 @@ def main(arguments: list[str]) -> None:
         try:
             metrics = evaluate(model, config, process, stores, scales=options.scales, flip=options.flip)
         except (OSError, ValueError) as error:
-            if any(name in str(error) for name in FOLDER_SETTINGS):
+            if mentions(str(error), FOLDER_SETTINGS, (options.images, options.labels)):
                 error.add_note("Such a setting stands below [evaluation], in a file that --config names.")
             raise
         if process.is_main:

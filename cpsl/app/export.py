@@ -26,7 +26,8 @@ from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option
 from cpsl.app.ranges import Size
-from cpsl.app.usage import list_next, python
+from cpsl.app.settings import UsageError
+from cpsl.app.usage import list_next, python, require_one_process
 from cpsl.authors import save_release_checkpoint
 from cpsl.models import DeepLabV2, check_network, resize, segment
 from cpsl.training import load
@@ -177,6 +178,8 @@ def _compare(module: ImageToLogits, images: Tensor, logits: Tensor, path: Path) 
 def main(arguments: list[str]) -> None:
     """Runs `cpsl export`."""
     options = parse_arguments(Arguments, arguments, "export")
+    require_one_process("export")
+    _check_combination(options)
     with friendly_errors(options.debug):
         build = builder_option(options.network)
         segmenter = Segmenter.load(options.weights, full_size=options.size, build=build)
@@ -194,6 +197,17 @@ def main(arguments: list[str]) -> None:
         print(f"wrote {options.output}")
         if show := _show(options.output):
             print(list_next({"show its classes, colors and size": show}))
+
+
+def _check_combination(options: Arguments) -> None:
+    """Raises UsageError if the format of the output is not known, or has no use for an option."""
+    suffix = options.output.suffix
+    if suffix not in (".onnx", ".pt2", ".pkl"):
+        raise UsageError(f"command line: --output: expected a .onnx, .pt2 or .pkl, got {options.output}")
+    if options.clustering and suffix != ".pkl":
+        raise UsageError(f"command line: --clustering: a {suffix} has no prototypes, only a .pkl has")
+    if options.size and suffix == ".pkl":
+        raise UsageError("command line: --size: a .pkl stores no size, only a .onnx and a .pt2 do")
 
 
 def _show(path: Path) -> str:

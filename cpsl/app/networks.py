@@ -4,6 +4,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -70,7 +71,18 @@ def custom_builder(name: str | None) -> Builder | None:
             f"the network {name!r} cannot be imported ({error}): expected lite0, LIBRARY:NETWORK "
             f"(libraries: {', '.join(LIBRARIES)}), or MODULE:FUNCTION for a custom network"
         ) from error
+    except Exception as error:  # of any kind, in the file itself
+        raise ValueError(f"the network {name!r} cannot be imported: {_describe_import(error)}") from error
     return build
+
+
+def _describe_import(error: Exception) -> str:
+    """Returns file, line and text of an error in a module that is imported."""
+    last = extract_tb(error.__traceback__)[-1]
+    file, line, text = last.filename, last.lineno, str(error)
+    if isinstance(error, SyntaxError):  # the module did not run: the last line is one of Python's own
+        file, line, text = error.filename or file, error.lineno or line, error.msg
+    return f"{file}, line {line}: {type(error).__name__}: {text}"
 
 
 def builder_option(name: str | None) -> Builder | None:
@@ -110,8 +122,12 @@ def describe_network(config: Config, process: Process) -> str:
 def load_model(config: Config, path: Path) -> SegmentationNetwork:
     """Loads a whole model to the CPU: a file of `save_model`, or a `.pkl` of the authors."""
     build = custom_builder(config.model.network)
-    network = Segmenter.load(path, label_space(config).names, build=build).network
-    return network.to(memory_format=torch.channels_last)
+    return for_inference(Segmenter.load(path, label_space(config).names, build=build))
+
+
+def for_inference(segmenter: Segmenter) -> SegmentationNetwork:
+    """Returns the network of a segmenter in the memory format that is fast."""
+    return segmenter.network.to(memory_format=torch.channels_last)
 
 
 def save_model(path: Path, model: SegmentationNetwork, config: Config) -> None:

@@ -42,6 +42,7 @@ class Values(NamedTuple):
     Attributes:
         kinds: Kind of each value: integer, number, path or string.
         most: The largest number of values, None if there may be any number.
+        least: The smallest number of values, if there may be any number.
         choices: The only possible values, if there are any.
         is_switch: Whether the option takes no value.
         may_be_none: Whether the word None is a value too.
@@ -50,6 +51,7 @@ class Values(NamedTuple):
 
     kinds: tuple[str, ...]
     most: int | None = 1
+    least: int = 0
     choices: tuple[str, ...] = ()
     is_switch: bool = False
     may_be_none: bool = False
@@ -97,7 +99,9 @@ def values_of(entry: Mapping[str, Any]) -> Values:
         parts = [values_of(part).kinds[0] for part in entry["prefixItems"]]
         return Values(tuple(parts), most=len(parts))
     if kind == "array":
-        return values_of(entry["items"])._replace(most=None)
+        # A list that is empty by default may be emptied.
+        least = entry.get("minItems", 1 if entry.get("default") else 0)
+        return values_of(entry["items"])._replace(most=None, least=least)
     if kind == "object" and entry.get("additionalProperties") is not True:
         return Values(("string",), most=None, pairs=True)
     if kind == "string" and entry.get("format") == "path":
@@ -107,12 +111,12 @@ def values_of(entry: Mapping[str, Any]) -> Values:
 
 @cache
 def options_of(kind: type) -> dict[str, dict[str, Any]]:
-    """Returns the schema of the settings that are options, by name: all but tables and lists of tables."""
+    """Returns the schema of the settings that are options, by name: all but tables and those of files."""
     described = _attribute_docstrings(kind)
     return {
         name: {"description": described.get(name, ""), **entry}
         for name, entry in schema(kind).items()
-        if "$ref" not in entry and "$ref" not in (entry.get("items") or {})
+        if "$ref" not in entry and "$ref" not in (entry.get("items") or {}) and entry.get("option", True)
     }
 
 
@@ -229,7 +233,9 @@ def _problem(values: Values, words: Sequence[str], name: str) -> str:
         off = f"{spell(name)} turns it on, {spell(f'{table}{dot}no_{switch}')} off"
         return f"takes no value, got {' '.join(words)}; {off}" if words else ""
     group = 2 if values.pairs else len(values.kinds)
-    fits = len(words) % group == 0 if values.most is None else len(words) == values.most
+    fits = len(words) == values.most
+    if values.most is None:
+        fits = len(words) >= values.least and len(words) % group == 0
     parse = {"integer": int, "number": float}
     try:
         for word, kind in zip(words, values.kinds * len(words), strict=False):

@@ -24,7 +24,7 @@ from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.networks import builder_option
 from cpsl.app.ranges import Positive, Size, ValueRange
-from cpsl.app.usage import list_next, program
+from cpsl.app.usage import list_next, program, require_one_process
 from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import frame_rate, read_frames, write_video
 from cpsl.data import HardLabelStore
@@ -347,6 +347,7 @@ def _next_steps(options: Arguments) -> dict[str, str]:
 def main(arguments: list[str]) -> None:
     """Runs `cpsl predict`."""
     options = parse_arguments(Arguments, arguments, "predict")
+    require_one_process("predict")
     with friendly_errors(options.debug), start_process(options.device) as process:
         unreadable = predict_all(options, process)
         if process.is_main:

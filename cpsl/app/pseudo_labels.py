@@ -28,7 +28,7 @@ def describe_target(config: Config, process: Process) -> None:
         logger.info("pseudo_labels: already finished")
         return
     model = build_model(config, config.output / "warmup" / "model.pt").to(process.device).eval()
-    means = ClassMeanPrototypes(model.num_classes, model.feature_dim)
+    means = ClassMeanPrototypes(model.num_classes, model.feature_dim, device=process.device)
     counts = torch.zeros(model.num_classes, dtype=torch.int64, device=process.device)
     for index in share_of_rank(range(len(dataset)), process, "pseudo labels"):
         image = whole_image(dataset.image(index), config.views.full_size)[None].to(process.device)

@@ -2,7 +2,7 @@
 
 import json
 from math import inf
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from pydantic import AfterValidator, Field
@@ -16,6 +16,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Json = Annotated[dict[str, Any], tyro.conf.arg(constructor=json.loads, metavar="JSON")]
+
+T = TypeVar("T")
+OfFiles = Annotated[T, tyro.conf.Suppress, Field(json_schema_extra={"option": False})]
+"""A setting that files have, and the command line has not."""
 
 
 def _check_range(limits: tuple[float, float]) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from cpsl.app.reporting.facts import describe_run, describe_settings, iterations
 from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
-from cpsl.app.usage import how_to_use, list_next
+from cpsl.app.usage import how_to_use, list_next, require_one_process
 from cpsl.data import SegmentationDataset, whole_image
 from cpsl.data.sample import read_label
 from cpsl.methods.step import to_float
@@ -40,6 +40,7 @@ EACH = 2
 def collect(config: Config, process: Process) -> Report:
     """Reads metrics, curves and predictions of a run, and rectifies the pseudo labels of some images."""
     classes, metrics = label_space(config), read_metrics(config)
+    missing = tuple(stage for stage in config.stages if stage not in metrics)
     chosen, reason = choose(metrics, TITLES)
     curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
     evidence = gather(config, process, compared_stages(list(metrics), chosen))
@@ -61,6 +62,8 @@ def collect(config: Config, process: Process) -> Report:
         reason=reason,
         selected=config.select_checkpoint,
         model=(config.output / "model.pt").as_posix(),
+        finished=not missing and (config.output / "model.pt").exists(),
+        missing=missing,
         seed=config.seed,
         iterations=iterations(config),
         comparison=evidence.comparison,
@@ -190,6 +193,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     options = parser.parse_args(arguments)
+    require_one_process("report")
     if options.run is None:
         raise UsageError(how_to_use("report", ["the folder of a run"]))
     if not (options.run / "config.toml").is_file():
@@ -203,6 +207,8 @@ def main(arguments: list[str]) -> None:
             raise UsageError(f"{options.run} has no finished stage to report")
         report = collect(config, process)
         write_report(report, options.run / "report.html")
+        if not report.finished:
+            print(f"{options.run} is not finished: the report is that of the stages so far", file=sys.stderr)
         if report.unreadable:
             print(f"without images that cannot be read: {'; '.join(report.unreadable)}", file=sys.stderr)
         print(

@@ -14,7 +14,7 @@ import torch
 from cpsl._internal.durations import describe_duration
 from cpsl._internal.files import check_sums
 from cpsl._internal.randomness import derive_seed
-from cpsl.app.config import METHODS, Config
+from cpsl.app.config import METHODS, STAGES, Config
 from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
@@ -30,6 +30,9 @@ from cpsl.training.signals import exit_when_stopped
 
 FREE_SETTINGS = ("output", "device", "workers", "checkpoint_every", "trace_non_finite", "debug")
 """Settings that may change when a run is resumed, for example on another machine."""
+
+RESULTS = ("checkpoint.pt*", "metrics.json", "labels/*")
+"""Files in the folder of a stage that depend on the settings and are not computed again."""
 
 
 def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Config, process: Process) -> None:
@@ -128,10 +131,21 @@ def begin_run(config: Config, arguments: Sequence[str] = ()) -> Iterator[Process
 def changed_settings(config: Config) -> str:
     """Returns how settings differ from those of the run in their folder, "" if they do not.
 
-    Before the first checkpoint any setting may still change.
+    Before the first result any setting may still change. Those of the evaluation may change later as well, if
+    it selects no weights: finished stages are then evaluated again.
     """
     path = config.output / "config.toml"
-    if not path.exists() or not any(config.output.glob("*/checkpoint.pt*")):
+    if not path.exists() or not _has_results(config.output):
         return ""
     before, now = flatten(read_toml(path)), flatten(tomllib.loads(to_toml(config)))
-    return describe_changes(path, "a run with other settings", before, now, FREE_SETTINGS)
+    free = set(FREE_SETTINGS)
+    if config.select_checkpoint == "last":
+        names = before.keys() | now.keys()
+        free |= {name for name in names if name.startswith("evaluation.")} | {"views.evaluation_size"}
+    return describe_changes(path, "a run with other settings", before, now, free)
+
+
+def _has_results(folder: Path) -> bool:
+    """Returns whether a run has results of its settings; a network from a file does not depend on them."""
+    patterns = [f"{stage}/{name}" for stage in STAGES for name in RESULTS]
+    return any(any(folder.glob(pattern)) for pattern in [*patterns, "pseudo_labels/soft/*"])

@@ -1,15 +1,19 @@
 """Sizes of images and crops that the settings leave open: those of the person's own images."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
 from cpsl.app.ranges import Size
 from cpsl.app.settings import override
+from cpsl.data import SegmentationDataset
 from cpsl.data.files import find_files
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern
 from cpsl.data.reading import read_header
+from cpsl.data.sample import files_of
 
 LOOKED_AT = 25
 """Images of a folder whose sizes are read, evenly spaced."""
@@ -35,13 +39,28 @@ def choose_sizes(config: Config, given: Collection[str]) -> Config:
         if (shape := _shape(config.target)) is None:
             return config
         full_size = chosen["full_size"] = fit_size(shape, config.views.pixels)
-        source = _shape(config.source) if config.source.dataset == "folder" else None
-        if source and not 1 / SAME_SHAPE < (source[0] * shape[1]) / (source[1] * shape[0]) < SAME_SHAPE:
-            chosen["source_size"] = max(round(full_size[1] * source[0] / source[1]), 16), full_size[1]
+        if "views.source_size" not in given:
+            sizes = [_own_size(source, shape, full_size) for source in config.sources]
+            if not config.more_sources and sizes[0]:
+                chosen["source_size"] = sizes[0]
+            elif config.more_sources:
+                config = _with_sizes(config, sizes)
     chosen["crop"] = fit_crop(full_size)
     views = {"width": full_size[1], **chosen}
     views = {name: value for name, value in views.items() if f"views.{name}" not in given}
     return override(config, {"views": views}, "sizes of the images")
+
+
+def _own_size(source: Domain, target: Size, full_size: Size) -> Size | None:
+    """Returns the size of source images whose shape is not that of the target; None for others."""
+    shape = _shape(source) if source.dataset == "folder" and not source.from_target else None
+    return None if shape is None or is_same_shape(shape, target) else size_at_width(shape, full_size[1])
+
+
+def _with_sizes(config: Config, sizes: Sequence[Size | None]) -> Config:
+    """Returns the settings with the sizes of the sources that have none."""
+    first, *others = (replace(s, size=s.size or size) for s, size in zip(config.sources, sizes, strict=True))
+    return replace(config, source=first, more_sources=tuple(others))
 
 
 def fit_size(shape: Size, pixels: int) -> Size:
@@ -60,6 +79,16 @@ def fit_size(shape: Size, pixels: int) -> Size:
     return _multiple(height * factor), _multiple(width * factor)
 
 
+def is_same_shape(first: Size, second: Size) -> bool:
+    """Returns whether the aspect ratios of two sizes are nearly equal."""
+    return 1 / SAME_SHAPE < (first[0] * second[1]) / (first[1] * second[0]) < SAME_SHAPE
+
+
+def size_at_width(shape: Size, width: int) -> Size:
+    """Returns the size of images of a shape (H, W) that are resized to a width; at least 16 pixels high."""
+    return max(round(width * shape[0] / shape[1]), 16), width
+
+
 def fit_crop(full_size: Size) -> Size:
     """Returns the size of training crops for whole images (H, W): four fifths, a multiple of 16.
 
@@ -76,15 +105,27 @@ def _multiple(extent: float) -> int:
     return max(round(extent / 16), 1) * 16
 
 
+def median_shape(dataset: SegmentationDataset) -> Size | None:
+    """Returns the median height and width of the images of a data set; None if they cannot be read."""
+    return _median_shape([path for i in range(len(dataset)) if (path := files_of(dataset, i)[0])])
+
+
 def _shape(domain: Domain) -> Size | None:
     """Returns the median height and width of the images of a folder; None if they cannot be read."""
     if domain.images is None:
         return None
     try:
         pattern = None if domain.image_pattern == "*" else Pattern(domain.image_pattern)
-        files = [*find_files(domain.images, IMAGE_SUFFIXES, "images", pattern=pattern).values()]
-        count = min(len(files), LOOKED_AT)
-        shapes = [read_header(files[i * len(files) // count])[0] for i in range(count)]
+        files = find_files(domain.images, IMAGE_SUFFIXES, "images", pattern=pattern)
     except (OSError, ValueError):
         return None
-    return round(median(h for h, _ in shapes)), round(median(w for _, w in shapes))
+    return _median_shape([*files.values()])
+
+
+def _median_shape(files: Sequence[Path]) -> Size | None:
+    count = min(len(files), LOOKED_AT)
+    try:
+        shapes = [read_header(files[i * len(files) // count])[0] for i in range(count)]
+        return round(median(h for h, _ in shapes)), round(median(w for _, w in shapes))
+    except (OSError, ValueError):  # of no images as well
+        return None

@@ -11,6 +11,8 @@ from torch import Tensor
 from cpsl import data
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
+from cpsl.app.file_lists import stat_files
+from cpsl.data.sample import files_of
 from cpsl.data.sampler import Sampling
 from cpsl.training import Process, load, progress, save
 
@@ -69,14 +71,22 @@ def describe_sources(
 def count_source(config: Config, process: Process, name: str, dataset: data.SegmentationDataset) -> Tensor:
     """Returns the pixels of each class in each image (N, K); read once, then from a file in the run's folder.
 
-    The main process reads the labels, the others wait for its file.
+    The main process reads the labels, the others wait for its file. Labels with another size or time are read
+    again.
     """
-    source = named_sources(config)[name]
-    key = hashlib.sha256(repr((source, dataset.label_space.names, dataset.names)).encode()).hexdigest()
-    path = config.output / "class_counts" / f"{key[:16]}.pt"
+    path = config.output / "class_counts" / f"{_key(named_sources(config)[name], dataset)[:16]}.pt"
+    path = process.gather(path)[0]  # of files on the disk of each node, the times may differ
     if process.is_main and not path.exists():
         show = partial(progress, title=f"classes of {name}", process=process, total=len(dataset))
         save(path, {"counts": data.count_classes(dataset, show)})
     process.barrier()
     counts: Tensor = load(path, "cpu")["counts"]
     return counts
+
+
+def _key(source: Domain, dataset: data.SegmentationDataset) -> str:
+    """Returns what identifies the labels of a source, and how they are read."""
+    labels = [str(label) for index in range(len(dataset)) if (label := files_of(dataset, index)[1])]
+    stored = [(file.size, file.time) for file in stat_files(labels).values()]
+    content = (source, dataset.label_space.names, dataset.names, stored)
+    return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -62,6 +62,12 @@ BEGIN = (
 """The first commands of somebody new, and what they do."""
 
 
+def require_one_process(command: str) -> None:
+    """Raises SystemExit if several processes run a command whose work is not divided among them."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SystemExit(f"cpsl {command} runs in one process: start it without torchrun")
+
+
 def how_to_begin(command: str) -> str:
     """Returns the first commands and the smallest file of settings."""
     commands = "\n".join(f"  {line:42}{what}" for line, what in BEGIN)

@@ -38,6 +38,7 @@ class _Terminal(logging.StreamHandler[TextIO]):
 
 def start_logging(folder: Path, process: Process) -> None:
     """Sends messages to the terminal and to `log.txt` in a folder; ranks other than 0 log errors alone."""
+    stop_logging()
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if process.is_main else logging.ERROR)
@@ -51,6 +52,14 @@ def start_logging(folder: Path, process: Process) -> None:
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
+
+
+def stop_logging() -> None:
+    """Closes `log.txt`, without which Windows does not remove its folder; the terminal still has messages."""
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+            handler.close()
 
 
 def log_to_file(message: str) -> None:

@@ -143,7 +143,7 @@ def _choose_device(device: str, local_rank: int) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         chosen = torch.device("meta")  # refused below, like every name that is not a device
-    if chosen.type == "meta":
+    if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {device!r}')
     if chosen.type != "cuda":
         return chosen

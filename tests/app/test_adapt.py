@@ -15,6 +15,7 @@ from PIL import Image
 
 from app.conftest import Run
 from app.tiny import COMMAND, ENVIRONMENT, STAGES, TORCHRUN, cpsl, write_settings
+from cpsl.app import adapt
 from cpsl.app.reporting.content import TITLES
 from cpsl.app.selection import choose
 from cpsl.data.streets import draw_street
@@ -103,6 +104,25 @@ def test_a_stage_starts_from_a_model_in_a_file(finished: Run, tmp_path: Path) ->
     assert str(model) in ended.text
     assert_equal_weights(run, finished.folder, STAGES[2:])
     assert "Self-labeling" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "option", [("--evaluation.max-images", "1"), ("--views.evaluation-size", "16", "32")]
+)
+def test_other_settings_of_the_evaluation_give_the_figures_of_a_fresh_run(
+    finished: Run, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    words = ["--config", finished.config, "--init-from.distill-2", finished.folder / "model.pt"]
+    for run, options in (("a", ()), ("b", option), ("a", option)):
+        ended = cpsl("adapt", *words, "--output", tmp_path / run, *options)
+        assert ended.code == 0, ended.text
+    fresh, again = (metrics_of(tmp_path / run)["distill_2"] for run in "ba")
+    assert again == fresh
+    assert "evaluated again" in ended.text
+    assert "already finished" in cpsl("adapt", *words, "--output", tmp_path / "a", *option).text
+    refused = cpsl("adapt", *words, "--output", tmp_path / "a", *option, "--views.crop", "32", "64")
+    assert refused.code == 1
+    assert "views.crop" in refused.text
 
 
 def test_a_recipe_follows_the_authors_code(finished: Run, tmp_path: Path) -> None:
@@ -241,6 +261,17 @@ def write_folders(folder: Path) -> list[object]:
     words: list[object] = ["--source.images", folder / "source" / "images"]
     words += ["--source.labels", folder / "source" / "labels", "--source.ids", 7, 0, 0, 1]
     return [*words, "--target.images", folder / "target", "--classes", "road", "else"]
+
+
+def test_a_run_warns_of_an_evaluation_on_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt, "adapt", lambda *_: None)
+    monkeypatch.setattr(adapt, "conclude", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", "cpu", *write_folders(tmp_path), "--output", tmp_path / "run"]
+    words += ["--evaluation.images", "source/images", "--evaluation.labels", "source/labels"]
+    ended = cpsl("adapt", *words, "--evaluation.ids", 7, 0, 0, 1)
+    assert ended.code == 0, ended.text
+    assert "evaluation: 4 of 4 images are also images of source" in " ".join(ended.text.split())
 
 
 def test_two_folders_by_options_alone(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import re
 from dataclasses import replace
+from logging import FileHandler
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -9,12 +11,13 @@ from PIL import Image
 from app.conftest import Run
 from app.test_adapt import write_folders
 from app.tiny import STAGES, cpsl
+from cpsl.app import check
 from cpsl.app.check import _check_data, _processes
 from cpsl.app.checking.settings import open_domains, validate
 from cpsl.app.command_line import parse
 from cpsl.app.run import changed_settings
 from cpsl.data.check import usable_cores
-from cpsl.training import Process
+from cpsl.training import Process, logger
 
 PROCESS = Process(torch.device("cpu"))
 
@@ -39,6 +42,27 @@ def test_a_check_reports_the_cost_of_a_run_and_keeps_pictures_alone(finished: Ru
     assert all(str(path) in ended.text for path in kept)
     # A run that follows starts as in a new folder, whatever its settings.
     assert not changed_settings(parse([*map(str, words), "--seed", "9"]))
+
+
+def test_the_log_is_closed_before_its_folder_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows does not remove open files."""
+    removed, opened = [], []
+
+    class Watched(TemporaryDirectory[str]):
+        def cleanup(self) -> None:
+            removed.append(self.name)
+            opened.extend(file for file in logger.handlers if isinstance(file, FileHandler))
+            super().cleanup()
+
+    monkeypatch.setattr(check, "TemporaryDirectory", Watched)
+    ended = cpsl(
+        "check", "--source.images", "absent", "--target.images", "absent", "--output", tmp_path / "run"
+    )
+    assert ended.code == 1
+    assert removed
+    assert not opened
 
 
 def test_all_problems_of_data_and_weights_are_listed(tmp_path: Path) -> None:

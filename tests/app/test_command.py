@@ -49,6 +49,26 @@ def test_the_help_of_a_run_lists_all_settings_on_request() -> None:
     assert_fits_a_terminal(long, 620)
 
 
+@pytest.mark.parametrize("name", ["check", "predict", "export", "report"])
+def test_commands_of_one_process_refuse_several(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(variable, "2" if variable == "WORLD_SIZE" else "1")
+    words = {
+        "check": ["--config", "miniature"],
+        "predict": ["--weights", "a.pt", "--input", "a", "--output", "b"],
+        "export": ["--weights", "a.pt", "--output", "a.onnx"],
+        "report": ["run"],
+    }
+    ended = cpsl(name, *words[name])
+    assert ended.code == 1
+    assert f"cpsl {name}" in ended.text
+    assert "torchrun" in ended.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_shows_the_values_of_the_recipe() -> None:
     assert "[runs/demo]" in cpsl("demo", "--help").text
     assert "(default: lite0)" in cpsl("adapt", "--config", "cpu", "--help-all").text

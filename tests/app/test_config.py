@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 import pytest
 from pydantic import ConfigDict, TypeAdapter, with_config
 
+from app.tiny import cpsl
 from cpsl.app import evaluate, export, predict
 from cpsl.app.command_line import RECIPES, parse, read_layers, recipe_names
 from cpsl.app.config import METHODS, STAGES, Config
@@ -260,3 +261,29 @@ def test_each_setting_has_a_description_in_one_line() -> None:
             assert setting["description"].endswith("."), name
             assert "\n" not in setting["description"], name
     assert all(hint.__doc__ for hint in get_type_hints(Config).values() if is_dataclass(hint))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_folder_named_like_a_recipe_does_not_hide_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read_layers([name])
+    monkeypatch.chdir(tmp_path)
+    for other in recipe_names():
+        Path(other).mkdir()
+    Path("mine.toml").write_text(f'base = "{name}"', encoding="utf-8")
+    assert read_layers([name]) == read_layers(["mine.toml"]) == expected
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_commands_of_recipes_read_those_of_the_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [cpsl("recipes", name, *more).text for more in ([], ["--complete"])]
+    demo = cpsl("demo", "--help").text
+    monkeypatch.chdir(tmp_path)
+    for other in recipe_names():
+        Path(other).write_text("seed = 7", encoding="utf-8")
+    assert [cpsl("recipes", name, *more).text for more in ([], ["--complete"])] == expected
+    assert cpsl("demo", "--help").text == demo
+    assert read_layers([name]).seed == 7  # a file that --config names comes first

@@ -9,6 +9,7 @@ import cpsl.methods
 from app.conftest import Run
 from app.tiny import STAGES
 from cpsl.app.curves import TITLES
+from cpsl.app.reporting.charts import CURVES
 from cpsl.training import read_scalars
 
 
@@ -18,6 +19,7 @@ def test_every_scalar_has_a_title_of_its_own(finished: Run) -> None:
     source = "".join(path.read_text() for path in Path(cpsl.methods.__path__[0]).glob("*.py"))
     assert set(re.findall(r'"(loss_\w+)"', source)) <= set(TITLES)
     assert len(set(TITLES.values())) == len(TITLES)
+    assert set(CURVES) <= set(TITLES)  # the report has no curves that nothing records
 
 
 def test_tensorboard_groups_titles_by_stage(finished: Run) -> None:

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from cpsl import LabelFreeScores, Segmenter
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
-from cpsl.app.evaluate import Arguments, evaluate, evaluating, evenly_spaced, settings_of
+from cpsl.app.evaluate import Arguments, evaluate, evaluating, evenly_spaced, prepare
 from cpsl.authors import save_release_checkpoint
-from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, write_streets
+from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, LabelSpace, write_streets
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 from cpsl.training import Process
@@ -42,6 +43,44 @@ def settings(root: Path, classes: str = "cityscapes-19", *options: str) -> Confi
     words += ["--evaluation.dataset", "cityscapes", "--evaluation.root", str(root)]
     words += ["--evaluation.split", "val", "--views.full-size", "64", "128", *options]
     return parse(words)
+
+
+def store_model(path: Path, size: tuple[int, int] | None = (32, 64)) -> None:
+    classes = LabelSpace(("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    Segmenter(DeepLabV2(2, "resnet_tiny", 8), classes, size, value_range=(0, 1023)).save(path)
+
+
+STORED = {
+    "views.full_size": ((32, 64), "[views]\nfull_size = [16, 48]", (16, 48)),
+    "target.value_range": ((0, 1023), "[target]\nvalue_range = [0, 4095]", (0, 4095)),
+    "classes": (("a", "b"), 'classes = ["a", "b"]', ("a", "b")),
+    "palette": (((1, 2, 3), (4, 5, 6)), "palette = [[9, 9, 9], [8, 8, 8]]", ((9, 9, 9), (8, 8, 8))),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_no_file_sets_is_that_of_the_model(tmp_path: Path, name: str) -> None:
+    of_model, line, of_file = STORED[name]
+    store_model(tmp_path / "model.pt")
+    config, images = tmp_path / "more.toml", tmp_path / "images"
+    arguments = Arguments(weights=tmp_path / "model.pt", config=(str(config),), images=images)
+    config.write_text("[evaluation]\nskip_unpaired = true\n")
+    for each in (arguments, replace(arguments, config=())):
+        assert attrgetter(name)(prepare(each)[0]) == of_model
+    config.write_text(line)
+    assert attrgetter(name)(prepare(arguments)[0]) == of_file
+
+
+def test_a_model_of_unknown_size_needs_a_file_with_it(tmp_path: Path) -> None:
+    store_model(tmp_path / "model.pt", size=None)
+    (tmp_path / "more.toml").write_text("seed = 1\n")
+    arguments = Arguments(weights=tmp_path / "model.pt", images=tmp_path / "images")
+    for config in ((), (str(tmp_path / "more.toml"),)):
+        with pytest.raises(ValueError, match=r"model\.pt.*full_size"):
+            prepare(replace(arguments, config=config))
+    (tmp_path / "more.toml").write_text("[views]\nfull_size = [16, 32]\n")
+    found = prepare(replace(arguments, config=(str(tmp_path / "more.toml"),)))[0]
+    assert found.views.full_size == (16, 32)
 
 
 @torch.no_grad()
@@ -110,16 +149,17 @@ def test_folders_are_read_like_those_of_the_run_except_for_ids(tmp_path: Path) -
         images=tmp_path / "images",
         labels=tmp_path / "labels",
     )
-    read = settings_of(arguments).evaluation
+    store_model(arguments.weights)
+    read = prepare(arguments)[0].evaluation
     assert (read.images, read.labels) == (tmp_path / "images", tmp_path / "labels")
     assert (read.label_pattern, dict(read.ids)) == ("*_mask", {"#ff0000": "b"})
     assert (read.tolerance, read.value_range) == (9, (0, 4095))
-    assert dict(settings_of(replace(arguments, ids={7: 0})).evaluation.ids) == {7: 0}
+    assert dict(prepare(replace(arguments, ids={7: 0}))[0].evaluation.ids) == {7: 0}
     (tmp_path / "run.toml").write_text(
         'classes = ["a", "b"]\n[target]\nimages = "t"\nvalue_range = [0, 4095]\n'
         "[evaluation]\nskip_unpaired = true\n"
     )
-    read = settings_of(arguments).evaluation
+    read = prepare(arguments)[0].evaluation
     assert (read.skip_unpaired, read.value_range) == (True, (0, 4095))
 
 
@@ -201,6 +241,19 @@ def test_settings_that_an_error_advises_work_as_it_says(finished: Run, tmp_path:
     (tmp_path / "more.toml").write_text("[evaluation]\nskip_unpaired = true\n")
     ended = cpsl(*command, "--config", finished.folder / "config.toml", tmp_path / "more.toml")
     assert ended.code == 0, ended.text
+
+
+@pytest.mark.parametrize("folder", ["kids", "ids", "tolerance dark", "value_range"])
+def test_a_folder_named_like_a_setting_advises_no_setting(finished: Run, tmp_path: Path, folder: str) -> None:
+    for part in ("images", "labels"):
+        (tmp_path / folder / part).mkdir(parents=True)
+        (tmp_path / folder / part / "a.png").write_bytes(b"")
+    command = ["evaluate", "--weights", finished.folder / "model.pt"]
+    command += ["--images", tmp_path / folder / "images", "--labels", tmp_path / folder / "labels"]
+    ended = cpsl(*command)
+    assert ended.code == 1
+    assert "a.png" in ended.text
+    assert "[evaluation]" not in ended.text
 
 
 def test_the_command_after_an_evaluation_writes_its_predictions(

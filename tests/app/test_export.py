@@ -144,3 +144,21 @@ def test_missing_packages_of_onnx_are_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RuntimeError, match=r"onnxruntime.*cpsl\[export\]"):
         export.export(segmenter(), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--output", "m.pt"], ("--output", ".onnx", ".pt2", ".pkl", "m.pt")),
+        (["--output", "m"], ("--output", ".pkl")),
+        (["--output", "m.onnx", "--clustering", "c.pt"], ("--clustering", ".onnx")),
+        (["--output", "m.pt2", "--clustering", "c.pt"], ("--clustering", ".pt2")),
+        (["--output", "m.pkl", "--size", "32", "64"], ("--size", ".pkl")),
+    ],
+)
+def test_options_that_the_format_has_no_use_for_are_refused(
+    options: list[str], named: tuple[str, ...]
+) -> None:
+    ended = cpsl("export", "--weights", "absent.pt", *options)
+    assert ended.code == 2
+    assert all(word in ended.text for word in named)

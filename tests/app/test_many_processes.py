@@ -9,14 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from app.tiny import TORCHRUN, run, streets, write_settings
+from cpsl import prototypes
+from cpsl.app import pseudo_labels
 from cpsl.app.command_line import parse
 from cpsl.app.datasets import share_of_rank
 from cpsl.app.networks import save_model
 from cpsl.data import HardLabelStore
 from cpsl.models import DeepLabV2
 from cpsl.training import Process, load
+from small_networks import Colors
 
 TARGETS, EVALUATED = 3, 1  # not divisible by two, and fewer than two
 SETTINGS = """
@@ -137,3 +141,26 @@ def test_shares_are_disjoint_and_complete(items: list[int], ranks: int) -> None:
     shares = [list(share_of_rank(numbered, Process(device, rank, ranks), "share")) for rank in range(ranks)]
     assert sorted(item for share in shares for item in share) == numbered
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_rank_without_target_images_sums_on_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL refuses tensors in main memory."""
+    devices = []
+
+    def reduce(tensor: torch.Tensor, group: object = None) -> torch.Tensor:
+        devices.append(tensor.device.type)
+        return tensor
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 16)).save(tmp_path / "images" / "a.png")
+    words = ["--target.images", str(tmp_path / "images"), "--output", str(tmp_path / "run")]
+    for module in (prototypes, pseudo_labels):
+        monkeypatch.setattr(module, "all_reduce_sum", reduce)
+    monkeypatch.setattr(pseudo_labels, "build_model", lambda *_: Colors(2))
+    monkeypatch.setattr(Process, "barrier", lambda _: None)
+    process = Process(torch.device("meta"), rank=1, world_size=2)
+    pseudo_labels.describe_target(parse([*words, "--classes", "a", "b"]), process)
+    assert set(devices) == {"meta"}
+    assert len(devices) == 3  # features, images, pixels

@@ -8,7 +8,14 @@ from cpsl import Segmenter
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.datasets import label_space
-from cpsl.app.networks import build_model, build_optimizer, compile_networks, load_model, save_model
+from cpsl.app.networks import (
+    build_model,
+    build_optimizer,
+    compile_networks,
+    custom_builder,
+    load_model,
+    save_model,
+)
 from cpsl.authors import RepeatedSGD, save_release_checkpoint
 from cpsl.models import IMAGENET_MEAN, DeepLabV2
 
@@ -119,3 +126,23 @@ def test_networks_are_compiled_on_request(monkeypatch: pytest.MonkeyPatch) -> No
 def test_wrong_networks_and_arguments_are_named(options: list[str], named: str) -> None:
     with pytest.raises((ValueError, TypeError), match=named):
         build_model(settings("--model.network", "deeplabv2:resnet_tiny", *options), "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("SyntaxError", "def build(:"),
+        ("IndentationError", "  x = 1"),
+        ("NameError", "absent"),
+        ("KeyError", "{}[1]"),
+    ],
+)
+def test_an_error_in_the_file_of_a_custom_network_names_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / f"broken_{name.lower()}.py"
+    path.write_text(f"import math\n{line}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=name) as refused:
+        custom_builder(f"{path.stem}:build")
+    assert f"{path}, line 2" in str(refused.value)

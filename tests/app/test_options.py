@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,10 @@ from cpsl.app.usage import BEGIN, EXAMPLES, SMALLEST
 OPTIONS = options_of(Config)
 
 
+def kind_of(command: str) -> Any:
+    return Config if command in RUNS else import_module(f"cpsl.app.{command}").Arguments
+
+
 @given(st.sampled_from(sorted(OPTIONS)), st.integers(0, 5), st.sampled_from(["x", "", "1e", "-", "nan?"]))
 def test_a_mistake_names_option_value_and_expectation(name: str, count: int, word: str) -> None:
     """Any number of words that are neither numbers nor keywords; an empty one is no path."""
@@ -27,7 +32,7 @@ def test_a_mistake_names_option_value_and_expectation(name: str, count: int, wor
     textual = {"string"} if word == "" else {"string", "path"}
     text = textual >= set(values.kinds) and not values.choices
     size = 2 if values.pairs else len(values.kinds)
-    fits = count % size == 0 if values.most is None else count == values.most
+    fits = count % size == 0 and count >= values.least if values.most is None else count == values.most
     if fits and (text or count == 0):
         check_options(Config, [spell(name), *words], "adapt")
         return
@@ -38,6 +43,24 @@ def test_a_mistake_names_option_value_and_expectation(name: str, count: int, wor
     assert "takes no value" in message or str(values) in message
     assert (word if count else "none") in message
     assert len(message.splitlines()) == 1
+
+
+LISTS = [
+    (command, name)
+    for command in ("adapt", "evaluate", "predict", "export")
+    for name, entry in options_of(kind_of(command)).items()
+    if values_of(entry).most is None
+]
+
+
+@pytest.mark.parametrize(("command", "name"), LISTS)
+def test_a_list_without_values_is_refused_unless_it_may_be_empty(command: str, name: str) -> None:
+    may_be_empty = name == "palette" or name.endswith("ids")
+    if may_be_empty:
+        check_options(kind_of(command), [spell(name)], command)
+        return
+    with pytest.raises(UsageError, match=f"{spell(name)}: .*none"):
+        check_options(kind_of(command), [spell(name)], command)
 
 
 @given(st.sampled_from(sorted(OPTIONS)), st.data())
@@ -52,6 +75,12 @@ def test_a_misspelled_option_is_named_with_one_that_exists(name: str, data: st.D
         check_options(Config, [spell(wrong), "1"], "adapt")
     assert spell(wrong) in str(refused.value)
     assert "did you mean --" in str(refused.value)
+
+
+@pytest.mark.parametrize("option", ["--source.size", "--target.size", "--more-sources"])
+def test_settings_of_files_are_no_options(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option}: there is no such option"):
+        parse([option, "16", "16"])
 
 
 def test_all_mistakes_are_listed_at_once() -> None:

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shutil
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from app.conftest import Run
-from app.tiny import cpsl
+from app.tiny import STAGES, cpsl
 from cpsl.app import report
 from cpsl.app.command_line import read_layers
 from cpsl.app.evaluate import read_metrics
+from cpsl.app.reporting.content import TITLES
 from cpsl.app.settings import UsageError
 
 
@@ -120,6 +122,34 @@ def test_a_damaged_file_of_the_run_is_named(finished: Run, tmp_path: Path, part:
     assert ended.code == 1
     assert str(run / part) in ended.text
     assert "Traceback" not in ended.text
+
+
+def words_of(page: Path) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("ended", [1, 2, 4, 5])
+def test_the_report_of_an_unfinished_run_offers_a_network_that_exists(
+    finished: Run, tmp_path: Path, ended: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    for file in ("model.pt", "metrics.json", "report.html", "report.json"):
+        (run / file).unlink()
+    for stage in STAGES[ended:]:
+        shutil.rmtree(run / stage)
+    reported = cpsl("report", run, "--device", "cpu")
+    assert reported.code == 0, reported.text
+    assert f"{run} is not finished" in reported.text
+    text = words_of(run / "report.html")
+    offered = re.findall(r"--weights (\S+)", text)
+    assert offered
+    assert all(Path(file).is_file() for file in offered)
+    assert str(run / "model.pt") not in text
+    sentence = text.partition("This run is not finished.")[2].partition("The figures are")[0]
+    assert all((TITLES[stage] in sentence) == (stage in STAGES[ended:]) for stage in STAGES)
+    assert f"cpsl adapt --config {run / 'config.toml'} --output {run}" in text
+    assert "not finished" not in words_of(finished.folder / "report.html")
 
 
 def test_a_run_without_a_finished_stage_has_no_report(finished: Run, tmp_path: Path) -> None:

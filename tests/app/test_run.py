@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.errors import friendly_errors
-from cpsl.app.run import begin_run, run_stage
+from cpsl.app.run import begin_run, changed_settings, run_stage
 from cpsl.app.stages import position_of
 from cpsl.training import Cost, Process, logger, start_logging
 
@@ -26,6 +26,12 @@ def test_errors_of_data_and_files_have_no_traceback() -> None:
     error.add_note("while reading the source")
     with pytest.raises(SystemExit, match=r"a\.png is broken\nwhile reading the source"), friendly_errors():
         raise error
+
+
+@pytest.mark.parametrize("kind", [ImportError, ModuleNotFoundError])
+def test_a_missing_library_has_no_traceback(kind: type[ImportError]) -> None:
+    with pytest.raises(SystemExit, match="pip install timm"), friendly_errors():
+        raise kind("from_timm requires timm: pip install timm")
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode))
@@ -90,6 +96,57 @@ def test_settings_may_change_until_the_first_checkpoint(tmp_path: Path) -> None:
     assert "workers" not in str(refused.value)
     with begin_run(settings(tmp_path, "--warmup.batch-size", "8", "--workers", "0")):
         pass
+
+
+RESULTS = (
+    "warmup/checkpoint.pt.2",
+    "warmup/metrics.json",
+    "pseudo_labels/soft/a.npz",
+    "distill_1/labels/a.png",
+)
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_every_result_locks_the_settings(tmp_path: Path, result: str) -> None:
+    with begin_run(settings(tmp_path, "--views.crop", "64", "64")):
+        pass
+    (tmp_path / result).parent.mkdir(parents=True)
+    (tmp_path / result).touch()
+    with pytest.raises(SystemExit, match=r"views\.crop"), begin_run(settings(tmp_path)):
+        pass
+
+
+def test_a_network_from_a_file_that_was_not_evaluated_locks_nothing(tmp_path: Path) -> None:
+    """Ids of the evaluation that do not fit end a run after its network was copied, for example."""
+    with begin_run(settings(tmp_path, "--init-from.warmup", "a.pt")):
+        pass
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "model.pt").touch()
+    assert not changed_settings(settings(tmp_path, "--init-from.warmup", "b.pt", "--seed", "1"))
+
+
+@pytest.mark.parametrize("select", ["last", "score", "best"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--evaluation.ids=1 0",
+        "--evaluation.max-images=3",
+        "--views.evaluation-size=64 128",
+        "--evaluation.images=c",
+    ],
+)
+def test_settings_of_the_evaluation_may_change_unless_it_selects_weights(
+    tmp_path: Path, option: str, select: str
+) -> None:
+    name, _, values = option.partition("=")
+    images = ["--evaluation.images", "e", "--select-checkpoint", select]
+    with begin_run(settings(tmp_path, *images)):
+        pass
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "checkpoint.pt").touch()
+    changed = changed_settings(settings(tmp_path, *images, name, *values.split()))
+    assert bool(changed) == (select != "last")
+    assert changed_settings(settings(tmp_path, *images, name, *values.split(), "--seed", "1"))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.9])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from app.tiny import SETTINGS, cpsl, write_settings
 from cpsl import data
@@ -15,6 +16,7 @@ from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.datasets import draw_streets, open_dataset, source_batches
 from cpsl.app.source_sampling import named_sources, source_sampling, source_shares
+from cpsl.data.sample import files_of
 from cpsl.training import Process
 
 PROCESS = Process(torch.device("cpu"))
@@ -104,6 +106,22 @@ def test_a_resumed_run_does_not_read_labels_again(
     other = parse([*settings, "--views.rare-class-temperature", "0.05", "--source.max-images", "3"])
     with pytest.raises(AssertionError, match="again"):
         source_sampling(other, PROCESS, datasets(other))
+
+
+@pytest.mark.parametrize("source", ["source 1", "source 2"])
+def test_labels_that_changed_are_counted_again(settings: list[str], source: str) -> None:
+    config = parse([*settings, "--views.rare-class-temperature", "0.05"])
+    sources = datasets(config)
+    before = module.count_source(config, PROCESS, source, sources[source])
+    label = files_of(sources[source], 0)[1]
+    assert label is not None
+    with Image.open(label) as stored:
+        changed = stored.copy()
+    changed.paste(7, (0, 0, changed.width, changed.height))  # all road
+    changed.save(label)
+    after = module.count_source(config, PROCESS, source, sources[source])
+    assert torch.equal(after, data.count_classes(sources[source]))
+    assert not torch.equal(after, before)
 
 
 def test_rare_classes_are_sampled_more_often(settings: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Ranks and micro-batches train as one process does on everything."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,12 @@ def test_one_process_needs_no_wrapper() -> None:
 
 def refused(message: str, device: str = "cpu") -> None:
     with pytest.raises(RuntimeError, match=message), start_process(device):
+        pass
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "xpu:0", "meta", "vulkan", "gpu", "", "cuda:x"])
+def test_devices_of_other_kinds_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(device))), start_process(device):
         pass
 
 

@@ -1,19 +1,24 @@
 """Check of settings and weights, without reading images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
-from cpsl.app.datasets import domains, label_space, micro_batches, open_dataset, target_dataset
+from cpsl.app.datasets import domains, label_space, micro_batches, open_dataset, size_of_source
 from cpsl.app.networks import build_model, custom_builder, load_model
-from cpsl.app.sizes import fit_crop
+from cpsl.app.reporting.words import plural
+from cpsl.app.sizes import fit_crop, is_same_shape, median_shape, size_at_width
+from cpsl.app.source_sampling import named_sources
 from cpsl.app.stages import trained_stages
 from cpsl.data import SegmentationDataset
 from cpsl.training import Process, logger
 
 FOLDER = "check"
 """Folder of pictures and of the list of problems, in that of the run, which does not read it."""
+
+MOST_WARMUP = 0.2
+"""Share of a stage up to which it is long enough for the warm-up of its learning rate."""
 
 
 class Opened(NamedTuple):
@@ -45,8 +50,8 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
     for name, domain in domains(config).items():
         if name in opened.problems:
             problems.append(f"{name}: {opened.problems[name]}")
-        if name in ("target", "evaluation") and (domain.weight or domain.from_target):
-            problems.append(f"{name}: weight and from_target are settings of sources")
+        if name in ("target", "evaluation") and (domain.weight or domain.from_target or domain.size):
+            problems.append(f"{name}: weight, from_target and size are settings of sources")
         for option in ("images", "labels"):
             folder = getattr(domain, option)
             if folder and (config.output / FOLDER).resolve().is_relative_to(folder.resolve()):
@@ -92,20 +97,58 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
     return problems
 
 
-def advice(config: Config, target: SegmentationDataset | None = None) -> list[str]:
-    """Returns warnings about settings that are valid but probably not intended."""
-    height, width = (target or target_dataset(config)).image(0).shape[1:]
+def advice(config: Config, datasets: Mapping[str, SegmentationDataset]) -> list[str]:
+    """Returns warnings about settings that are valid but probably not intended.
+
+    `datasets` are those of the domains by name.
+    """
+    return [
+        *_enlarged_target(config, datasets["target"]),
+        *_distorted_sources(config, datasets),
+        *_long_warmup(config),
+    ]
+
+
+def _enlarged_target(config: Config, target: SegmentationDataset) -> Iterator[str]:
+    height, width = target.image(0).shape[1:]
     full_height, full_width = config.views.full_size
     if full_height <= 1.5 * height or full_width <= 1.5 * width:
-        return []
+        return
     crop = fit_crop((height, width))
     factor = full_height * full_width / (height * width)
-    return [
+    yield (
         f"Target images of {height}x{width} are enlarged to views.full_size {full_height}x{full_width}, "
         f"which needs {factor:.0f} times the time and memory. For their own size:\n"
         f"  --views.full-size {height} {width} --views.crop {crop[0]} {crop[1]} "
         f"--views.width {width}"
-    ]
+    )
+
+
+def _distorted_sources(config: Config, datasets: Mapping[str, SegmentationDataset]) -> Iterator[str]:
+    """Yields the folders of source images that are resized to another shape: all sources have one size."""
+    for name, source in named_sources(config).items():
+        shape = median_shape(datasets[name]) if source.dataset == "folder" else None
+        height, width = size_of_source(config, source)
+        if shape is None or is_same_shape(shape, (height, width)):
+            continue
+        kept = size_at_width(shape, width)
+        setting = f"size = [{kept[0]}, {kept[1]}]  # of this [[source]]"
+        if not config.more_sources:
+            setting = f"--views.source-size {kept[0]} {kept[1]}"
+        yield (
+            f"{name}: images of {shape[0]}x{shape[1]} are distorted, since they are resized to "
+            f"{height}x{width}. For their own shape:\n  {setting}"
+        )
+
+
+def _long_warmup(config: Config) -> Iterator[str]:
+    online = config.online
+    if "online" in trained_stages(config) and online.warmup_iterations > MOST_WARMUP * online.iterations:
+        yield (
+            f"The learning rate of the stage online rises for {online.warmup_iterations} of its "
+            f"{plural(online.iterations, 'iteration')} (online.warmup_iterations). For a twentieth of them:\n"
+            f"  --online.warmup-iterations {online.iterations // 20}"
+        )
 
 
 def initial_weights(config: Config) -> Iterator[tuple[str, str | Path, tuple[str, ...]]]:

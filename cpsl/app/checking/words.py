@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from cpsl.app.domain import Domain
+from cpsl.app.reporting.words import plural
 from cpsl.data import LabelSpace
 from cpsl.data.check import DatasetCheck, Finding
 
@@ -42,7 +43,7 @@ def summary(name: str, result: DatasetCheck) -> str:
     listed = [f"{count} of {width}x{height}" for (height, width), count in sizes[:4]]
     if others := len(sizes[4:]):
         listed.append(f"{sum(count for _, count in sizes[4:])} of {others} other sizes")
-    problems = f", {len(result.findings)} problem(s)" if result.findings else ""
+    problems = f", {plural(len(result.findings), 'problem')}" if result.findings else ""
     sizes_or_none = ", ".join(listed) or "none can be read"
     return fill(f"{name}: {result.images} images ({sizes_or_none}), {result.labeled} with labels{problems}")
 

@@ -3,7 +3,7 @@
 
 def main(arguments: list[str]) -> None:
     """Runs `cpsl recipes`."""
-    from cpsl.app.command_line import CommandParser, find_settings, read_layers, recipe_names
+    from cpsl.app.command_line import CommandParser, read_layers, recipe, recipe_names
     from cpsl.app.settings import UsageError, to_toml
 
     parser = CommandParser("recipes", "Lists the recipes, or prints one.")
@@ -16,9 +16,9 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"there is no recipe {options.name}; the recipes are {', '.join(recipe_names())}")
     if options.name is None:
         for name in recipe_names():
-            first = find_settings(name).read_text(encoding="utf-8").partition("\n")[0]
+            first = recipe(name).read_text(encoding="utf-8").partition("\n")[0]
             print(f"{name:24}{first.lstrip('# ')}")
     elif options.complete:
-        print(to_toml(read_layers([options.name])), end="")
+        print(to_toml(read_layers([str(recipe(options.name))])), end="")
     else:
-        print(find_settings(options.name).read_text(encoding="utf-8"), end="")
+        print(recipe(options.name).read_text(encoding="utf-8"), end="")

@@ -26,7 +26,6 @@ CURVES = {
     "confidence": "Mean confidence of the pseudo labels",
     "confident": "Share of confident pseudo labels",
     "marginal_error": "Error of the class distribution in the assignment",
-    "accuracy": "Accuracy of the pseudo labels",
 }
 """Titles of curves by their name in `scalars.jsonl`; `SCORES` has those of the scores."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -39,7 +40,9 @@ SHORT_SCORES = {
 }
 """Their names in a terminal, and whether higher (+) or lower (-) is better."""
 
-Kind = Literal["better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single"]
+Kind = Literal[
+    "better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single", "unfinished"
+]
 """Outcome of a run."""
 
 UNRECORDED = "not recorded: the run was begun with an earlier version"
@@ -97,15 +100,23 @@ class Report:
     reason: str = ""  # why that stage, a sentence without its period
     selected: str = "last"  # `select_checkpoint`
     model: str = "model.pt"  # path of the run's model
+    finished: bool = True  # whether the run has ended, and `model` exists
+    missing: tuple[str, ...] = ()  # stages that have not ended
     seed: int = 0  # of the run
     iterations: dict[str, int] = field(default_factory=dict)  # of the stages that were trained
     comparison: Comparison | None = None  # of the stages before and after adaptation
     data_sets: list[DataSet] = field(default_factory=list)
     source_labels: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by source
-    shared: int = 0  # evaluation images that are images of the target as well
+    shared: dict[str, int] = field(default_factory=dict)  # evaluation images that other data sets have too
     clustering: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by description
     facts: dict[str, list[str]] = field(default_factory=dict)  # lines by what they are about
     unreadable: list[str] = field(default_factory=list)  # why data sets could not be read
+
+    @property
+    def weights(self) -> str:
+        """The file of the network: the run's model or, before the run has one, that of the chosen stage."""
+        path = PurePosixPath(self.model)
+        return str(path if self.finished else path.parent / self.chosen / path.name)
 
     @property
     def ends(self) -> tuple[str, str]:

@@ -43,14 +43,14 @@ class Evidence:
         comparison: Of the stages before and after adaptation.
         data_sets: One entry per domain.
         source_labels: Class frequencies by source.
-        shared: Number of evaluation images that are images of the target as well.
+        shared: Numbers of evaluation images that the target or a source has as well, by its name.
         unreadable: Why data could not be read, one text per reason.
     """
 
     comparison: Comparison
     data_sets: list[DataSet] = field(default_factory=list)
     source_labels: dict[str, list[float]] = field(default_factory=dict)
-    shared: int = 0
+    shared: dict[str, int] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -86,7 +86,7 @@ def gather(config: Config, process: Process, stages: tuple[str, str]) -> Evidenc
         ),
         attempt(lambda: _describe(config, process), lambda: stored.data_sets if stored else []),
         attempt(lambda: _count(config), lambda: stored.source_labels if stored else {}),
-        attempt(lambda: _count_shared(config), lambda: stored.shared if stored else 0),
+        attempt(lambda: count_shared(config), lambda: stored.shared if stored else {}),
         unreadable,
     )
     if not unreadable:
@@ -145,11 +145,15 @@ def _count(config: Config) -> dict[str, list[float]]:
         return {name: class_frequencies(open_dataset(config, source)) for name, source in sources}
 
 
-def _count_shared(config: Config) -> int:
-    if not config.evaluation.given:
-        return 0
+def count_shared(config: Config) -> dict[str, int]:
+    """Returns how many evaluation images each source has as well, and the target, if it is not evaluated."""
+    others = named_sources(config) | ({"target": config.target} if config.evaluation.given else {})
     with reading_data():
-        return len(shared_images(evaluation_dataset(config), open_dataset(config, config.target)))
+        evaluated = evaluation_dataset(config)
+        return {
+            name: len(shared_images(evaluated, open_dataset(config, domain)))
+            for name, domain in others.items()
+        }
 
 
 def _key(config: Config, stages: tuple[str, str]) -> list[Any]:
@@ -184,6 +188,6 @@ def _read(path: Path, config: Config, stages: tuple[str, str]) -> Evidence | Non
             [bounds and Interval(*bounds) for bounds in content["class_gains"]],
         )
         data_sets = [DataSet(**data) for data in content["data_sets"]]
-        return Evidence(comparison, data_sets, content["source_labels"], content.get("shared", 0))
+        return Evidence(comparison, data_sets, content["source_labels"], dict(content["shared"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -135,10 +135,9 @@ def _use_of_labels(report: Report) -> str:
     """Returns the end of a sentence on the evaluation images: what else their labels were used for."""
     if report.selected == "best":
         return ", whose labels selected the weights of each stage"
-    locations = {data.name: data.location for data in report.data_sets}
-    evaluation = locations.pop("evaluation", None)
-    learned = [location for name, location in locations.items() if name.startswith("source")]
-    if evaluation is None or evaluation in learned:
+    of_sources = [count for name, count in report.shared.items() if name.startswith("source")]
+    own = any(data.name == "evaluation" for data in report.data_sets)
+    if not own or not of_sources or any(of_sources):
         return ""
     return ", whose labels were used for nothing else"
 

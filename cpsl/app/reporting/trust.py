@@ -16,6 +16,7 @@ IN_BRIEF: dict[Kind, str] = {
     "short": "Not at all: the run shows only that everything works.",
     "unlabeled": "Unknown: without labels nothing in this report measures accuracy.",
     "single": "",
+    "unfinished": "Open: the run is not finished.",
 }
 
 
@@ -54,13 +55,7 @@ def trust(report: Report, kind: Kind) -> list[str]:
                 f"{plural(comparison.labeled, 'labeled image')} are few: {ENOUGH_IMAGES} or more make the "
                 "figures reliable."
             )
-        if report.shared:
-            every = report.shared == len(comparison.images)
-            found.append(
-                f"{'All' if every else f'{report.shared} of the'} {len(comparison.images)} evaluation images "
-                "are also images of the target: the network was adapted to them, without their labels. "
-                "Others may have a lower IoU."
-            )
+        found += _of_shared_images(report, len(comparison.images))
         unequal, _ = counted_unequally([report.metrics[stage] for stage in report.ends])
         if unequal:
             have = "has" if len(unequal) == 1 else "have"
@@ -90,6 +85,19 @@ def trust(report: Report, kind: Kind) -> list[str]:
         )
     if report.selected == "best" and after is not None:
         found.append("Target labels selected the weights of each stage, which makes the figures optimistic.")
+    return found
+
+
+def _of_shared_images(report: Report, images: int) -> list[str]:
+    found = []
+    for name, count in report.shared.items():
+        if count:
+            which = f"{'All' if count == images else f'{count} of the'} {images} evaluation images are also"
+            how = "adapted to them, without" if name == "target" else "trained on them, with"
+            found.append(
+                f"{which} images of the {name}: the network was {how} their labels. Others may have a lower "
+                "IoU."
+            )
     return found
 
 

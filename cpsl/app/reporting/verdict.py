@@ -25,6 +25,7 @@ BADGES: dict[Kind, str] = {
     "short": "Too short to judge",
     "unlabeled": "Accuracy unknown",
     "single": "One network, no comparison",
+    "unfinished": "Not finished",
 }
 
 
@@ -93,7 +94,7 @@ def judge(report: Report) -> Verdict:
     kind = _kind(report, bool(shortness))
     return Verdict(
         kind,
-        [*shortness, *_outcome(report, kind), *_cost(report)],
+        [*_unfinished(report), *shortness, *_outcome(report, kind), *_cost(report)],
         trust(report, kind),
         trust_in_brief(report, kind),
         _steps(report, kind),
@@ -104,6 +105,8 @@ def judge(report: Report) -> Verdict:
 def _kind(report: Report, short: bool) -> Kind:
     first, last = report.ends
     before, after = report.mious
+    if not report.finished:
+        return "unfinished"
     if short:
         return "short"
     if first == last:
@@ -118,6 +121,14 @@ def _kind(report: Report, short: bool) -> Kind:
     if gain is None or not gain.clear:
         return "unclear"
     return "better" if gain.low > 0 else "worse"
+
+
+def _unfinished(report: Report) -> list[str]:
+    if report.finished:
+        return []
+    missing = listing(f"“{title_of(stage)}”" for stage in report.missing)
+    which = f" {missing} {'is' if len(report.missing) == 1 else 'are'} missing." if missing else ""
+    return [f"This run is not finished.{which} The figures are those of the networks so far."]
 
 
 def _shortness(report: Report) -> list[str]:
@@ -244,7 +255,8 @@ def _problems(report: Report) -> list[str]:
     found = []
     for stage, values in report.metrics.items():
         if reasons := values.get("collapses"):
-            of_model = " This is the network of model.pt." if stage == report.chosen else ""
+            is_model = report.finished and stage == report.chosen
+            of_model = " This is the network of model.pt." if is_model else ""
             found.append(f"“{title_of(stage)}” collapsed: {'; '.join(reasons)}.{of_model}")
         if (values.get("scores") or {}).get("non_finite"):
             found.append(f"“{title_of(stage)}” predicts numbers that are not finite: its training diverged.")
@@ -254,6 +266,11 @@ def _problems(report: Report) -> list[str]:
 def _steps(report: Report, kind: Kind) -> list[Step]:
     _, after = report.mious
     use = Step("Use the network:", _prediction(report))
+    if kind == "unfinished":
+        return [
+            Step("Finish the run; what was computed is kept:", _continuation(report)),
+            Step(f"Use the network of “{title_of(report.chosen)}” until then:", _prediction(report)),
+        ]
     if kind == "short":
         return [
             Step("Train longer, on more images, before you judge; the recipe “cpu” has 1,000 steps a stage.")
@@ -283,8 +300,14 @@ def _steps(report: Report, kind: Kind) -> list[Step]:
 
 def _prediction(report: Report, stage: str = "") -> str:
     """Returns the command that predicts with the network of a stage, or with that of the run."""
-    weights = PurePosixPath(report.model).parent / stage / "model.pt"
-    return f"cpsl predict --weights {quote(str(weights))} --input IMAGES --output RESULTS"
+    weights = str(PurePosixPath(report.model).parent / stage / "model.pt") if stage else report.weights
+    return f"cpsl predict --weights {quote(weights)} --input IMAGES --output RESULTS"
+
+
+def _continuation(report: Report) -> str:
+    """Returns the command that resumes the run, whose folder may have been moved."""
+    run = PurePosixPath(report.model).parent
+    return f"cpsl adapt --config {quote(str(run / 'config.toml'))} --output {quote(str(run))}"
 
 
 def _repetition(report: Report) -> Step:

@@ -178,6 +178,12 @@ def test_the_summary_names_sizes_and_labels() -> None:
     assert "20 with labels" in text
 
 
+@pytest.mark.parametrize(("count", "words"), [(1, "1 problem"), (2, "2 problems")])
+def test_the_summary_counts_problems(count: int, words: str) -> None:
+    found = [Finding("other", f"{i}.png", "", "a fault") for i in range(count)]
+    assert summary("source", checked([1, 1, 1], found=found)).split(", ")[-1] == words
+
+
 @given(
     counts=st.lists(st.lists(st.integers(0, 900), min_size=3, max_size=3), min_size=1, max_size=4),
     ignored=st.integers(0, 900),

@@ -10,11 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from app.outline import Outline
 from app.sample_report import build_report, sample_report
+from cpsl.app.command_line import parse
 from cpsl.app.evaluate import metrics_table
 from cpsl.app.reporting.content import TITLES, Report
+from cpsl.app.reporting.evidence import count_shared
 from cpsl.app.reporting.page import write_report
 from cpsl.app.reporting.words import number
 
@@ -219,15 +222,32 @@ def test_unknown_values_are_dashes() -> None:
     assert len({len(line) for line in lines[1:]}) == 1
 
 
-@pytest.mark.parametrize(("selected", "same"), [("last", False), ("last", True), ("best", False)])
-def test_labels_that_the_run_used_are_not_called_unused(tmp_path: Path, selected: str, same: bool) -> None:
-    report = sample_report()
-    evaluation = next(data for data in report.data_sets if data.name == "evaluation")
-    data_sets = [
-        replace(data, location=evaluation.location) if same and data.name == "source" else data
-        for data in report.data_sets
-    ]
-    write_report(replace(report, selected=selected, data_sets=data_sets), tmp_path / "report.html")
+@pytest.mark.parametrize(
+    "shared", [{}, {"source": 0}, {"source": 1}, {"source 1": 0, "source 2": 1, "target": 1}]
+)
+@pytest.mark.parametrize("selected", ["last", "best"])
+def test_labels_are_called_unused_only_if_no_source_has_the_images(
+    tmp_path: Path, selected: str, shared: dict[str, int]
+) -> None:
+    write_report(sample_report(selected=selected, shared=shared), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert ("used for nothing else" in text) == (selected == "last" and not same)
+    assert ("used for nothing else" in text) == (selected == "last" and shared == {"source": 0})
     assert ("labels selected the weights" in text) == (selected == "best")
+
+
+def test_shared_images_are_counted_whatever_their_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        for folder in ("images", "labels", "other"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("L", (8, 8), ord(name) + (folder == "other")).save(tmp_path / folder / f"{name}.png")
+    words = ["--source.images", "images", "--source.labels", "labels", "--target.images", "other"]
+    evaluation = [
+        "--evaluation.images",
+        str(tmp_path / "images"),
+        "--evaluation.labels",
+        str(tmp_path / "labels"),
+    ]
+    assert count_shared(parse([*words, *evaluation, "--classes", "x"])) == {"source": 2, "target": 1}

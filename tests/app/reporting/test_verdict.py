@@ -39,6 +39,8 @@ BAD, GOOD = TRUTH.roll(3, dims=1), TRUTH.roll(1, dims=1)
         (report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}), "short"),
         (report(BAD, GOOD, data_sets=[DataSet("target", 3, None, "", "")]), "short"),
         (build_report(CLASSES, [TRUTH], {"online": [GOOD]}), "single"),
+        (report(BAD, GOOD, finished=False, missing=("distill_1",)), "unfinished"),
+        (report(BAD, GOOD, finished=False, iterations={"source_only": 10}), "unfinished"),
     ],
 )
 def test_the_kind_of_a_run(made: Report, kind: Kind) -> None:
@@ -133,11 +135,17 @@ def test_only_clear_changes_of_classes_count_as_gains_and_losses() -> None:
     assert "1 class changed by a point or more, which another choice of images could explain: road" in text
 
 
-def test_evaluation_images_that_are_target_images_are_named() -> None:
-    made = report(BAD, GOOD)
-    assert "images of the target" not in " ".join(judge(made).trust)
-    assert "5 of the 12 evaluation images are also" in " ".join(judge(replace(made, shared=5)).trust)
-    assert "All 12 evaluation images are also" in " ".join(judge(replace(made, shared=12)).trust)
+@pytest.mark.parametrize(
+    ("name", "labels"), [("target", "without"), ("source", "with"), ("source 2", "with")]
+)
+def test_evaluation_images_that_another_data_set_has_are_named(name: str, labels: str) -> None:
+    made = report(BAD, GOOD, shared={"source": 0, "target": 0})
+    assert "are also" not in " ".join(judge(made).trust)
+    for count, words in ((5, "5 of the 12"), (12, "All 12")):
+        trust = " ".join(judge(replace(made, shared={**made.shared, name: count})).trust)
+        assert trust.count("are also") == 1
+        assert f"{words} evaluation images are also images of the {name}" in trust
+        assert f", {labels} their labels" in trust
 
 
 def test_the_errors_of_weak_and_of_worse_classes_are_named() -> None:
