@@ -23,6 +23,7 @@ MEAN_TEACHER: Settings = {
     "online.balanced": False,
     "online.limited": False,
     "online.masked_weight": 0.0,
+    "online.target_statistics": 0.0,
 }
 DACS: Settings = {**MEAN_TEACHER, "online.mixing": "class"}
 DAFORMER: Settings = {**DACS, "views.rare_class_temperature": 0.01}
@@ -47,6 +48,7 @@ VARIATIONS: dict[str, tuple[Any, ...]] = {
     "views.rare_class_temperature": (0.0, 0.01),
     "views.color_transfer": (0.0, 0.5, 1.0),
     "views.source_jitter": (0.0, 0.5),
+    "online.target_statistics": (0.0, 0.25, 1.0),
     "online.freeze_batch_norm": (False, True),
     "online.masked_weight": (0.0, 1.0),
     "online.mixing": ("none", "cut", "class"),

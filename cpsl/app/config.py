@@ -181,7 +181,9 @@ class Online:
     warmup_iterations: Amount = 1500
     """Steps in which the learning rate rises from zero."""
     freeze_batch_norm: bool = True
-    """Keep the initial BatchNorm statistics of the pretrained layers, which both domains share."""
+    """Keep the BatchNorm statistics of the first step in the pretrained layers; both domains share them."""
+    target_statistics: Share = 0.25
+    """Share of target images in these statistics, mixed before the first step; 0 for the source alone."""
     mixing: Literal["class", "cut", "none"] = "class"
     """Pasted from the source: half of the classes, a rectangle (cut; for other scenes), or nothing."""
     confidence_threshold: Share = 0.968

@@ -1,8 +1,9 @@
 """The stages of a run: each builds a method from the settings and trains it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -21,7 +22,14 @@ from cpsl.data import HardLabelStore, SoftLabelStore, StrongAugmentation, Target
 from cpsl.limits import ShareLimits
 from cpsl.losses import distillation
 from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
-from cpsl.models import Discriminator, ExponentialMovingAverage, SegmentationNetwork, freeze_batch_norm
+from cpsl.methods.step import to_float
+from cpsl.models import (
+    Discriminator,
+    ExponentialMovingAverage,
+    SegmentationNetwork,
+    adapt_batch_norm,
+    freeze_batch_norm,
+)
 from cpsl.rectification import PseudoLabelRectifier
 from cpsl.thresholds import DiceThresholds
 from cpsl.training import Cost, Optimization, Position, Process, TrainingLoop, autocast, save
@@ -29,6 +37,12 @@ from cpsl.training.loop import Stateful
 from cpsl.visualize import overlay, panel
 
 Method = AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling
+
+MIXED_VIEWS = StrongAugmentation(jitter=0.25, operations=0, cutout=0)
+"""Strong views of the online method: mixed and masked images take the place of RandAugment and the cutout."""
+
+STATISTICS_IMAGES = 48
+"""Target images from which the statistics of BatchNorm are computed."""
 
 
 def trained_stages(config: Config) -> list[str]:
@@ -163,6 +177,8 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
     source_only = config.output / "source_only" / "model.pt"
     start = source_only if settings.start == "source_only" else settings.start
     student = build_model(config, start).to(process.device).train()
+    if settings.target_statistics > 0:
+        adapt_batch_norm(student, _target_images(config, process), settings.target_statistics)
     if settings.freeze_batch_norm:
         freeze_batch_norm(student)
     teacher = ExponentialMovingAverage(student)
@@ -201,6 +217,14 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
     if process.is_main and clustering is not None:
         save(config.output / stage / "clustering.pt", clustering.state_dict())
     return cost
+
+
+def _target_images(config: Config, process: Process) -> Iterator[torch.Tensor]:
+    """Yields views of target images, the same on every rank."""
+    size = config.online.batch_size
+    batches = target_batches(config, "online", Process(process.device), size, 0, strong=MIXED_VIEWS)
+    for batch in islice(batches, math.ceil(STATISTICS_IMAGES / size)):
+        yield to_float(batch.weak)
 
 
 TRAINERS: dict[str, Callable[..., Cost]] = {
@@ -259,8 +283,7 @@ def train(
     if not isinstance(method, AdversarialWarmup) or method.discriminator is not None:
         strong = None
         if isinstance(method, OnlineSelfLabeling):
-            # The mixed and masked images take the place of RandAugment and the cutout.
-            strong = StrongAugmentation(jitter=0.25, operations=0, cutout=0)
+            strong = MIXED_VIEWS
         targets = target_batches(config, stage, process, settings.batch_size, loop.start, read_labels, strong)
 
     selection.start(loop)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cpsl.models.batch_norm import adapt_batch_norm, freeze_batch_norm
 from cpsl.models.build import build_network
 from cpsl.models.decoders import DAFormerDecoder, LightDecoder
 from cpsl.models.deeplab import DeepLabV2
@@ -14,7 +15,6 @@ from cpsl.models.network import (
     SegmentationNetwork,
     SegmentationOutput,
     check_network,
-    freeze_batch_norm,
     parameter_groups,
     resize,
     segment,
@@ -41,6 +41,7 @@ __all__ = [
     "NetworkSpec",
     "SegmentationNetwork",
     "SegmentationOutput",
+    "adapt_batch_norm",
     "build_network",
     "check_network",
     "freeze_batch_norm",

@@ -269,26 +269,6 @@ def _checked_layers(network: SegmentationNetwork) -> list[list[nn.Parameter]]:
     return cast(list[list[nn.Parameter]], layers)
 
 
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Freezes the statistics, weights and biases of BatchNorm layers, in place.
-
-    In a `SegmentationNetwork`, only pretrained layers are frozen: new layers have no statistics yet. Call it
-    after each `module.train()`, which unfreezes the statistics.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
-        >>> freeze_batch_norm(model)
-        >>> model[0].training, model[1].training
-        (True, False)
-    """
-    network: Any = unwrap(module)
-    layers = network.pretrained_layers() if hasattr(network, "pretrained_layers") else [module.parameters()]
-    pretrained = {id(parameter) for layer in layers for parameter in layer}
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part.weight) in pretrained:
-            part.eval().requires_grad_(False)
-
-
 def layers_of(encoder: nn.Module, exclude: str = "?") -> list[list[nn.Parameter]]:
     """Returns the parameters of an encoder, one list per block, in the order of their definition.
 

@@ -1,0 +1,93 @@
+"""BatchNorm of pretrained networks: with statistics of the target, and frozen."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cpsl._internal.distributed import unwrap
+
+
+@torch.no_grad()
+def adapt_batch_norm(network: nn.Module, images: Iterable[Tensor], share: float = 0.25) -> None:
+    r"""Mixes the statistics of target images into those of BatchNorm layers, in place, before self-training.
+
+        μ ← (1 - a) μ + a μ',   σ² ← (1 - a) σ² + a σ'² + a (1 - a) (μ - μ')²
+
+    These are mean and variance of a mixture with the share a of target features, whose mean is μ' and whose
+    variance σ'² (Schneider et al., 2020; Li et al., 2018, with a = 1). A change of light or weather shifts
+    features as a whole, which the statistics undo without any label. What the images show differs as well,
+    hence a share: all of the target's statistics often do harm. A network without BatchNorm stays as it is.
+
+    Args:
+        network: Trained on the source; its modes of training and evaluation are kept.
+        images: Batches (B, 3, H, W) as the network takes them, such as 50 images; equal on all ranks.
+        share: a, 0...1.
+
+    Raises:
+        ValueError: There is no batch, or share is not in 0...1.
+
+    Example:
+        >>> network = nn.Sequential(nn.BatchNorm2d(3))
+        >>> adapt_batch_norm(network, [torch.full((2, 3, 4, 4), 8.0)], share=0.25)
+        >>> network[0].running_mean, network[0].running_var
+        (tensor([2., 2., 2.]), tensor([12.7500, 12.7500, 12.7500]))
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in 0...1, got {share}")
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    if not norms:
+        return
+    source = [_copied(norm) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    modes = [(part, part.training) for part in network.modules()]
+    batches = 0
+    try:
+        network.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        for batch in images:
+            network(batch)
+            batches += 1
+        target = [_copied(norm) for norm in norms]
+    finally:
+        for norm, state, momentum in zip(norms, source, momenta, strict=True):
+            norm.load_state_dict(state)
+            norm.momentum = momentum
+        for part, training in modes:
+            part.training = training
+    if not batches:
+        raise ValueError("there must be at least one batch of images")
+    for norm, old, new in zip(norms, source, target, strict=True):
+        difference = old["running_mean"] - new["running_mean"]
+        mixed = {key: (1 - share) * old[key] + share * new[key] for key in ("running_mean", "running_var")}
+        mixed["running_var"] += share * (1 - share) * difference**2
+        norm.load_state_dict(old | mixed)
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Freezes the statistics, weights and biases of BatchNorm layers, in place.
+
+    In a `SegmentationNetwork`, only pretrained layers are frozen: new layers have no statistics yet. Call it
+    after each `module.train()`, which unfreezes the statistics.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+        >>> freeze_batch_norm(model)
+        >>> model[0].training, model[1].training
+        (True, False)
+    """
+    network: Any = unwrap(module)
+    layers = network.pretrained_layers() if hasattr(network, "pretrained_layers") else [module.parameters()]
+    pretrained = {id(parameter) for layer in layers for parameter in layer}
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and id(part.weight) in pretrained:
+            part.eval().requires_grad_(False)
