@@ -1,9 +1,8 @@
 """The stages of a run: each builds a method from the settings and trains it."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -17,19 +16,13 @@ from cpsl.app.evaluate import source_distribution
 from cpsl.app.networks import build_model, build_optimizer, compile_networks, save_model
 from cpsl.app.pseudo_labels import label_target, read_start
 from cpsl.app.selection import CheckpointSelection
+from cpsl.app.target_statistics import mix_target_statistics
 from cpsl.authors import AuthorsSelfLabeling, probability_distillation
 from cpsl.data import HardLabelStore, SoftLabelStore, StrongAugmentation, TargetBatch
 from cpsl.limits import ShareLimits
 from cpsl.losses import distillation
 from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
-from cpsl.methods.step import to_float
-from cpsl.models import (
-    Discriminator,
-    ExponentialMovingAverage,
-    SegmentationNetwork,
-    adapt_batch_norm,
-    freeze_batch_norm,
-)
+from cpsl.models import Discriminator, ExponentialMovingAverage, SegmentationNetwork, freeze_batch_norm
 from cpsl.rectification import PseudoLabelRectifier
 from cpsl.thresholds import DiceThresholds
 from cpsl.training import Cost, Optimization, Position, Process, TrainingLoop, autocast, save
@@ -40,9 +33,6 @@ Method = AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling
 
 MIXED_VIEWS = StrongAugmentation(jitter=0.25, operations=0, cutout=0)
 """Strong views of the online method: mixed and masked images take the place of RandAugment and the cutout."""
-
-STATISTICS_IMAGES = 48
-"""Target images from which the statistics of BatchNorm are computed."""
 
 
 def trained_stages(config: Config) -> list[str]:
@@ -177,8 +167,7 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
     source_only = config.output / "source_only" / "model.pt"
     start = source_only if settings.start == "source_only" else settings.start
     student = build_model(config, start).to(process.device).train()
-    if settings.target_statistics > 0:
-        adapt_batch_norm(student, _target_images(config, process), settings.target_statistics)
+    mix_target_statistics(student, MIXED_VIEWS, config, process)
     if settings.freeze_batch_norm:
         freeze_batch_norm(student)
     teacher = ExponentialMovingAverage(student)
@@ -217,14 +206,6 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
     if process.is_main and clustering is not None:
         save(config.output / stage / "clustering.pt", clustering.state_dict())
     return cost
-
-
-def _target_images(config: Config, process: Process) -> Iterator[torch.Tensor]:
-    """Yields views of target images, the same on every rank."""
-    size = config.online.batch_size
-    batches = target_batches(config, "online", Process(process.device), size, 0, strong=MIXED_VIEWS)
-    for batch in islice(batches, math.ceil(STATISTICS_IMAGES / size)):
-        yield to_float(batch.weak)
 
 
 TRAINERS: dict[str, Callable[..., Cost]] = {
