@@ -1,4 +1,4 @@
-"""BatchNorm statistics of the target are mixed in, unless the predictions would tell less about the pixels."""
+"""BatchNorm statistics of the target are kept, unless the predictions then tell less about the pixels."""
 
 import copy
 from collections.abc import Iterator
