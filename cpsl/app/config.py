@@ -181,9 +181,9 @@ class Online:
     warmup_iterations: Amount = 1500
     """Steps in which the learning rate rises from zero."""
     freeze_batch_norm: bool = True
-    """Keep the BatchNorm statistics of the first step in the pretrained layers; both domains share them."""
+    """Freeze BatchNorm in the pretrained layers."""
     target_statistics: Share = 0.25
-    """Share of target images in these statistics, mixed before the first step; 0 for the source alone."""
+    """Share of target images in the BatchNorm statistics."""
     mixing: Literal["class", "cut", "none"] = "class"
     """Pasted from the source: half of the classes, a rectangle (cut; for other scenes), or nothing."""
     confidence_threshold: Share = 0.968
@@ -226,7 +226,7 @@ class InitFrom:
     warmup: Path | None = None
     """Warm-up network, from which self-labeling starts."""
     self_label: Path | None = None
-    """Self-labeled network, the teacher of the first distillation."""
+    """Self-labeled network, teacher of the distillation."""
     distill_1: Path | None = None
     """First distilled network, the teacher of the second distillation."""
     distill_2: Path | None = None

@@ -108,7 +108,7 @@ def test_equal_rows_are_one_with_both_titles(shift: Path) -> None:
     shift.write_text(
         shift.read_text()
         + "\nviews.rare_class_temperature = 0.01\nonline.masked_weight = 0.0\nonline.clustering = false"
-        + "\nonline.balanced = false"
+        + "\nonline.balanced = false\nonline.target_statistics = 0.0"
     )
     found = {row.name: row for row in every_row(shift)}
     assert found["daformer"].title.endswith("; our recipe, `limited = false`")
