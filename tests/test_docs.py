@@ -75,7 +75,7 @@ def test_code_blocks_fit_the_page_and_have_a_known_language(page: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder with the files that the pages assume."""
     folder = tmp_path_factory.mktemp("docs")
-    run = folder / "runs" / "mine"
+    run = folder / "runs" / "my_folders"
     run.mkdir(parents=True)
     segmenter = Segmenter(DeepLabV2(19, "resnet_tiny", 8).eval(), CITYSCAPES_19, (32, 64))
     segmenter.save(folder / "model.pt")

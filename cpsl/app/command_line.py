@@ -3,7 +3,7 @@
 import inspect
 import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -122,12 +122,19 @@ def _read_sources(settings: Config, table: dict[str, Any], path: Path) -> Config
     return replace(settings, source=first, more_sources=tuple(others))
 
 
-SHORT_HELP = (
-    *("output", "source.images", "source.labels", "target.images"),
-    *("evaluation.images", "evaluation.labels", "classes", "seed", "device", "precision"),
-    *("gradient_accumulation_steps", "workers", "checkpoint_every", "evaluate_every"),
-)
-"""Settings that the short help lists."""
+SHORT_HELP = {
+    "output": "",
+    "source.images": "Folder of the labeled images to train on.",
+    "source.labels": "Folder of their labels, named like the images.",
+    "target.images": "Folder of the unlabeled images to adapt to.",
+    "evaluation.images": "Folder of labeled target images, only for the IoU; may be omitted.",
+    "evaluation.labels": "Folder of their labels, named like the images.",
+    "classes": "",
+    "method": "",
+    **dict.fromkeys(("seed", "device", "precision", "gradient_accumulation_steps"), ""),
+    **dict.fromkeys(("workers", "checkpoint_every", "evaluate_every"), ""),
+}
+"""Settings that the short help lists, with what to say of them in place of their description."""
 
 
 def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...] = ()) -> Config:
@@ -161,7 +168,11 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
         options = ["--help"]
     elif first.help:
         drawn = settings.target.dataset != "folder"  # images of its own, as those of the demo
-        short = [name for name in SHORT_HELP if not (drawn and name.endswith((".images", ".labels")))]
+        short = {
+            name: about
+            for name, about in SHORT_HELP.items()
+            if not (drawn and name.endswith((".images", ".labels")))
+        }
         _add_options(parser, Config, settings, short)
         parser.print_help()
         raise SystemExit(0)
@@ -247,11 +258,18 @@ def _parser(command: str, summary: str) -> ArgumentParser:
 
 
 def _add_options(
-    parser: ArgumentParser, kind: type, settings: Any, names: Iterable[str] = (), required: Sequence[str] = ()
+    parser: ArgumentParser,
+    kind: type,
+    settings: Any,
+    texts: Mapping[str, str] | None = None,
+    required: Sequence[str] = (),
 ) -> None:
-    """Adds some or all options to the help of a parser, with their values or else their defaults."""
+    """Adds options to the help of a parser, with their values or else their defaults.
+
+    `texts` has the names of some options, and texts in place of their descriptions, if not empty.
+    """
     known = options_of(kind)
-    for name in names or known:
+    for name, text in (texts or dict.fromkeys(known, "")).items():
         entry = known[name]
         value = entry.get("default") if settings is None else attrgetter(name)(settings)
         if isinstance(value, list | tuple):
@@ -259,7 +277,7 @@ def _add_options(
         shown = "" if value is None or value is False or value in ("", {}) else f" [{value}]"
         if name in required:
             shown = " (required)"
-        values, about = values_of(entry), f"{entry['description']}{shown}".replace("%", "%%")
+        values, about = values_of(entry), f"{text or entry['description']}{shown}".replace("%", "%%")
         if values.is_switch:
             parser.add_argument(spell(name), action="store_true", help=about)
         else:

@@ -285,7 +285,7 @@ class Config:
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
     """Color of each class, red green blue in 0...255; chosen automatically if empty."""
     seed: int = 0
-    """Seed of the run; the same seed gives the same result on the same machine."""
+    """Seed of the run; the same seed gives the same result on the same machine with as many threads."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "float32"

@@ -379,7 +379,7 @@ def main(arguments: list[str]) -> None:
             metrics = evaluate(model, config, process, stores, scales=options.scales, flip=options.flip)
         except (OSError, ValueError) as error:
             if mentions(str(error), FOLDER_SETTINGS, (options.images, options.labels)):
-                error.add_note("Such a setting stands below [evaluation], in a file that --config names.")
+                error.add_note("Put it below [evaluation] in a TOML file that --config names.")
             raise
         if process.is_main:
             name = options.weights.parent.name or "model"

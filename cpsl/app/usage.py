@@ -45,6 +45,7 @@ EXAMPLES = {
 
 SMALLEST = """\
 base = "cpu"                          # with a GPU: "gpu"
+output = "runs/my"                    # the results
 classes = ["road", "car", "plant"]    # of the label values 0, 1, 2
 [source]
 images = "source/images"

@@ -45,10 +45,9 @@ def trust(report: Report, kind: Kind) -> list[str]:
         if kind != "single" and comparison.gain is not None:
             low, high = (number(bound, signed=True) for bound in comparison.gain)
             found.append(
-                f"The change depends on the images: if {plural(comparison.labeled, 'image')} are drawn from "
-                f"the {comparison.labeled} again and again, it is between {low} and {high} points in 95 % of "
-                "the cases. Images that resemble each other, such as frames of a video, make the true range "
-                "wider."
+                f"The change depends on the images: its 95 % confidence interval is {low} to {high} points "
+                f"(bootstrap over the {plural(comparison.labeled, 'image')}). Images that resemble each "
+                "other, such as frames of a video, make the true interval wider."
             )
         if comparison.labeled < ENOUGH_IMAGES:
             found.append(

@@ -191,7 +191,7 @@ def _gains_and_losses(report: Report) -> list[str]:
         if some
     ] or ["no class clearly gained or lost a point"]
     if gained and not lost:
-        parts.append("no class clearly lost as much")
+        parts.append("no class clearly lost a point")
     if unclear:
         parts.append(
             f"{plural(len(unclear), 'class')} changed by a point or more, which another choice of images "
