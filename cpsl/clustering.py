@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from cpsl._internal.averaging import check_momentum, update_moving_average
 from cpsl._internal.checking import check_finite, check_probabilities, check_shape
-from cpsl._internal.distributed import all_reduce_sum, rank_and_size
+from cpsl._internal.distributed import all_reduce_sum, check_ranks, rank_and_size
 from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.geometry import resize_labels
 from cpsl.memory import PixelMemoryBank
-from cpsl.prototypes import finite_pixels, prototype_similarity, sum_by_class
+from cpsl.prototypes import finite_pixels, prototype_similarity, random_prototypes, sum_by_class
 from cpsl.sampling import pixels_at, sample_across_ranks, sample_class_proportional, sample_uniform
 from cpsl.sinkhorn import class_potentials, marginal_error, only
 
@@ -91,7 +91,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         momentum: Momentum of `ema_prototypes`, 0...1.
         distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
         ignore_index: Label of pixels without a class.
-        group: Process group that clusters together; None is the default group.
+        group: Process group that clusters together; None is the default group. Join it first.
         align_corners: Corner-aligned or half-pixel grid of the features, as in
             `torch.nn.functional.interpolate`; labels of another size are resized to it.
 
@@ -160,13 +160,13 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         self.ignore_index = ignore_index
         self.group = group
         self.align_corners = align_corners
-        start = F.normalize(torch.randn(num_classes, feature_dim, dtype=torch.float32), dim=1)
+        self.ranks = rank_and_size(group)[1]
+        start = random_prototypes(num_classes, feature_dim, self.ranks)
         self.prototypes = nn.Parameter(start)
         self.register_buffer("ema_prototypes", start.clone())
         self.aligner = DistributionAligner(num_classes, distribution_momentum, None, ignore_index, group)
         self._start_average()
-        capacity = max(bank_size // rank_and_size(group)[1], 1)
-        self.bank = PixelMemoryBank(capacity, feature_dim, ignore_index)
+        self.bank = PixelMemoryBank(max(bank_size // self.ranks, 1), feature_dim, ignore_index)
 
     @torch.no_grad()
     def initialize(self, prototypes: Tensor, class_distribution: Tensor) -> None:
@@ -211,6 +211,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         Raises:
             ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored or the
                 soft labels are not probabilities.
+            RuntimeError: The process group was joined after this clustering was built.
         """
         labels = self._flat_labels(features, labels)
         if soft_labels is None:
@@ -356,7 +357,8 @@ class ClassBalancedPrototypeClustering(FullPrecision):
 
         If ranks sample together, N counts the pixels of all ranks, and a mask (N,) marks those of this rank.
         """
-        batch, ranks = len(features), rank_and_size(self.group)[1]
+        check_ranks(self.ranks, self.group)
+        batch, ranks = len(features), self.ranks
         if self.sampling == "uniform":
             indices = sample_uniform(batch, len(labels) // batch, self.samples_per_image, like=labels)
             return indices.flatten(), None

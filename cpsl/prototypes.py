@@ -15,6 +15,21 @@ from cpsl.alignment import class_counts
 from cpsl.geometry import resize_labels
 
 
+def random_prototypes(num_classes: int, feature_dim: int, ranks: int = 1) -> Tensor:
+    """Returns random unit vectors (K, D) float32, which several ranks choose alike, whatever their seeds.
+
+    Example:
+        >>> random_prototypes(3, 8, ranks=2).norm(dim=1)
+        tensor([1.0000, 1.0000, 1.0000])
+    """
+    start = torch.randn(num_classes, feature_dim, dtype=torch.float32)
+    if ranks > 1:
+        # A broadcast would need the device of the group, to which the module moves later.
+        fixed = torch.Generator().manual_seed(0)
+        start.copy_(torch.randn(start.shape, dtype=start.dtype, device="cpu", generator=fixed))
+    return F.normalize(start, dim=1)
+
+
 def prototype_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
     """Returns the cosine similarity of each pixel's feature and each class prototype.
 

@@ -21,6 +21,16 @@ def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
+def check_ranks(built_for: int, group: dist.ProcessGroup | None = None) -> None:
+    """Raises RuntimeError unless a group has the number of ranks for which a module was built."""
+    ranks = rank_and_size(group)[1]
+    if ranks != built_for:
+        raise RuntimeError(
+            f"the clustering was built for {built_for} rank(s), but its process group has {ranks}: build it "
+            "after init_process_group, in Lightning in configure_model()"
+        )
+
+
 def all_reduce_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Sums a tensor over the ranks of a group, in place, and returns it."""
     if is_distributed():
