@@ -103,7 +103,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         bank: `PixelMemoryBank` of this rank.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or `ignore_index` is a class.
 
     Example:
         >>> clustering = ClassBalancedPrototypeClustering(num_classes=3, feature_dim=8, bank_size=64)

@@ -121,7 +121,8 @@ class ShareLimits(FullPrecision):
             applied: Scalar bool on the device; False changes nothing.
 
         Raises:
-            ValueError: A shape differs, or (on the CPU) a label is neither a class nor ignored.
+            ValueError: A shape differs, `ignore_index` is a class, or (on the CPU) a label is neither a class
+                nor ignored.
         """
         check_shape("probabilities", probabilities, "B", self.num_classes, "h", "w")
         check_shape("labels", labels, *probabilities.shape[:1], *probabilities.shape[2:])

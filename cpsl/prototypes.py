@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl._internal.averaging import check_momentum
-from cpsl._internal.checking import check_shape
+from cpsl._internal.checking import check_ignore_index, check_shape
 from cpsl._internal.distributed import all_reduce_sum
 from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import class_counts
@@ -185,6 +185,7 @@ def sum_by_class(
 
     They are those of all ranks of the group.
     """
+    classes = classes.long()
     counts = class_counts(classes, num_classes, ignore_index).double()
     # Ignored pixels are added to one extra row.
     rows = classes.masked_fill(classes == ignore_index, num_classes)
@@ -225,7 +226,7 @@ class RunningClassMeans(FullPrecision):
         counts: (K,) float64 buffer c, likewise.
 
     Raises:
-        ValueError: momentum is outside 0...1.
+        ValueError: momentum is outside 0...1, or `ignore_index` is a class.
 
     Example:
         >>> means = RunningClassMeans(num_classes=2, feature_dim=2)
@@ -253,6 +254,7 @@ class RunningClassMeans(FullPrecision):
     ) -> None:
         super().__init__()
         check_momentum(momentum)
+        check_ignore_index(ignore_index, num_classes)
         self.align_corners = align_corners
         self.num_classes = num_classes
         self.feature_dim = feature_dim

@@ -12,10 +12,10 @@ from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import warp
 from cpsl.limits import ShareLimits
 from cpsl.losses import cross_entropy
-from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, to_float
+from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, check_student, to_float
 from cpsl.mixing import Mixed, classmix, cutmix, mask_patches
 from cpsl.models.ema import ExponentialMovingAverage
-from cpsl.models.network import check_network, resize, segment
+from cpsl.models.network import resize, segment
 from cpsl.prototypes import RunningClassMeans
 from cpsl.rectification import consensus
 from cpsl.thresholds import DiceThresholds
@@ -89,7 +89,7 @@ class OnlineSelfLabeling(Method):
         if fading_steps is not None and fading_steps < 1:
             raise ValueError(f"fading_steps must be at least 1, or None, got {fading_steps}")
         self.student = student
-        self.align_corners = check_network(student).align_corners
+        self.align_corners = check_student(student).align_corners
         check_pair(student, teacher, average=True)
         if clustering is not None:
             check_clustering(student, clustering)

@@ -11,10 +11,18 @@ from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import warp
 from cpsl.losses import cross_entropy, prototype_consistency, symmetric_cross_entropy
-from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, check_pseudo_labels, to_float
+from cpsl.methods.step import (
+    Method,
+    Supervision,
+    check_clustering,
+    check_pair,
+    check_pseudo_labels,
+    check_student,
+    to_float,
+)
 from cpsl.mixing import Mixed, cutmix
 from cpsl.models.ema import ExponentialMovingAverage
-from cpsl.models.network import SegmentationOutput, check_network, resize, segment
+from cpsl.models.network import SegmentationOutput, resize, segment
 from cpsl.prototypes import prototype_similarity
 from cpsl.rectification import PseudoLabelRectifier, RectifiedLabels
 
@@ -67,7 +75,7 @@ class SelfLabeling(Method):
     ) -> None:
         super().__init__()
         self.student = student
-        self.align_corners = check_network(student).align_corners
+        self.align_corners = check_student(student).align_corners
         check_pair(student, teacher, average=True)
         check_clustering(student, clustering)
         self.teacher = teacher

@@ -11,7 +11,7 @@ from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import unwrap
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.data.training import SourceBatch, TargetBatch
-from cpsl.models.network import check_network
+from cpsl.models.network import SegmentationNetwork, check_network
 
 
 class Supervision(NamedTuple):
@@ -96,6 +96,22 @@ def check_pseudo_labels(labels: Tensor, kind: Literal["soft", "hard"], *sizes: i
     check_shape(f"TargetBatch.pseudo_labels, {kind} labels,", labels, *sizes)
 
 
+def check_student(network: nn.Module) -> SegmentationNetwork:
+    """Returns a network that is trained, without its wrappers; see `check_network`.
+
+    Raises:
+        TypeError: It is no `SegmentationNetwork`.
+        ValueError: It has a class 255, the label of ignored pixels in all batches.
+    """
+    inner = check_network(network)
+    if inner.num_classes > 255:
+        raise ValueError(
+            f"a training step takes at most 255 classes, got num_classes {inner.num_classes}: "
+            "255 is the label of ignored pixels"
+        )
+    return inner
+
+
 def check_pair(student: nn.Module, teacher: nn.Module, *, average: bool = False) -> None:
     """Checks that a teacher fits a student, before the first step.
 
@@ -118,12 +134,14 @@ def check_clustering(student: nn.Module, clustering: nn.Module) -> None:
 
     Raises:
         TypeError: It is no `ClassBalancedPrototypeClustering`, wrapped or not.
-        ValueError: Its number of classes or features differs.
+        ValueError: Its number of classes or features differs, or its `ignore_index` is not 255.
     """
     network, inner = check_network(student), unwrap(clustering) if clustering is not None else None
     if not isinstance(inner, ClassBalancedPrototypeClustering):
         raise TypeError(f"clustering must be a ClassBalancedPrototypeClustering, got {type(inner).__name__}")
     _check_equal("network and clustering", network, inner, ("num_classes", "feature_dim"))
+    if inner.ignore_index != 255:
+        raise ValueError(f"the clustering's ignore_index must be 255, got {inner.ignore_index}")
 
 
 def _check_equal(pair: str, one: nn.Module, other: nn.Module, attributes: Sequence[str]) -> None:

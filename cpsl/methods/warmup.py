@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from cpsl._internal.distributed import no_sync, unwrap
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.losses import cross_entropy, discriminator_loss, generator_loss
-from cpsl.methods.step import Method, Supervision, to_float
-from cpsl.models.network import check_network, resize, segment
+from cpsl.methods.step import Method, Supervision, check_student, to_float
+from cpsl.models.network import resize, segment
 
 
 class AdversarialWarmup(Method):
@@ -44,7 +44,7 @@ class AdversarialWarmup(Method):
         self.network = network
         self.discriminator = discriminator
         self.adversarial_weight = adversarial_weight
-        self.align_corners = check_network(network).align_corners
+        self.align_corners = check_student(network).align_corners
 
     def losses(
         self, source: SourceBatch, target: TargetBatch | None = None, *, last_micro_batch: bool = True
