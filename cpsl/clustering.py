@@ -258,6 +258,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         outputs = [output] if isinstance(output, ClusteringOutput) else output
         if self.prototype_update != "gradient":
             self._move_prototypes(outputs, momentum, applied)
+            self.prototypes.grad = None  # no optimizer clears it
         else:
             update_moving_average([self.ema_prototypes], [self.prototypes], momentum, applied)
         for each in outputs:

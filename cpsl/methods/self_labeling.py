@@ -16,8 +16,10 @@ from cpsl.methods.step import (
     Supervision,
     check_clustering,
     check_pair,
+    check_pending,
     check_pseudo_labels,
     check_student,
+    detached,
     to_float,
 )
 from cpsl.mixing import Mixed, cutmix
@@ -89,7 +91,7 @@ class SelfLabeling(Method):
         self.self_label_weight = self_label_weight
         self.consistency_weight = consistency_weight
         self.momentum = momentum
-        self._clustered: list[ClusteringOutput] = []
+        self._pending: list[ClusteringOutput] = []
 
     @property
     def prototypes(self) -> Tensor:
@@ -168,17 +170,21 @@ class SelfLabeling(Method):
         # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and train them.
         with no_sync(self.clustering, when=not last_micro_batch):
             clusters = self._cluster(whole, rectified_whole, rectified)
-        self._clustered.append(clusters)
+        loss_self_label, clusters = clusters.loss, detached(clusters)
         self.supervision = Supervision(mixed.image, mixed.labels)
         self.metrics = {
             "loss_source": loss_source.detach(),
             "loss_target": loss_target.detach(),
-            "loss_self_label": clusters.loss.detach(),
+            "loss_self_label": clusters.loss,
             "loss_consistency": loss_consistency.detach(),
             "confidence": rectified_whole.confidence.mean(),
             "marginal_error": clusters.marginal_error,
         }
-        yield self.self_label_weight * clusters.loss
+        yield self.self_label_weight * loss_self_label
+
+        # Only now is it known that the step was completed.
+        if torch.is_grad_enabled():
+            self._pending.append(clusters)
 
     def update(self, applied: Tensor | None = None) -> None:
         """Updates teacher, prototype average, memory bank and class distribution.
@@ -188,12 +194,11 @@ class SelfLabeling(Method):
         Raises:
             RuntimeError: No losses were computed since the last update.
         """
-        if not self._clustered:
-            raise RuntimeError("update needs losses: call it once per step, after the optimizer's step")
+        check_pending(self._pending)
         clustering: ClassBalancedPrototypeClustering = unwrap(self.clustering)
         self.teacher.update(self.student, self.momentum, applied)
-        clustering.update(self._clustered, self.momentum, applied)
-        self._clustered = []
+        clustering.update(self._pending, self.momentum, applied)
+        self._pending = []
 
     def _similarity_in_crop(
         self, whole: SegmentationOutput, similarity: Tensor, target: TargetBatch, size: tuple[int, int]

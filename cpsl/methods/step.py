@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import unwrap
-from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.models.network import SegmentationNetwork, check_network
 
@@ -65,6 +65,9 @@ class Method(nn.Module, ABC):
 
     def update(self, applied: Tensor | None = None) -> None:
         """Updates state other than the trained parameters; call it once per step, after `optimizer.step()`.
+
+        The step consists of all calls of `losses` since the last update whose losses were all taken. Those
+        under `torch.no_grad()`, for validation, are no part of it.
 
         Args:
             applied: Scalar bool on the device, whether the optimizer applied its step; False changes nothing.
@@ -142,6 +145,20 @@ def check_clustering(student: nn.Module, clustering: nn.Module) -> None:
     _check_equal("network and clustering", network, inner, ("num_classes", "feature_dim"))
     if inner.ignore_index != 255:
         raise ValueError(f"the clustering's ignore_index must be 255, got {inner.ignore_index}")
+
+
+def detached(clusters: ClusteringOutput) -> ClusteringOutput:
+    """Returns the result of a clustering without its graph, which no step but its own needs."""
+    return clusters._replace(loss=clusters.loss.detach(), scores=clusters.scores.detach())
+
+
+def check_pending(micro_batches: Sequence[object]) -> None:
+    """Raises RuntimeError if there is nothing to update with."""
+    if not micro_batches:
+        raise RuntimeError(
+            "update needs losses: call it once per step, after the optimizer's step; take all losses of the "
+            "iterator, outside of torch.no_grad()"
+        )
 
 
 def _check_equal(pair: str, one: nn.Module, other: nn.Module, attributes: Sequence[str]) -> None:
