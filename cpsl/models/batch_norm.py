@@ -94,8 +94,9 @@ class _Moments:
 def freeze_batch_norm(module: nn.Module) -> None:
     """Freezes the statistics, weights and biases of BatchNorm layers, in place.
 
-    In a `SegmentationNetwork`, only pretrained layers are frozen: new layers have no statistics yet. Call it
-    after each `module.train()`, which unfreezes the statistics.
+    In a `SegmentationNetwork`, only pretrained layers are frozen: new layers have no statistics yet. There, a
+    BatchNorm without weights counts as new. Call it after each `module.train()`, which unfreezes the
+    statistics.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
@@ -104,8 +105,9 @@ def freeze_batch_norm(module: nn.Module) -> None:
         (True, False)
     """
     network: Any = unwrap(module)
-    layers = network.pretrained_layers() if hasattr(network, "pretrained_layers") else [module.parameters()]
-    pretrained = {id(parameter) for layer in layers for parameter in layer}
-    for part in module.modules():
-        if isinstance(part, _BatchNorm) and id(part.weight) in pretrained:
-            part.eval().requires_grad_(False)
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    if hasattr(network, "pretrained_layers"):
+        pretrained = {id(parameter) for layer in network.pretrained_layers() for parameter in layer}
+        norms = [norm for norm in norms if id(norm.weight) in pretrained]
+    for norm in norms:
+        norm.eval().requires_grad_(False)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cpsl.models import DeepLabV2, adapt_batch_norm
+from cpsl.models import DeepLabV2, adapt_batch_norm, freeze_batch_norm
 
 SEEDS = st.integers(0, 10_000)
 
@@ -64,6 +64,13 @@ def test_a_layer_of_several_passes_counts_them_all_and_an_unused_one_none() -> N
     assert network.norm.running_mean.item() == 1
     assert network.norm.running_var.item() == pytest.approx(8 / 7)
     assert network.unused.running_mean.item() == 7
+
+
+def test_layers_without_weights_are_frozen_as_well() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3)).train()
+    freeze_batch_norm(module)
+    assert [norm.training for norm in module] == [False, False]
+    assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 @given(seed=SEEDS, training=st.booleans())
