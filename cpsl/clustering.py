@@ -177,7 +177,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         which no image contains, keep their current one.
 
         Args:
-            prototypes: (K, D), any length.
+            prototypes: (K, D), any length, equal on all ranks.
             class_distribution: (K,), normalized to sum 1.
 
         Raises:
