@@ -8,26 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl._internal.averaging import check_momentum
-from cpsl._internal.checking import check_ignore_index, check_shape
+from cpsl._internal.checking import check_ignore_index, check_probabilities, check_shape
 from cpsl._internal.distributed import all_reduce_sum
 from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import class_counts
 from cpsl.geometry import resize_labels
-
-
-def random_prototypes(num_classes: int, feature_dim: int, ranks: int = 1) -> Tensor:
-    """Returns random unit vectors (K, D) float32, which several ranks choose alike, whatever their seeds.
-
-    Example:
-        >>> random_prototypes(3, 8, ranks=2).norm(dim=1)
-        tensor([1.0000, 1.0000, 1.0000])
-    """
-    start = torch.randn(num_classes, feature_dim, dtype=torch.float32)
-    if ranks > 1:
-        # A broadcast would need the device of the group, to which the module moves later.
-        fixed = torch.Generator().manual_seed(0)
-        start.copy_(torch.randn(start.shape, dtype=start.dtype, device="cpu", generator=fixed))
-    return F.normalize(start, dim=1)
 
 
 def prototype_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
@@ -76,6 +61,16 @@ def finite_pixels(maps: Tensor) -> Tensor:
     """
     # One reduction: the sum of a NaN or of an infinity with anything is never finite.
     return maps.detach().sum(dim=1, dtype=torch.float32).isfinite()
+
+
+def soft_class_counts(features: Tensor, soft_labels: Tensor, num_classes: int, align_corners: bool) -> Tensor:
+    """Sums soft labels over the pixels with finite features and probabilities, as (K,) float64."""
+    check_shape("soft labels", soft_labels, len(features), num_classes, "H", "W")
+    check_probabilities(soft_labels)
+    valid = finite_pixels(features).to(torch.uint8)
+    valid = resize_labels(valid, soft_labels.shape[2:], align_corners).bool()
+    valid &= finite_pixels(soft_labels)
+    return soft_labels.detach().masked_fill(~valid[:, None], 0).sum(dim=(0, 2, 3), dtype=torch.float64)
 
 
 class ClassMeans(NamedTuple):
