@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpsl._internal.averaging import check_momentum, update_moving_average
-from cpsl._internal.checking import check_labels
+from cpsl._internal.checking import check_ignore_index, check_labels
 from cpsl._internal.distributed import all_reduce_sum
 from cpsl._internal.precision import FullPrecision
 from cpsl.sinkhorn import check_distribution, sinkhorn
@@ -31,7 +31,8 @@ class DistributionAligner(FullPrecision):
         distribution: (K,) float32 buffer δ, sums to 1; stays float32 in a network of half precision.
 
     Raises:
-        ValueError: momentum is outside 0...1, or `initial` is not a distribution over K classes.
+        ValueError: momentum is outside 0...1, `initial` is not a distribution over K classes, or
+            `ignore_index` is a class.
 
     Example:
         >>> aligner = DistributionAligner(num_classes=2, momentum=0.5)
@@ -54,6 +55,7 @@ class DistributionAligner(FullPrecision):
     ) -> None:
         super().__init__()
         check_momentum(momentum)
+        check_ignore_index(ignore_index, num_classes)
         self.num_classes = num_classes
         self.momentum = momentum
         self.ignore_index = ignore_index
@@ -129,7 +131,8 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
 
     Raises:
         TypeError: The labels are not integers.
-        ValueError: On the CPU, a label is neither a class nor ignored; on CUDA an assertion fails.
+        ValueError: `ignore_index` is a class, or (on the CPU) a label is neither a class nor ignored; on CUDA
+            an assertion fails.
 
     Example:
         >>> class_counts(torch.tensor([0, 2, 2, 255]), num_classes=3)

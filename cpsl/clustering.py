@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl._internal.averaging import check_momentum, update_moving_average
-from cpsl._internal.checking import check_finite, check_probabilities, check_shape
-from cpsl._internal.distributed import all_reduce_sum, rank_and_size
+from cpsl._internal.checking import check_finite, check_shape
+from cpsl._internal.distributed import all_reduce_sum, broadcast_from_first, check_ranks, rank_and_size
 from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.geometry import resize_labels
 from cpsl.memory import PixelMemoryBank
-from cpsl.prototypes import finite_pixels, prototype_similarity, sum_by_class
+from cpsl.prototypes import finite_pixels, prototype_similarity, soft_class_counts, sum_by_class
 from cpsl.sampling import pixels_at, sample_across_ranks, sample_class_proportional, sample_uniform
 from cpsl.sinkhorn import class_potentials, marginal_error, only
 
@@ -91,7 +91,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         momentum: Momentum of `ema_prototypes`, 0...1.
         distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
         ignore_index: Label of pixels without a class.
-        group: Process group that clusters together; None is the default group.
+        group: Process group that clusters together; None is the default group. Join it first.
         align_corners: Corner-aligned or half-pixel grid of the features, as in
             `torch.nn.functional.interpolate`; labels of another size are resized to it.
 
@@ -103,7 +103,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         bank: `PixelMemoryBank` of this rank.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or `ignore_index` is a class.
 
     Example:
         >>> clustering = ClassBalancedPrototypeClustering(num_classes=3, feature_dim=8, bank_size=64)
@@ -160,13 +160,14 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         self.ignore_index = ignore_index
         self.group = group
         self.align_corners = align_corners
+        self.ranks = rank_and_size(group)[1]
+        self._alike = self.ranks == 1
         start = F.normalize(torch.randn(num_classes, feature_dim, dtype=torch.float32), dim=1)
         self.prototypes = nn.Parameter(start)
         self.register_buffer("ema_prototypes", start.clone())
         self.aligner = DistributionAligner(num_classes, distribution_momentum, None, ignore_index, group)
         self._start_average()
-        capacity = max(bank_size // rank_and_size(group)[1], 1)
-        self.bank = PixelMemoryBank(capacity, feature_dim, ignore_index)
+        self.bank = PixelMemoryBank(max(bank_size // self.ranks, 1), feature_dim, ignore_index)
 
     @torch.no_grad()
     def initialize(self, prototypes: Tensor, class_distribution: Tensor) -> None:
@@ -177,12 +178,14 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         which no image contains, keep their current one.
 
         Args:
-            prototypes: (K, D), any length.
+            prototypes: (K, D), any length, equal on all ranks.
             class_distribution: (K,), normalized to sum 1.
 
         Raises:
             ValueError: The shapes do not match, or (on the CPU) a prototype or the distribution is invalid.
+            RuntimeError: The process group was joined after this clustering was built.
         """
+        self._start_alike()
         check_shape("prototypes", prototypes, *self.prototypes.shape)
         check_finite("prototypes", prototypes)
         prototypes = prototypes.to(self.prototypes)
@@ -211,12 +214,13 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         Raises:
             ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored or the
                 soft labels are not probabilities.
+            RuntimeError: The process group was joined after this clustering was built.
         """
         labels = self._flat_labels(features, labels)
         if soft_labels is None:
             counts = class_counts(labels, self.num_classes, self.ignore_index)
         else:
-            counts = self._soft_counts(features, soft_labels)
+            counts = soft_class_counts(features, soft_labels, self.num_classes, self.align_corners)
         indices, mine = self._sample(labels, features)
         sampled = self._share(pixels_at(features.detach(), indices), mine)
         finite = sampled.isfinite().all(dim=1)
@@ -257,6 +261,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         outputs = [output] if isinstance(output, ClusteringOutput) else output
         if self.prototype_update != "gradient":
             self._move_prototypes(outputs, momentum, applied)
+            self.prototypes.grad = None  # no optimizer clears it
         else:
             update_moving_average([self.ema_prototypes], [self.prototypes], momentum, applied)
         for each in outputs:
@@ -308,6 +313,13 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         self.load_state_dict({k: own[k] if "bank." in k else v for k, v in shards[0].items()})
 
     @torch.no_grad()
+    def _start_alike(self) -> None:
+        """Takes the random start of the first rank, once: ranks may have different seeds."""
+        check_ranks(self.ranks, self.group)
+        # NCCL has to wait for the first pass, before which the module moves to its device.
+        self._alike = self._alike or broadcast_from_first([self.prototypes, self.ema_prototypes], self.group)
+
+    @torch.no_grad()
     def _start_average(self) -> None:
         """Sets the moving average to the prototypes, or to the expected sums of their pixels."""
         self.ema_prototypes.copy_(self.prototypes)
@@ -342,21 +354,13 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         labels = resize_labels(labels, features.shape[2:], self.align_corners).long()
         return labels.masked_fill(~finite_pixels(features), self.ignore_index).flatten()
 
-    def _soft_counts(self, features: Tensor, soft_labels: Tensor) -> Tensor:
-        """Sums soft labels over the pixels with finite features and probabilities, as (K,) float64."""
-        check_shape("soft labels", soft_labels, len(features), self.num_classes, "H", "W")
-        check_probabilities(soft_labels)
-        valid = finite_pixels(features).to(torch.uint8)
-        valid = resize_labels(valid, soft_labels.shape[2:], self.align_corners).bool()
-        valid &= finite_pixels(soft_labels)
-        return soft_labels.detach().masked_fill(~valid[:, None], 0).sum(dim=(0, 2, 3), dtype=torch.float64)
-
     def _sample(self, labels: Tensor, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """Samples n pixels per image, as positions (N,) in the labels of this rank.
 
         If ranks sample together, N counts the pixels of all ranks, and a mask (N,) marks those of this rank.
         """
-        batch, ranks = len(features), rank_and_size(self.group)[1]
+        self._start_alike()
+        batch, ranks = len(features), self.ranks
         if self.sampling == "uniform":
             indices = sample_uniform(batch, len(labels) // batch, self.samples_per_image, like=labels)
             return indices.flatten(), None

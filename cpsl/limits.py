@@ -9,7 +9,7 @@ from torch import Tensor
 from cpsl._internal.averaging import check_momentum, update_moving_average
 from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import all_reduce_sum
-from cpsl._internal.precision import FullPrecision
+from cpsl._internal.precision import FullPrecision, is_low_precision
 from cpsl.alignment import class_counts
 from cpsl.sinkhorn import check_distribution
 
@@ -96,6 +96,7 @@ class ShareLimits(FullPrecision):
         self.start_updates = start_updates
         self.momentum = momentum
         self.group = group
+        source = source.float() if is_low_precision(source) else source  # its sum would overflow
         self.register_buffer("source", source.float() / source.sum())
         self.register_buffer("start", torch.zeros_like(self.source))
         self.register_buffer("shares", torch.zeros_like(self.source))
@@ -121,7 +122,8 @@ class ShareLimits(FullPrecision):
             applied: Scalar bool on the device; False changes nothing.
 
         Raises:
-            ValueError: A shape differs, or (on the CPU) a label is neither a class nor ignored.
+            ValueError: A shape differs, `ignore_index` is a class, or (on the CPU) a label is neither a class
+                nor ignored.
         """
         check_shape("probabilities", probabilities, "B", self.num_classes, "h", "w")
         check_shape("labels", labels, *probabilities.shape[:1], *probabilities.shape[2:])

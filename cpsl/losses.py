@@ -27,11 +27,13 @@ def cross_entropy(
         ignore_index: Label of pixels that are ignored.
         weights: (B, h, w) weight of each pixel, for example the confidence of its pseudo label. The sum is
             divided by the number of pixels that are not ignored, not by the sum of the weights, so that
-            doubtful labels have less influence than certain ones also if all of a batch are doubtful.
+            doubtful labels have less influence than certain ones also if all of a batch are doubtful. Those
+            of ignored pixels are not read.
 
     Raises:
         TypeError: The labels are not integers.
-        ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored.
+        ValueError: The shapes do not match, `ignore_index` is a class, or (on the CPU) a label is neither a
+            class nor ignored.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
@@ -44,7 +46,8 @@ def cross_entropy(
         return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / count
     check_shape("weights", weights, *labels.shape)
     losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
-    return (losses * weights).sum() / count
+    # Before the product: 0 · NaN is NaN.
+    return (losses * weights.masked_fill(labels == ignore_index, 0)).sum() / count
 
 
 def symmetric_cross_entropy(
@@ -71,7 +74,8 @@ def symmetric_cross_entropy(
 
     Raises:
         TypeError: The labels are not integers.
-        ValueError: The shapes do not match, or (on the CPU) a label is neither a class nor ignored.
+        ValueError: The shapes do not match, `ignore_index` is a class, or (on the CPU) a label is neither a
+            class nor ignored.
 
     Example:
         >>> logits = torch.tensor([10.0, 0.0]).reshape(1, 2, 1, 1)
@@ -80,8 +84,9 @@ def symmetric_cross_entropy(
         True
     """
     _check_labels(logits, labels, ignore_index)
+    labels = labels.long()
     valid = labels != ignore_index
-    classes = labels.long().masked_fill(~valid, 0)
+    classes = labels.masked_fill(~valid, 0)
     p = _at_least_float32(logits).softmax(dim=1).clamp_min(1e-7)
     # log max(y_k, 1e-4) is 0 for the labeled class and log 1e-4 for all others.
     others = p.sum(dim=1) - p.gather(1, classes[:, None])[:, 0]
@@ -193,6 +198,7 @@ def pixel_contrast(
     check_shape("bank", bank, "M", features.shape[1])
     check_shape("labels", labels, len(features))
     check_shape("bank_labels", bank_labels, len(bank))
+    labels, bank_labels = labels.long(), bank_labels.long()
     usable = bank_labels != ignore_index
     if bank_valid is not None:
         usable = usable & bank_valid

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cpsl._internal.checking import check_shape
+from cpsl._internal.checking import check_ignore_index, check_shape
 from cpsl._internal.distributed import all_reduce_sum
 
 
@@ -20,6 +20,9 @@ class ConfusionMatrix(nn.Module):
 
     Attributes:
         matrix: (K, K) int64 buffer; rows are targets, columns are predictions.
+
+    Raises:
+        ValueError: `ignore_index` is a class.
 
     Example:
         >>> confusion = ConfusionMatrix(num_classes=3)
@@ -37,6 +40,7 @@ class ConfusionMatrix(nn.Module):
         self, num_classes: int, ignore_index: int = 255, group: dist.ProcessGroup | None = None
     ) -> None:
         super().__init__()
+        check_ignore_index(ignore_index, num_classes)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.group = group
@@ -55,14 +59,14 @@ class ConfusionMatrix(nn.Module):
                 prediction at a valid target is not a class.
         """
         check_shape("target", target, *prediction.shape)
-        prediction, target = prediction.flatten(), target.flatten()
+        prediction, target = prediction.flatten().long(), target.flatten().long()
         ignored = target == self.ignore_index
         if target.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check("target", target.masked_fill(ignored, 0))
             self._check("prediction", prediction.masked_fill(ignored, 0))
         bins = self.num_classes**2
         # Ignored pixels are counted in one extra bin.
-        cell = (target.long() * self.num_classes).add_(prediction).masked_fill_(ignored, bins)
+        cell = (target * self.num_classes).add_(prediction).masked_fill_(ignored, bins)
         counts = torch.zeros(bins + 1, dtype=torch.int64, device=cell.device)
         counts.scatter_add_(0, cell, torch.ones_like(cell))
         self.matrix += counts[:bins].reshape_as(self.matrix).to(self.matrix.device)

@@ -118,13 +118,17 @@ def classmix(
     check_shape("other_image", other_image, *image.shape)
     check_shape("other_labels", other_labels, batch, height, width)
     classes = other_labels.long().flatten(1)
+    ignored = classes == ignore_index
+    # Ignored pixels have a column of their own, since the label may be negative.
+    columns = classes.masked_fill(ignored, 256)
     # One sort instead of a loop over the classes, which would synchronize with the device.
-    present = torch.zeros(batch, 256, dtype=torch.bool, device=image.device).scatter_(1, classes, True)
-    present[:, ignore_index] = False
+    present = torch.zeros(batch, 257, dtype=torch.bool, device=image.device).scatter_(1, columns, True)[
+        :, :256
+    ]
     order = torch.rand(batch, 256, device=image.device, dtype=torch.float32).masked_fill(~present, 2)
     half = (present.sum(dim=1, keepdim=True) + 1) // 2
     chosen = present & (order.argsort(dim=1).argsort(dim=1) < half)
-    pasted = chosen.gather(1, classes).reshape(batch, height, width)
+    pasted = (chosen.gather(1, classes.masked_fill(ignored, 0)) & ~ignored).reshape(batch, height, width)
     images = torch.where(pasted[:, None], other_image, image)
     return Mixed(images, torch.where(pasted, other_labels.long(), labels.long()), pasted)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl._internal.averaging import check_momentum
-from cpsl._internal.checking import check_shape
+from cpsl._internal.checking import check_ignore_index, check_probabilities, check_shape
 from cpsl._internal.distributed import all_reduce_sum
 from cpsl._internal.precision import FullPrecision
 from cpsl.alignment import class_counts
@@ -61,6 +61,16 @@ def finite_pixels(maps: Tensor) -> Tensor:
     """
     # One reduction: the sum of a NaN or of an infinity with anything is never finite.
     return maps.detach().sum(dim=1, dtype=torch.float32).isfinite()
+
+
+def soft_class_counts(features: Tensor, soft_labels: Tensor, num_classes: int, align_corners: bool) -> Tensor:
+    """Sums soft labels over the pixels with finite features and probabilities, as (K,) float64."""
+    check_shape("soft labels", soft_labels, len(features), num_classes, "H", "W")
+    check_probabilities(soft_labels)
+    valid = finite_pixels(features).to(torch.uint8)
+    valid = resize_labels(valid, soft_labels.shape[2:], align_corners).bool()
+    valid &= finite_pixels(soft_labels)
+    return soft_labels.detach().masked_fill(~valid[:, None], 0).sum(dim=(0, 2, 3), dtype=torch.float64)
 
 
 class ClassMeans(NamedTuple):
@@ -170,6 +180,7 @@ def sum_by_class(
 
     They are those of all ranks of the group.
     """
+    classes = classes.long()
     counts = class_counts(classes, num_classes, ignore_index).double()
     # Ignored pixels are added to one extra row.
     rows = classes.masked_fill(classes == ignore_index, num_classes)
@@ -210,7 +221,7 @@ class RunningClassMeans(FullPrecision):
         counts: (K,) float64 buffer c, likewise.
 
     Raises:
-        ValueError: momentum is outside 0...1.
+        ValueError: momentum is outside 0...1, or `ignore_index` is a class.
 
     Example:
         >>> means = RunningClassMeans(num_classes=2, feature_dim=2)
@@ -238,6 +249,7 @@ class RunningClassMeans(FullPrecision):
     ) -> None:
         super().__init__()
         check_momentum(momentum)
+        check_ignore_index(ignore_index, num_classes)
         self.align_corners = align_corners
         self.num_classes = num_classes
         self.feature_dim = feature_dim

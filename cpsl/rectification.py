@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cpsl._internal.checking import check_probabilities, check_shape, check_shares
+from cpsl._internal.checking import check_ignore_index, check_probabilities, check_shape, check_shares
 from cpsl.prototypes import prototype_similarity
 from cpsl.sinkhorn import check_distribution
 
@@ -140,8 +140,10 @@ class PseudoLabelRectifier(nn.Module):
             class_distribution: (K,) δ; required with `prior_correction`, otherwise not used.
 
         Raises:
-            ValueError: The shapes differ, or the class distribution is missing or (on the CPU) invalid.
+            ValueError: The shapes differ, the class distribution is missing or (on the CPU) invalid, or
+                `ignore_index` is a class.
         """
+        check_ignore_index(self.ignore_index, soft_labels.shape[1])
         advice = "; call the rectifier with the features, which resizes them"
         check_shape("similarity", similarity, *soft_labels.shape, advice=advice)
         weights = (similarity.float() / self.temperature).softmax(dim=1)

@@ -164,8 +164,8 @@ def _with_counts(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     check_shape("labels", labels, "P")
     if not len(labels):
         raise ValueError("there are no pixels to sample")
-    valid = (labels >= 0) & (labels < num_classes)
-    labels = labels.long().masked_fill(~valid, num_classes)
+    labels = labels.long()  # uint8 could not be compared with 256
+    labels = labels.masked_fill((labels < 0) | (labels >= num_classes), num_classes)
     return labels, class_counts(labels, num_classes + 1, ignore_index=num_classes + 1)
 
 

@@ -341,7 +341,7 @@ def _check_density(samples_per_image: int, temperature: float) -> None:
 
 def _density_sums(log_p: Tensor, valid: Tensor, samples: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns the sum of the densities of the images, and the number of images that have one, float64."""
-    pixels = valid[0].numel() if len(valid) else 0
+    pixels = valid.shape[1] * valid.shape[2]
     log_p, valid = log_p.flatten(2), valid.flatten(1)
     if pixels > samples:
         # The generator is local: neither sampling during training nor the comparison of networks is affected.
@@ -349,7 +349,8 @@ def _density_sums(log_p: Tensor, valid: Tensor, samples: int, temperature: float
         chosen = order[:samples].to(log_p.device)
         log_p, valid = log_p[:, :, chosen], valid[:, chosen]
     directions = F.normalize(log_p.exp(), dim=1)
-    similarity = torch.einsum("bki,bkj->bij", directions, directions) / temperature
+    with torch.autocast(directions.device.type, enabled=False):
+        similarity = torch.einsum("bki,bkj->bij", directions, directions) / temperature
     itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     excluded = itself | ~valid[:, None]
     log_q = similarity.masked_fill(excluded, -math.inf).log_softmax(dim=2).masked_fill(excluded, 0)

@@ -83,9 +83,10 @@ class DiceThresholds(FullPrecision):
         values = probabilities.movedim(1, 0).flatten(1).float()
         known = values.isfinite().all(dim=0) & (values.sum(dim=0) > 0)
         bins = (values.nan_to_num(0) * BINS).long().clamp(0, BINS - 1)
-        counts = torch.zeros_like(self.histograms)
-        counts.scatter_add_(1, bins, known.float().expand_as(values).contiguous())
-        counts = all_reduce_sum(counts, self.group)
+        # Integers: float32 cannot count beyond 2²⁴.
+        counts = torch.zeros_like(self.histograms, dtype=torch.int64)
+        counts.scatter_add_(1, bins, known.long().expand_as(bins))
+        counts = all_reduce_sum(counts, self.group).to(self.histograms.dtype)
         # The first batch has full weight.
         momentum = torch.where(self.histograms.sum() > 0, self.momentum, 0.0)
         mixed = momentum * self.histograms + (1 - momentum) * counts
@@ -97,7 +98,7 @@ class DiceThresholds(FullPrecision):
         from_highest = self.histograms.flip(1)
         pixels, hits = from_highest.cumsum(1), (from_highest * value.flip(0)).cumsum(1)
         dice = 2 * hits / (pixels + hits[:, -1:])
-        return (dice.nan_to_num(1).amax(dim=1) / 2).clamp(LOWEST, 0.5)
+        return (dice.nan_to_num(1).amax(dim=1) / 2).clamp(LOWEST, 0.5).float()
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor) -> Tensor:

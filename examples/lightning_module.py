@@ -6,6 +6,7 @@ Needs `pip install '.[train,lightning]'` in a clone of the repository.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -19,17 +20,26 @@ from cpsl.data import GTA5, Cityscapes, SourceBatch, TargetBatch, WeakView, doma
 from cpsl.methods import AdversarialWarmup, Distillation, OnlineSelfLabeling, SelfLabeling
 from cpsl.models import ExponentialMovingAverage, build_network
 
+Method = AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling
+
 
 class Adaptation(lightning.LightningModule):
     """Trains a method; Lightning owns the loop, devices, precision and accumulation.
 
     Args:
-        method: Returns the sum of its losses for a source batch and a target batch.
+        build: Returns the method; its call returns the sum of its losses for a batch of each domain.
     """
 
-    def __init__(self, method: AdversarialWarmup | SelfLabeling | Distillation | OnlineSelfLabeling) -> None:
+    method: Method
+
+    def __init__(self, build: Callable[[], Method]) -> None:
         super().__init__()
-        self.method = method
+        self.build = build
+
+    def configure_model(self) -> None:
+        """Builds the method when the processes have joined: each of them holds its share of the bank."""
+        if not hasattr(self, "method"):  # Lightning calls this for each `fit` and each validation
+            self.method = self.build()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns the optimizer of everything that is trained."""
@@ -46,6 +56,19 @@ class Adaptation(lightning.LightningModule):
         """Updates the moving averages after each step of the optimizer."""
         super().optimizer_step(*arguments, **options)
         self.method.update()
+
+
+def online() -> OnlineSelfLabeling:
+    """Builds the online method of a small network."""
+    network = build_network("lite0", num_classes=19)
+    clustering = ClassBalancedPrototypeClustering(
+        num_classes=19,
+        feature_dim=network.feature_dim,
+        sampling="stratified",
+        prototype_update="labels",  # discards the change of the optimizer
+        align_corners=network.align_corners,
+    )
+    return OnlineSelfLabeling(network, ExponentialMovingAverage(network), clustering)
 
 
 class Domains(lightning.LightningDataModule):
@@ -72,15 +95,6 @@ def main() -> None:
     parser.add_argument("--output", default="lightning_module.ckpt")
     args = parser.parse_args()
 
-    network = build_network("lite0", num_classes=19)
-    clustering = ClassBalancedPrototypeClustering(
-        num_classes=19,
-        feature_dim=network.feature_dim,
-        sampling="stratified",
-        prototype_update="labels",  # discards the change of the optimizer
-        align_corners=network.align_corners,
-    )
-    method = OnlineSelfLabeling(network, ExponentialMovingAverage(network), clustering)
     trainer = lightning.Trainer(
         devices=args.devices,
         # Each process keeps its own part of the memory bank, which is a buffer.
@@ -89,7 +103,7 @@ def main() -> None:
         use_distributed_sampler=False,  # the loaders know the ranks
         max_steps=args.steps,
     )
-    trainer.fit(Adaptation(method), datamodule=Domains(args.source, args.target, args.height))
+    trainer.fit(Adaptation(online), datamodule=Domains(args.source, args.target, args.height))
     trainer.save_checkpoint(args.output)
 
 

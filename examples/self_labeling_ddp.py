@@ -43,7 +43,6 @@ def parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel
 
 def train(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """Trains with this process's share of the images and returns the student."""
-    torch.manual_seed(dist.get_rank())
     start = torch.load(args.warmup_run / "pseudo_labels" / "start.pt", device, weights_only=True)
     soft_labels = data.SoftLabelStore(args.warmup_run / "pseudo_labels" / "soft")
     warm_up = Segmenter.load(args.warmup_run / "warmup" / "model.pt", device=device)
@@ -57,6 +56,7 @@ def train(args: argparse.Namespace, device: torch.device) -> nn.Module:
     clustering = ClassBalancedPrototypeClustering(student.num_classes, student.feature_dim)
     clustering.to(device).initialize(start["prototypes"], start["class_distribution"])
     method = SelfLabeling(parallel(student, device), teacher, parallel(clustering, device))
+    torch.manual_seed(dist.get_rank())  # processes start alike, and sample different pixels
 
     optimizer = SGD(parameter_groups(student, 1e-4, head_multiplier=5), momentum=0.9, weight_decay=2e-4)
     optimizer.add_param_group({"params": clustering.prototypes, "lr": 5e-4})

@@ -222,6 +222,15 @@ def test_assignments_move_the_prototypes_whatever_the_optimizer(seed: int) -> No
         assert torch.equal(moved.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("update", ["gradient", "assignments", "labels"])
+def test_gradients_that_no_optimizer_uses_do_not_accumulate(update: str) -> None:
+    clustering = build(prototype_update=update)
+    output = clustering(*batch())
+    output.loss.backward()
+    clustering.update(output)
+    assert (clustering.prototypes.grad is None) == (update != "gradient")
+
+
 @pytest.mark.parametrize("value", [0.0, torch.nan])
 def test_features_without_a_direction_move_no_prototype(value: float) -> None:
     clustering = build(prototype_update="assignments", momentum=0.0)

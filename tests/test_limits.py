@@ -128,6 +128,14 @@ def test_the_buffers_stay_float32() -> None:
     assert {limits.start.dtype, limits.shares.dtype, limits.factors.dtype} == {torch.float32}
 
 
+@given(largest=st.integers(1, 60_000), dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_counts_in_half_precision_do_not_overflow(largest: int, dtype: torch.dtype) -> None:
+    counts = torch.tensor([largest, largest, 60_000, 0]).to(dtype)
+    source = ShareLimits(counts).source
+    assert source.dtype == torch.float32
+    torch.testing.assert_close(source, counts.float() / counts.float().sum())
+
+
 def test_wrong_values_are_named() -> None:
     for source in (torch.zeros(K), torch.tensor([0.5, -0.5, 1.0]), torch.ones(2, K)):
         with pytest.raises(ValueError, match="class distribution"):

@@ -115,6 +115,17 @@ def test_weights_of_ignored_pixels_do_not_count(seed: int) -> None:
         cross_entropy(logits, labels, weights=weights[..., 0])
 
 
+@given(seed=st.integers(0, 10_000), value=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+def test_weights_of_ignored_pixels_may_be_non_finite(seed: int, value: float) -> None:
+    logits, labels = batch(seed)
+    logits.requires_grad_()
+    weights = torch.ones(labels.shape).masked_fill(labels == 255, value)
+    loss = cross_entropy(logits, labels, weights=weights)
+    [gradient] = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(loss, cross_entropy(logits, labels))
+
+
 @given(seed=st.integers(0, 10_000), alpha=st.floats(0, 2), beta=st.floats(0, 2))
 def test_symmetric_cross_entropy_equals_its_equation(seed: int, alpha: float, beta: float) -> None:
     logits, labels = batch(seed)
@@ -206,17 +217,18 @@ def test_contrast_skips_pixels_without_positives_and_empty_rows(seed: int) -> No
 def test_modules_compute_the_functions_with_their_hyper_parameters() -> None:
     logits, labels = batch(0)
     other, valid = torch.randn(2, 5, 4, 6), labels != 255
+    others = labels.masked_fill(~valid, -1)
     features, classes = torch.randn(12, 5), torch.randint(3, (12,))
     bank, bank_classes, full = torch.randn(9, 5), torch.randint(3, (9,)), torch.rand(9) < 0.7
     for got, wanted in [
-        (CrossEntropyLoss(ignore_index=1)(logits, labels % 5), cross_entropy(logits, labels % 5, 1)),
+        (CrossEntropyLoss(ignore_index=-1)(logits, others), cross_entropy(logits, others, -1)),
         (
             CrossEntropyLoss()(logits, labels, weights=valid.float()),
             cross_entropy(logits, labels, weights=valid.float()),
         ),
         (
-            SymmetricCrossEntropyLoss(0.3, 0.7, ignore_index=1)(logits, labels % 5),
-            symmetric_cross_entropy(logits, labels % 5, ce_weight=0.3, rce_weight=0.7, ignore_index=1),
+            SymmetricCrossEntropyLoss(0.3, 0.7, ignore_index=-1)(logits, others),
+            symmetric_cross_entropy(logits, others, ce_weight=0.3, rce_weight=0.7, ignore_index=-1),
         ),
         (
             PrototypeConsistencyLoss(temperature=0.3)(other, logits, valid),

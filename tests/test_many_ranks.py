@@ -151,7 +151,27 @@ def corrections(features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
     return {"thresholds": thresholds.compute(), "limits": limits.limits(), "factors": limits.factors}
 
 
+def started(features: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Returns the start of a clustering with the means of all classes but the last, and of one without."""
+    initialized, other = (ClassBalancedPrototypeClustering(K, D, bank_size=IMAGES) for _ in range(2))
+    means = torch.eye(K, D)
+    means[-1] = 0
+    initialized.initialize(means, MARGINAL)
+    DistributedDataParallel(initialized, broadcast_buffers=False)
+    DistributedDataParallel(other, broadcast_buffers=False)(features)
+    return [initialized.state_dict(), other.state_dict()]
+
+
+def error_of(clustering: ClassBalancedPrototypeClustering, features: torch.Tensor) -> str:
+    try:
+        clustering(features)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def work(rank: int, ranks: int, folder: Path) -> None:
+    early = ClassBalancedPrototypeClustering(K, D, bank_size=IMAGES)
     dist.init_process_group("gloo")
     torch.manual_seed(rank)
     scores, features, labels = joined_batch()
@@ -186,6 +206,8 @@ def work(rank: int, ranks: int, folder: Path) -> None:
         "with options": cluster(features, labels, ranks, **OPTIONS),
         "non-finite": with_non_finite(share(spoiled(joined_batch()[1]), rank, ranks), labels, ranks),
         "sampled": samples(labels, rank * labels.numel()),
+        "started": started(features),
+        "early": error_of(early, features),
     }
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -290,6 +312,19 @@ def test_each_rank_holds_its_share_of_the_bank(results: Results) -> None:
     # Each share contains all classes that have enough pixels.
     for bank in banks:
         assert set(range(K - 1)) <= set(bank["labels"].tolist())
+
+
+def test_ranks_of_different_seeds_start_alike(results: Results) -> None:
+    first, *others = [rank["started"] for rank in results]
+    for state in first:
+        assert torch.equal(state["prototypes"], state["ema_prototypes"])
+    for other in others:
+        torch.testing.assert_close(other, first, atol=0, rtol=0)
+
+
+def test_a_clustering_older_than_its_process_group_is_refused(results: Results) -> None:
+    for rank in results:
+        assert f"1 rank(s), but its process group has {len(results)}" in rank["early"]
 
 
 def test_quotas_equal_those_of_the_joined_batch(results: Results) -> None:

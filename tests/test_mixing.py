@@ -126,6 +126,12 @@ def test_mixing_depends_on_the_seed_alone(seed: int) -> None:
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+def test_any_label_may_mark_ignored_pixels() -> None:
+    other = torch.tensor([[[255, 255, -1, -1]]])
+    mixed = classmix(torch.zeros(1, 3, 1, 4), other * 0, torch.ones(1, 3, 1, 4), other, ignore_index=-1)
+    assert mixed.labels.tolist() == [[[255, 255, 0, 0]]]
+
+
 def test_each_class_is_pasted_equally_often_whatever_its_area() -> None:
     torch.manual_seed(0)
     areas = torch.tensor([40, 16, 5, 2, 1])

@@ -69,9 +69,9 @@ def steps(clustering: ClassBalancedPrototypeClustering, *inputs: Tensor, **optio
         clustering.prototypes.grad = None
         output = clustering(*inputs, **options)
         output.loss.backward()
-        clustering.update(output, momentum=0.5)
         results |= {f"{step} {name}": value for name, value in output._asdict().items()}
         results[f"{step} gradient"] = clustering.prototypes.grad
+        clustering.update(output, momentum=0.5)
     return results | dict(clustering.state_dict())
 
 

@@ -155,9 +155,21 @@ def test_sampling_is_deterministic_and_leaves_the_random_state() -> None:
     assert soft_neighborhood_density(logits, samples_per_image=7) == first
 
 
-def test_memory_of_the_density_is_bounded() -> None:
+@given(seed=SEEDS, sharpness=SHARPNESS)
+def test_autocast_changes_nothing(seed: int, sharpness: float) -> None:
+    results = []
+    for enabled in (False, True):
+        scores = LabelFreeScores(K, torch.ones(K), ["other"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            scores.update(random_logits(seed, sharpness), {"other": random_logits(seed + 1)})
+        results.append(flat(scores.compute()))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_memory_of_the_density_is_bounded(images: int) -> None:
     with torch.profiler.profile(profile_memory=True) as profile:
-        soft_neighborhood_density(torch.zeros(1, 2, 256, 256), samples_per_image=64)
+        soft_neighborhood_density(torch.zeros(images, 2, 256, 256), samples_per_image=64)
     largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
     assert largest < 10e6  # all pairs of pixels would be 17 GB
 

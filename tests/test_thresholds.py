@@ -97,8 +97,19 @@ def test_before_the_first_pixel_nothing_changes() -> None:
     torch.testing.assert_close(DiceThresholds(3)(p), p)
 
 
-def test_the_histograms_stay_float32() -> None:
+def test_the_histograms_stay_float32_or_become_float64() -> None:
     assert DiceThresholds(3).half().histograms.dtype == torch.float32
+    single, double = DiceThresholds(3), DiceThresholds(3).double()
+    for thresholds in (single, double):
+        thresholds.update(random_probabilities(0))
+    assert torch.equal(double.histograms, single.histograms.double())
+    torch.testing.assert_close(double(random_probabilities(1)), single(random_probabilities(1)))
+
+
+def test_more_pixels_are_counted_than_float32_can_count_one_by_one() -> None:
+    thresholds = DiceThresholds(1)
+    thresholds.update(torch.ones(1, 1, 4097, 4098))  # above 2**24
+    assert thresholds.histograms.sum() == 4097 * 4098
 
 
 def test_a_wrong_shape_is_refused() -> None:

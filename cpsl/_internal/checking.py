@@ -18,8 +18,21 @@ def check_shape(name: str, value: Tensor, *sizes: int | str, advice: str = "") -
         raise ValueError(f"{name} must be {wanted}, got shape {tuple(value.shape)}{advice}")
 
 
+def check_ignore_index(ignore_index: int, num_classes: int) -> None:
+    """Raises ValueError if the label of ignored pixels is that of a class, whose pixels would be ignored."""
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(
+            f"ignore_index must be none of the classes 0...{num_classes - 1}, got {ignore_index}: "
+            "pass another one, such as -1"
+        )
+
+
 def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raises TypeError unless labels are integers, ValueError unless they are classes or `ignore_index`."""
+    """Raises TypeError unless labels are integers, ValueError unless they are classes or `ignore_index`.
+
+    ValueError also if `ignore_index` is a class.
+    """
+    check_ignore_index(ignore_index, num_classes)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels must be integer class indices, got {labels.dtype}")
     # Subclasses of Tensor, such as fake tensors, may have no values.

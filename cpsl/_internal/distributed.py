@@ -1,6 +1,6 @@
 """Ranks and collectives; in a single process the collectives do nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +19,26 @@ def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
     if not is_distributed():
         return 0, 1
     return dist.get_rank(group), dist.get_world_size(group)
+
+
+def check_ranks(built_for: int, group: dist.ProcessGroup | None = None) -> None:
+    """Raises RuntimeError unless a group has the number of ranks for which a module was built."""
+    ranks = rank_and_size(group)[1]
+    if ranks != built_for:
+        raise RuntimeError(
+            f"the clustering was built for {built_for} rank(s), but its process group has {ranks}: build it "
+            "after init_process_group, in Lightning in configure_model()"
+        )
+
+
+def broadcast_from_first(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> bool:
+    """Copies tensors of a group's first rank to all ranks; returns False for NCCL and tensors on the CPU."""
+    if dist.get_backend(group) == "nccl" and any(tensor.device.type == "cpu" for tensor in tensors):
+        return False
+    first = 0 if group is None else dist.get_global_rank(group, 0)
+    for tensor in tensors:
+        dist.broadcast(tensor.detach(), first, group)
+    return True
 
 
 def all_reduce_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from cpsl._internal.distributed import no_sync
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import View, warp
 from cpsl.losses import cross_entropy, distillation
-from cpsl.methods.step import Method, Supervision, check_pair, check_pseudo_labels, to_float
+from cpsl.methods.step import Method, Supervision, check_pair, check_pseudo_labels, check_student, to_float
 from cpsl.models.network import check_network, resize, segment
 
 
@@ -46,7 +46,7 @@ class Distillation(Method):
     ) -> None:
         super().__init__()
         self.student = student
-        self.align_corners = check_network(student).align_corners
+        self.align_corners = check_student(student).align_corners
         check_pair(student, teacher)
         self.teacher_align_corners = check_network(teacher).align_corners
         self.teacher = teacher.requires_grad_(False).eval()

@@ -1,7 +1,7 @@
 """CPSL in one online stage: a mean teacher whose pseudo labels the prototypes rectify."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,19 @@ from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import warp
 from cpsl.limits import ShareLimits
 from cpsl.losses import cross_entropy
-from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, to_float
+from cpsl.methods.step import (
+    Method,
+    Supervision,
+    check_clustering,
+    check_pair,
+    check_pending,
+    check_student,
+    detached,
+    to_float,
+)
 from cpsl.mixing import Mixed, classmix, cutmix, mask_patches
 from cpsl.models.ema import ExponentialMovingAverage
-from cpsl.models.network import check_network, resize, segment
+from cpsl.models.network import resize, segment
 from cpsl.prototypes import RunningClassMeans
 from cpsl.rectification import consensus
 from cpsl.thresholds import DiceThresholds
@@ -89,7 +98,7 @@ class OnlineSelfLabeling(Method):
         if fading_steps is not None and fading_steps < 1:
             raise ValueError(f"fading_steps must be at least 1, or None, got {fading_steps}")
         self.student = student
-        self.align_corners = check_network(student).align_corners
+        self.align_corners = check_student(student).align_corners
         check_pair(student, teacher, average=True)
         if clustering is not None:
             check_clustering(student, clustering)
@@ -108,13 +117,14 @@ class OnlineSelfLabeling(Method):
         self.initial = None
         if clustering is not None:
             self.initial = InitialPrototypes(unwrap(clustering), initial_steps, self.align_corners)
-        self._clustered: list[ClusteringOutput] = []
-        self._labeled: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending: list[_Pending] = []
 
     def losses(
         self, source: SourceBatch, target: TargetBatch, *, last_micro_batch: bool = True
     ) -> Iterator[Tensor]:
         """Yields the losses; see `Method.losses`. No pseudo labels are needed."""
+        trains = torch.is_grad_enabled()
+
         # 1. Cross-entropy on the source.
         with no_sync(self.student):
             logits, features = segment(self.student, to_float(source.image))
@@ -123,7 +133,7 @@ class OnlineSelfLabeling(Method):
         yield loss_source
 
         # 2. At first the prototypes are the class means of the source.
-        if self.clustering is not None and self.initial is not None:
+        if self.clustering is not None and self.initial is not None and trains:
             self.initial(unwrap(self.clustering), features, source.label)
 
         with torch.no_grad():
@@ -141,7 +151,6 @@ class OnlineSelfLabeling(Method):
                 soft = self.limits(soft)
             # A pixel without a finite prediction has no mass.
             weak_labels = soft.argmax(dim=1).masked_fill(~(soft.sum(dim=1) > 0.5), 255)
-            self._labeled.append((teacher, rectified, weak_labels))
 
             # 4. The labels follow the strong view, and a part of a source image is pasted.
             strong = to_float(target.strong)
@@ -174,36 +183,39 @@ class OnlineSelfLabeling(Method):
             yield self.masked_weight * loss_masked
 
         # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
-        if self.clustering is None:
-            return
-        with no_sync(self.clustering, when=not last_micro_batch):
-            clusters: ClusteringOutput = self.clustering(features, weak_labels, soft_labels=teacher)
-        self._clustered.append(clusters)
-        self.metrics |= {"loss_self_label": clusters.loss.detach(), "marginal_error": clusters.marginal_error}
-        yield self.self_label_weight * clusters.loss
+        clusters: ClusteringOutput | None = None
+        if self.clustering is not None:
+            with no_sync(self.clustering, when=not last_micro_batch):
+                clusters = self.clustering(features, weak_labels, soft_labels=teacher)
+            loss_self_label, clusters = clusters.loss, detached(clusters)
+            self.metrics |= {"loss_self_label": clusters.loss, "marginal_error": clusters.marginal_error}
+            yield self.self_label_weight * loss_self_label
+
+        # Only now is it known that the step was completed.
+        if trains:
+            self._pending.append(_Pending(teacher, rectified, weak_labels, clusters))
 
     def update(self, applied: Tensor | None = None) -> None:
         """Updates teacher, prototypes, memory bank, class distribution, thresholds and limits.
 
         See `Method.update`. In the first `initial_steps`, prototypes and class distribution are set by
-        `losses` instead, also in a step that is not applied.
+        `losses` instead. A step that is not applied counts as one of these, and of `fading_steps`.
 
         Raises:
             RuntimeError: No losses were computed since the last update.
         """
-        if not self._labeled:
-            raise RuntimeError("update needs losses: call it once per step, after the optimizer's step")
+        check_pending(self._pending)
         self.teacher.update(self.student, self.momentum, applied)
+        teacher, rectified, labels, clusters = zip(*self._pending, strict=True)
         if self.clustering is not None:
-            unwrap(self.clustering).update(self._clustered, self.momentum, applied)
-        teacher, rectified, labels = (torch.cat(parts) for parts in zip(*self._labeled, strict=True))
+            unwrap(self.clustering).update(clusters, self.momentum, applied)
         if self.thresholds is not None:
-            self.thresholds.update(rectified, applied)
+            self.thresholds.update(torch.cat(rectified), applied)
         if self.limits is not None:
-            self.limits.update(teacher, labels, applied=applied)
+            self.limits.update(torch.cat(teacher), torch.cat(labels), applied=applied)
         if self.initial is not None:
             self.initial.steps += 1
-        self._clustered, self._labeled = [], []
+        self._pending = []
 
     def cluster_weight(self, probabilities: Tensor) -> Tensor:
         """Returns the weight of the clusters in the pseudo labels of this step, 0...1/2.
@@ -225,6 +237,15 @@ class OnlineSelfLabeling(Method):
         if self.mixing == "cut":
             return cutmix(image, labels, source.image, source.label, probability=1.0)
         return classmix(image, labels, source.image, source.label)
+
+
+class _Pending(NamedTuple):
+    """What `update` needs of a micro-batch."""
+
+    teacher: Tensor
+    rectified: Tensor
+    labels: Tensor
+    clusters: ClusteringOutput | None
 
 
 class InitialPrototypes(nn.Module):

@@ -11,10 +11,20 @@ from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.geometry import warp
 from cpsl.losses import cross_entropy, prototype_consistency, symmetric_cross_entropy
-from cpsl.methods.step import Method, Supervision, check_clustering, check_pair, check_pseudo_labels, to_float
+from cpsl.methods.step import (
+    Method,
+    Supervision,
+    check_clustering,
+    check_pair,
+    check_pending,
+    check_pseudo_labels,
+    check_student,
+    detached,
+    to_float,
+)
 from cpsl.mixing import Mixed, cutmix
 from cpsl.models.ema import ExponentialMovingAverage
-from cpsl.models.network import SegmentationOutput, check_network, resize, segment
+from cpsl.models.network import SegmentationOutput, resize, segment
 from cpsl.prototypes import prototype_similarity
 from cpsl.rectification import PseudoLabelRectifier, RectifiedLabels
 
@@ -67,7 +77,7 @@ class SelfLabeling(Method):
     ) -> None:
         super().__init__()
         self.student = student
-        self.align_corners = check_network(student).align_corners
+        self.align_corners = check_student(student).align_corners
         check_pair(student, teacher, average=True)
         check_clustering(student, clustering)
         self.teacher = teacher
@@ -81,7 +91,7 @@ class SelfLabeling(Method):
         self.self_label_weight = self_label_weight
         self.consistency_weight = consistency_weight
         self.momentum = momentum
-        self._clustered: list[ClusteringOutput] = []
+        self._pending: list[ClusteringOutput] = []
 
     @property
     def prototypes(self) -> Tensor:
@@ -160,17 +170,21 @@ class SelfLabeling(Method):
         # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and train them.
         with no_sync(self.clustering, when=not last_micro_batch):
             clusters = self._cluster(whole, rectified_whole, rectified)
-        self._clustered.append(clusters)
+        loss_self_label, clusters = clusters.loss, detached(clusters)
         self.supervision = Supervision(mixed.image, mixed.labels)
         self.metrics = {
             "loss_source": loss_source.detach(),
             "loss_target": loss_target.detach(),
-            "loss_self_label": clusters.loss.detach(),
+            "loss_self_label": clusters.loss,
             "loss_consistency": loss_consistency.detach(),
             "confidence": rectified_whole.confidence.mean(),
             "marginal_error": clusters.marginal_error,
         }
-        yield self.self_label_weight * clusters.loss
+        yield self.self_label_weight * loss_self_label
+
+        # Only now is it known that the step was completed.
+        if torch.is_grad_enabled():
+            self._pending.append(clusters)
 
     def update(self, applied: Tensor | None = None) -> None:
         """Updates teacher, prototype average, memory bank and class distribution.
@@ -180,12 +194,11 @@ class SelfLabeling(Method):
         Raises:
             RuntimeError: No losses were computed since the last update.
         """
-        if not self._clustered:
-            raise RuntimeError("update needs losses: call it once per step, after the optimizer's step")
+        check_pending(self._pending)
         clustering: ClassBalancedPrototypeClustering = unwrap(self.clustering)
         self.teacher.update(self.student, self.momentum, applied)
-        clustering.update(self._clustered, self.momentum, applied)
-        self._clustered = []
+        clustering.update(self._pending, self.momentum, applied)
+        self._pending = []
 
     def _similarity_in_crop(
         self, whole: SegmentationOutput, similarity: Tensor, target: TargetBatch, size: tuple[int, int]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import unwrap
-from cpsl.clustering import ClassBalancedPrototypeClustering
+from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.data.training import SourceBatch, TargetBatch
-from cpsl.models.network import check_network
+from cpsl.models.network import SegmentationNetwork, check_network
 
 
 class Supervision(NamedTuple):
@@ -66,6 +66,9 @@ class Method(nn.Module, ABC):
     def update(self, applied: Tensor | None = None) -> None:
         """Updates state other than the trained parameters; call it once per step, after `optimizer.step()`.
 
+        The step consists of all calls of `losses` since the last update whose losses were all taken. Those
+        under `torch.no_grad()`, for validation, are no part of it.
+
         Args:
             applied: Scalar bool on the device, whether the optimizer applied its step; False changes nothing.
         """
@@ -96,6 +99,22 @@ def check_pseudo_labels(labels: Tensor, kind: Literal["soft", "hard"], *sizes: i
     check_shape(f"TargetBatch.pseudo_labels, {kind} labels,", labels, *sizes)
 
 
+def check_student(network: nn.Module) -> SegmentationNetwork:
+    """Returns a network that is trained, without its wrappers; see `check_network`.
+
+    Raises:
+        TypeError: It is no `SegmentationNetwork`.
+        ValueError: It has a class 255, the label of ignored pixels in all batches.
+    """
+    inner = check_network(network)
+    if inner.num_classes > 255:
+        raise ValueError(
+            f"a training step takes at most 255 classes, got num_classes {inner.num_classes}: "
+            "255 is the label of ignored pixels"
+        )
+    return inner
+
+
 def check_pair(student: nn.Module, teacher: nn.Module, *, average: bool = False) -> None:
     """Checks that a teacher fits a student, before the first step.
 
@@ -118,12 +137,28 @@ def check_clustering(student: nn.Module, clustering: nn.Module) -> None:
 
     Raises:
         TypeError: It is no `ClassBalancedPrototypeClustering`, wrapped or not.
-        ValueError: Its number of classes or features differs.
+        ValueError: Its number of classes or features differs, or its `ignore_index` is not 255.
     """
     network, inner = check_network(student), unwrap(clustering) if clustering is not None else None
     if not isinstance(inner, ClassBalancedPrototypeClustering):
         raise TypeError(f"clustering must be a ClassBalancedPrototypeClustering, got {type(inner).__name__}")
     _check_equal("network and clustering", network, inner, ("num_classes", "feature_dim"))
+    if inner.ignore_index != 255:
+        raise ValueError(f"the clustering's ignore_index must be 255, got {inner.ignore_index}")
+
+
+def detached(clusters: ClusteringOutput) -> ClusteringOutput:
+    """Returns the result of a clustering without its graph, which no step but its own needs."""
+    return clusters._replace(loss=clusters.loss.detach(), scores=clusters.scores.detach())
+
+
+def check_pending(micro_batches: Sequence[object]) -> None:
+    """Raises RuntimeError if there is nothing to update with."""
+    if not micro_batches:
+        raise RuntimeError(
+            "update needs losses: call it once per step, after the optimizer's step; take all losses of the "
+            "iterator, outside of torch.no_grad()"
+        )
 
 
 def _check_equal(pair: str, one: nn.Module, other: nn.Module, attributes: Sequence[str]) -> None:

@@ -1,21 +1,22 @@
 """Stage 0: adversarial alignment of the output space (AdaptSegNet, Tsai et al., 2018)."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from cpsl._internal.distributed import no_sync, unwrap
 from cpsl.data.training import SourceBatch, TargetBatch
 from cpsl.losses import cross_entropy, discriminator_loss, generator_loss
-from cpsl.methods.step import Method, Supervision, to_float
-from cpsl.models.network import check_network, resize, segment
+from cpsl.methods.step import Method, Supervision, check_student, to_float
+from cpsl.models.network import resize, segment
 
 
 class AdversarialWarmup(Method):
     """Trains a network on the source, and aligns its target outputs with its source outputs.
 
     The first two losses have gradients for `network` only, the third for `discriminator` only, so one
-    optimizer may hold the parameters of both.
+    optimizer may hold the parameters of both. A frozen discriminator has no third loss.
 
     Args:
         network: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
@@ -44,7 +45,7 @@ class AdversarialWarmup(Method):
         self.network = network
         self.discriminator = discriminator
         self.adversarial_weight = adversarial_weight
-        self.align_corners = check_network(network).align_corners
+        self.align_corners = check_student(network).align_corners
 
     def losses(
         self, source: SourceBatch, target: TargetBatch | None = None, *, last_micro_batch: bool = True
@@ -68,9 +69,9 @@ class AdversarialWarmup(Method):
         with no_sync(self.network, when=not last_micro_batch):
             logits = segment(self.network, to_float(target.weak)).logits
         logits_target = resize(logits, target.weak.shape[2:], self.align_corners)
-        discriminator = unwrap(self.discriminator).requires_grad_(False)
-        loss_adversarial = generator_loss(discriminator(logits_target.softmax(dim=1)))
-        discriminator.requires_grad_(True)
+        discriminator: nn.Module = unwrap(self.discriminator)
+        with _frozen(discriminator):
+            loss_adversarial = generator_loss(discriminator(logits_target.softmax(dim=1)))
         self.metrics["loss_adversarial"] = loss_adversarial.detach()
         yield self.adversarial_weight * loss_adversarial
 
@@ -81,4 +82,18 @@ class AdversarialWarmup(Method):
                 self.discriminator(logits_target.detach().softmax(dim=1)),
             )
         self.metrics["loss_discriminator"] = loss_discriminator.detach()
-        yield loss_discriminator
+        if any(parameter.requires_grad for parameter in discriminator.parameters()):
+            yield loss_discriminator
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Disables the gradients of a module; parameters that were frozen before remain so."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -17,9 +17,10 @@ def adapt_batch_norm(network: nn.Module, images: Iterable[Tensor], share: float 
         μ ← (1 - a) μ + a μ',   σ² ← (1 - a) σ² + a σ'² + a (1 - a) (μ - μ')²
 
     These are mean and variance of a mixture with the share a of target features, whose mean is μ' and whose
-    variance σ'² (Schneider et al., 2020; Li et al., 2018, with a = 1). A change of light or weather shifts
-    features as a whole, which the statistics undo without any label. What the images show differs as well,
-    hence a share: all of the target's statistics often do harm. A network without BatchNorm stays as it is.
+    variance σ'² over all images (Schneider et al., 2020; Li et al., 2018, with a = 1). A change of light or
+    weather shifts features as a whole, which the statistics undo without any label. What the images show
+    differs as well, hence a share: all of the target's statistics often do harm. While they are measured,
+    each batch is normalized by itself. Layers that the network does not use stay as they are.
 
     Args:
         network: Trained on the source; its modes of training and evaluation are kept.
@@ -40,22 +41,23 @@ def adapt_batch_norm(network: nn.Module, images: Iterable[Tensor], share: float 
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     if not norms:
         return
-    source = [_copied(norm) for norm in norms]
+    source = [{key: value.clone() for key, value in norm.state_dict().items()} for norm in norms]
     momenta = [norm.momentum for norm in norms]
     modes = [(part, part.training) for part in network.modules()]
+    target = [_Moments() for _ in norms]
+    hooks = [norm.register_forward_hook(each.add) for norm, each in zip(norms, target, strict=True)]
     batches = 0
     try:
         network.eval()
         for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
+            norm.momentum = 1.0  # the running statistics become those of the batch
             norm.train()
         for batch in images:
             network(batch)
             batches += 1
-        target = [_copied(norm) for norm in norms]
     finally:
-        for norm, state, momentum in zip(norms, source, momenta, strict=True):
+        for norm, state, momentum, hook in zip(norms, source, momenta, hooks, strict=True):
+            hook.remove()
             norm.load_state_dict(state)
             norm.momentum = momentum
         for part, training in modes:
@@ -63,21 +65,38 @@ def adapt_batch_norm(network: nn.Module, images: Iterable[Tensor], share: float 
     if not batches:
         raise ValueError("there must be at least one batch of images")
     for norm, old, new in zip(norms, source, target, strict=True):
-        difference = old["running_mean"] - new["running_mean"]
-        mixed = {key: (1 - share) * old[key] + share * new[key] for key in ("running_mean", "running_var")}
-        mixed["running_var"] += share * (1 - share) * difference**2
-        norm.load_state_dict(old | mixed)
+        if new.count:
+            mean, variance = ((1 - share) * old[f"running_{key}"] for key in ("mean", "var"))
+            difference = old["running_mean"] - new.mean
+            variance += share * new.squares / (new.count - 1) + share * (1 - share) * difference**2
+            norm.load_state_dict(old | {"running_mean": mean + share * new.mean, "running_var": variance})
 
 
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in module.state_dict().items()}
+class _Moments:
+    """Number, mean and summed squared deviations of the inputs of a layer, joined as in Chan et al., 1979."""
+
+    count = 0
+    mean: Tensor
+    squares: Tensor
+
+    def add(self, norm: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        """Adds a batch, the statistics of which are those of the layer."""
+        count = inputs[0].numel() // inputs[0].shape[1]
+        mean, squares = norm.running_mean.double(), norm.running_var.double() * (count - 1)
+        if not self.count:
+            self.mean, self.squares = torch.zeros_like(mean), torch.zeros_like(squares)
+        difference, total = mean - self.mean, self.count + count
+        self.squares += squares + difference**2 * (self.count * count / total)
+        self.mean += difference * (count / total)
+        self.count = total
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
     """Freezes the statistics, weights and biases of BatchNorm layers, in place.
 
-    In a `SegmentationNetwork`, only pretrained layers are frozen: new layers have no statistics yet. Call it
-    after each `module.train()`, which unfreezes the statistics.
+    In a `SegmentationNetwork`, only pretrained layers are frozen: new layers have no statistics yet. There, a
+    BatchNorm without weights counts as new. Call it after each `module.train()`, which unfreezes the
+    statistics.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
@@ -86,8 +105,9 @@ def freeze_batch_norm(module: nn.Module) -> None:
         (True, False)
     """
     network: Any = unwrap(module)
-    layers = network.pretrained_layers() if hasattr(network, "pretrained_layers") else [module.parameters()]
-    pretrained = {id(parameter) for layer in layers for parameter in layer}
-    for part in module.modules():
-        if isinstance(part, _BatchNorm) and id(part.weight) in pretrained:
-            part.eval().requires_grad_(False)
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    if hasattr(network, "pretrained_layers"):
+        pretrained = {id(parameter) for layer in network.pretrained_layers() for parameter in layer}
+        norms = [norm for norm in norms if id(norm.weight) in pretrained]
+    for norm in norms:
+        norm.eval().requires_grad_(False)

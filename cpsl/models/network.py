@@ -154,11 +154,14 @@ def segment(network: nn.Module, images: Tensor) -> SegmentationOutput:
         Logits and features that cover the whole images.
 
     Raises:
-        TypeError: The network does not implement the protocol, or returns another type.
+        TypeError: The network does not implement the protocol, or returns another type; or the images are
+            integers.
         ValueError: The images or the outputs have the wrong shape.
     """
     inner = check_network(network)
     check_shape("images", images, "B", 3, "H", "W")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be float in 0...1, got {images.dtype}; divide by 255")
     images = fit_input(images, inner.input_size)
     parameter = next(inner.parameters(), images)
     output = network(images.to(parameter.dtype) if parameter.is_floating_point() else images)

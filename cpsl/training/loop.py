@@ -255,7 +255,8 @@ class TrainingLoop:
         names = sorted(self._values)
         if not names:
             return {}
-        recorded = [torch.stack(self._values[name]).double() for name in names]
+        none = [torch.full((), torch.nan, device=self.process.device)]
+        recorded = [torch.stack(self._values[name] or none).double() for name in names]
         sums = torch.stack([values.nan_to_num(0, 0, 0).sum() for values in recorded])
         counts = torch.stack([values.isfinite().sum() for values in recorded])
         means = all_reduce_sum(sums) / all_reduce_sum(counts)
@@ -266,13 +267,14 @@ class TrainingLoop:
         # On every rank, so that no rank waits for one that failed.
         self._check_weights(iteration, shared)
         mine = {name: part.state_dict() for name, part in self._state_of_rank.items()}
+        unlogged = {name: torch.stack(values) for name, values in self._values.items() if values}
         checkpoint = {
             "iteration": iteration,
             "seconds": self._seconds,
-            "unlogged": {name: torch.stack(v) for name, v in self._values.items()},
             "skipped": list(self._skipped),
             "state": shared,
             "state_of_ranks": self.process.gather(tree_map(_to_main_memory, mine)),
+            "unlogged_of_ranks": self.process.gather(tree_map(_to_main_memory, unlogged)),
         }
         if self.process.is_main:
             save_checkpoint(self._path, checkpoint)
@@ -319,7 +321,12 @@ class TrainingLoop:
                 )
         self.start = checkpoint["iteration"]
         self._seconds = checkpoint["seconds"]
-        self._values = {name: list(v.unbind()) for name, v in checkpoint["unlogged"].items()}
+        # Of another number of ranks, each takes its share. Checkpoints of earlier versions have none.
+        unlogged = checkpoint.get("unlogged_of_ranks", [{}])
+        mine = unlogged[self.process.rank :: self.process.world_size]
+        self._values = {
+            name: [value for rank in mine for value in rank.get(name, ())] for name in unlogged[0]
+        }
         self._skipped = deque(checkpoint["skipped"])
         if 0 < self.start < self.iterations:
             logger.info(f"{self.stage}: resumes after iteration {self.start}")

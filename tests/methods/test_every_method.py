@@ -111,6 +111,43 @@ def test_mixed_precision_gives_nearly_the_same_losses(name: str) -> None:
         assert found[1][key] == pytest.approx(value, rel=0.1, abs=0.02), key
 
 
+def take_step(method: nn.Module, name: str) -> None:
+    torch.manual_seed(0)
+    for seed in range(2):  # micro-batches
+        for loss in method.losses(*batches(name, seed), last_micro_batch=seed == 1):
+            loss.backward()
+    sgd(method).step()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("taken", [1, 2])
+def test_losses_outside_of_a_step_are_no_part_of_it(name: str, taken: int) -> None:
+    method = build(name).eval()  # any pass changes the statistics of BatchNorm
+    alone = copy.deepcopy(method)
+    with torch.no_grad():
+        list(method.losses(*batches(name, 5)))
+    abandoned = method.losses(*batches(name, 6))
+    for _ in range(taken):
+        next(abandoned)
+    take_step(method, name)
+    with torch.no_grad():
+        method(*batches(name, 7))
+    take_step(alone, name)
+    for each in (method, alone):
+        each.update()
+    assert_equal(tensors(method), tensors(alone))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_can_be_copied_within_a_step(name: str) -> None:
+    method = build(name)
+    take_step(method, name)
+    again = copy.deepcopy(method)
+    for each in (method, again):
+        each.update()
+    assert_equal(tensors(method), tensors(again))
+
+
 class Breaks(nn.Module):
     """A network whose logits are NaN on demand."""
 

@@ -313,6 +313,16 @@ def test_micro_batches_are_clustered_one_by_one_and_averaged_once(batches: Batch
     assert clustering.bank.valid.sum() == 2 * 2 * 16
 
 
+def test_validation_does_not_change_the_means_of_the_source(batches: Batches) -> None:
+    method = build()
+    before = copy.deepcopy(method.state_dict())
+    with torch.no_grad():
+        method(*batches)
+    torch.testing.assert_close(method.state_dict(), before, atol=0, rtol=0)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        method.update()
+
+
 def test_update_needs_losses() -> None:
     with pytest.raises(RuntimeError, match="losses"):
         build().update()

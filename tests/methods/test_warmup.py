@@ -57,6 +57,21 @@ def test_the_discriminator_is_not_frozen_between_losses() -> None:
         assert all(parameter.requires_grad for parameter in method.discriminator.parameters())
 
 
+@pytest.mark.parametrize("frozen", ["all", "last"])
+def test_what_was_frozen_of_the_discriminator_remains_so(frozen: str) -> None:
+    method = build("warmup")
+    parameters = list(method.discriminator.parameters())
+    for parameter in parameters if frozen == "all" else parameters[-1:]:
+        parameter.requires_grad_(False)
+    wanted = [parameter.requires_grad for parameter in parameters]
+    losses = 0
+    for loss in method.losses(*batches("warmup")):
+        loss.backward()
+        losses += 1
+        assert [parameter.requires_grad for parameter in parameters] == wanted
+    assert losses == (2 if frozen == "all" else 3)
+
+
 def test_without_a_discriminator_it_trains_on_the_source_alone() -> None:
     method = AdversarialWarmup(network())
     source, _ = batches("warmup")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cpsl.models import DeepLabV2, adapt_batch_norm
+from cpsl.models import DeepLabV2, adapt_batch_norm, freeze_batch_norm
 
 SEEDS = st.integers(0, 10_000)
 
@@ -21,8 +21,7 @@ def images(seed: int, batches: int = 3, channels: int = 3) -> list[Tensor]:
 
 def as_in_training(norm: nn.BatchNorm2d, batches: list[Tensor]) -> nn.BatchNorm2d:
     norm.momentum = None
-    for batch in batches:
-        norm(batch)
+    norm(torch.cat(batches))
     return norm
 
 
@@ -38,6 +37,40 @@ def test_statistics_are_those_of_a_mixture(seed: int, share: float, batches: int
     wanted = [(1 - share) * a + share * b for a, b in zip(moments(source), moments(target), strict=True)]
     adapt_batch_norm(nn.Sequential(source), images(seed + 1, batches), share)
     torch.testing.assert_close(list(moments(source)), wanted)
+
+
+@given(seed=SEEDS, sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), shift=st.floats(0, 10))
+def test_statistics_do_not_depend_on_the_batches(seed: int, sizes: list[int], shift: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batches = [torch.randn(size, 3, 2, 2, generator=generator) + shift * i for i, size in enumerate(sizes)]
+    apart, together = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    adapt_batch_norm(nn.Sequential(apart), batches, share=0.5)
+    adapt_batch_norm(nn.Sequential(together), [torch.cat(batches)], share=0.5)
+    torch.testing.assert_close(apart.state_dict(), together.state_dict(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_of_several_passes_counts_them_all_and_an_unused_one_none() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.unused = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+            self.unused.running_mean.fill_(7)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.norm(image) + self.norm(image + 2)
+
+    network = Twice()
+    adapt_batch_norm(network, [torch.zeros(1, 1, 2, 2)], share=1.0)
+    assert network.norm.running_mean.item() == 1
+    assert network.norm.running_var.item() == pytest.approx(8 / 7)
+    assert network.unused.running_mean.item() == 7
+
+
+def test_layers_without_weights_are_frozen_as_well() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3)).train()
+    freeze_batch_norm(module)
+    assert [norm.training for norm in module] == [False, False]
+    assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 @given(seed=SEEDS, training=st.booleans())

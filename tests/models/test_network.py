@@ -126,6 +126,12 @@ def test_other_outputs_are_refused(value: Any, error: type[Exception], named: st
         segment(Returns(value), torch.rand(1, 3, 32, 32))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_images_of_integers_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"{dtype}.*divide by 255"):
+        segment(Patches(), torch.ones(1, 3, 8, 8, dtype=dtype))
+
+
 def test_layers_are_disjoint_and_in_order() -> None:
     with torch.device("meta"):
         network = DeepLabV2(3, "resnet50", 8, output_norm=True)

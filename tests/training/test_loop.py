@@ -258,6 +258,29 @@ def on_ranks(rank: int, ranks: int, folder: Path) -> None:
     torch.save({"messages": messages, **layer.state_dict()}, folder / f"{rank}.pt")
 
 
+def stop_and_resume(rank: int, ranks: int, folder: Path) -> None:
+    """Stops two ranks after three iterations, or resumes; each value tells its iteration and rank."""
+    with start_process("cpu") as process, suppress(StoppedError):
+        resumed = (folder / "checkpoint.pt").exists()
+        loop = TrainingLoop(
+            folder, "toy", iterations=4, seed=0, process=process, state={}, checkpoint_every=3, log_every=4
+        )
+        for iteration in loop:
+            if iteration == 3 and not resumed:
+                raise StoppedError
+            loop.record({"value": torch.tensor(10.0 * rank + iteration)})
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_values_of_all_ranks_are_averaged_after_a_restart(tmp_path: Path, ranks: int) -> None:
+    start_ranks(stop_and_resume, 2, tmp_path)
+    start_ranks(stop_and_resume, ranks, tmp_path)
+    values = [10 * rank + iteration for rank in range(2) for iteration in range(3)]
+    values += [10 * rank + 3 for rank in range(ranks)]
+    [row] = read_scalars(tmp_path)
+    assert row["value"] == pytest.approx(sum(values) / len(values))
+
+
 def test_a_skipped_step_names_the_images_of_the_rank_with_the_bad_loss(tmp_path: Path) -> None:
     start_ranks(on_ranks, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
