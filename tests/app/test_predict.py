@@ -16,7 +16,8 @@ from torch import Tensor
 from app.tiny import cpsl, printed_commands
 from cpsl import Segmenter
 from cpsl.app import video
-from cpsl.app.predict import Arguments, Kind, predict_all
+from cpsl.app.predict import Arguments, predict_all
+from cpsl.app.prediction_files import Kind
 from cpsl.data import LabelSpace
 from cpsl.data.pictures import read_image
 from cpsl.models import DeepLabV2
@@ -280,6 +281,29 @@ def test_results_of_another_model_or_other_options_are_rejected(
     # The same model at another path is accepted.
     (tmp_path / "moved.pt").write_bytes(weights.read_bytes())
     assert predict_all(Arguments(tmp_path / "moved.pt", photos, output), PROCESS) == []
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("written", get_args(Kind))
+def test_files_that_are_no_results_are_kept(
+    weights: Path, photos: Path, tmp_path: Path, kind: Kind, written: Kind
+) -> None:
+    output = tmp_path / "target"
+    foreign = output / kind / "city" / "upright.png"
+    save(foreign, picture(7))
+    before = foreign.read_bytes()
+    with pytest.raises(ValueError, match=r"prediction\.json") as refused:
+        predict_all(Arguments(weights, photos, output, (written,)), PROCESS)
+    assert str(foreign.parents[1]) in str(refused.value)
+    assert "--output" in str(refused.value)
+    assert foreign.read_bytes() == before
+    assert [path for path in output.rglob("*") if path.is_file()] == [foreign]
+
+
+def test_hidden_files_are_no_results(weights: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "labels").mkdir(parents=True)
+    (tmp_path / "out" / "labels" / ".DS_Store").touch()
+    assert predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
