@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cpsl.app.checking.overlap import shared_images
+from cpsl.app.class_shares import class_frequencies
 from cpsl.app.config import Config
 from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
 from cpsl.app.errors import describe_error
-from cpsl.app.evaluate import class_frequencies, evaluation_label
+from cpsl.app.evaluate import evaluation_label
 from cpsl.app.reporting.compare import Comparison, ImageResult, Interval, Labels, compare
 from cpsl.app.reporting.content import DataSet
 from cpsl.app.reporting.facts import describe_data
