@@ -211,9 +211,7 @@ def test_labels_need_their_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["predictions", "label_ids", "colors"])
-@pytest.mark.parametrize(
-    "folder", ["data", "data/images", "data/labels", "data/labels/new", "data/a/.."]
-)
+@pytest.mark.parametrize("folder", ["data", "data/images", "data/labels", "data/labels/new", "data/a/.."])
 def test_predictions_are_not_written_among_data(tmp_path: Path, option: str, folder: str) -> None:
     store_model(tmp_path / "model.pt")
     data = tmp_path / "data"
