@@ -36,7 +36,7 @@ from cpsl.geometry import View
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import SegmentationNetwork
 from cpsl.scores import Scores
-from cpsl.training import Precision, Process, autocast, start_process
+from cpsl.training import Precision, Process, autocast, logger, start_process
 from cpsl.training.log import text_table
 
 SCORED = 100
@@ -69,16 +69,17 @@ def evaluate(
         predicted. `miou_13` for the 16 classes of SYNTHIA. Of the predictions, `class_frequency` and mean
         `confidence` in 0...1, and `changed`, the share of pixels that differ from those of the stage before.
         `scores` are those of `cpsl.scores`, which need no labels; `mirrored` images were predicted twice for
-        them.
+        them. `non_finite` is the number of pixels whose scores are NaN or infinite, which count as the first
+        class.
     """
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
     segmenter = Segmenter(model.eval(), dataset.label_space, config.views.full_size)
-    predict = partial(segmenter.predict, scales=scales, flip=flip)
+    predict = partial(segmenter.predict, scales=scales, flip=flip, allow_non_finite=True)
     confusion = ConfusionMatrix(len(names)).to(process.device)
     counts = torch.zeros(len(names), dtype=torch.int64, device=process.device)
-    # Of confidence, images, changed shares, and images with a prediction of the stage before.
-    sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+    # Of confidence, images, changed shares, images with a prediction of the stage before, non-finite pixels.
+    sums = torch.zeros(5, dtype=torch.float64, device=process.device)
     scores = LabelFreeScores(len(names), source, ["flip"]).to(process.device)
     scored = evenly_spaced(len(dataset), SCORED)
     wanted = 0 if flip else math.ceil(len(dataset) / MIRRORED)  # a mean with the mirror image is symmetric
@@ -100,6 +101,7 @@ def evaluate(
         counts += class_counts(prediction, len(names))
         sums[0] += predicted.grid_confidence
         sums[1] += 1
+        sums[4] += predicted.non_finite
         if before is not None and sample.name in before:
             earlier = before.read(sample.name).to(process.device)
             if earlier.shape != prediction.shape:
@@ -121,7 +123,14 @@ def evaluate(
         "changed": float(sums[2] / sums[3]) if sums[3] > 0 else None,
         "scores": _as_numbers(scores.compute()),
         "mirrored": len(mirrored),
+        "non_finite": int(sums[4]),
     }
+    if metrics["non_finite"] and process.is_main:
+        advice = "" if config.precision == "float32" else ": evaluate with --precision float32"
+        logger.warning(
+            f"Warning: the scores of {metrics['non_finite']} of {int(counts.sum())} pixels are not finite, "
+            f"and count as {names[0]}{advice}"
+        )
     if names == CITYSCAPES_16.names:
         of_13 = [names.index(name) for name in CITYSCAPES_13.names]
         metrics["miou_13"] = _percent(float(confusion.iou[of_13].nanmean()))

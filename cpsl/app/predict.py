@@ -28,6 +28,7 @@ from cpsl.data.appearance import Appearance, appearance_of, value_range_of
 from cpsl.data.files import describe_skipped, find_files
 from cpsl.data.names import IMAGE_SUFFIXES
 from cpsl.data.pictures import Range, read_picture
+from cpsl.inference import Prediction
 from cpsl.training import Precision, Process, autocast, progress, start_process
 from cpsl.training.checkpoints import write_text
 
@@ -67,7 +68,8 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such input, or nothing in it.
-        ValueError: Inputs would share a result, the output is inside of the input, or it has other results.
+        ValueError: Inputs would share a result, the output is inside of the input, or it has other results;
+            or the scores of an image are not finite.
     """
     build = builder_option(arguments.network)
     found, skipped = {arguments.input.stem: arguments.input}, dict[Path, str]()
@@ -108,7 +110,10 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
                 frames += 1
                 if key not in output:
                     with autocast(process.device, arguments.precision):
-                        prediction = segmenter.predict(image, scales=arguments.scales, flip=arguments.flip)
+                        prediction = segmenter.predict(
+                            image, scales=arguments.scales, flip=arguments.flip, allow_non_finite=True
+                        )
+                    _refuse_non_finite(path, prediction, arguments.precision)
                     output.write(key, image, prediction)
                     predicted = True
         except UnreadableError as error:
@@ -127,6 +132,16 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
                 f"the range they were read with, or exceed it: try --value-range {proposed[0]} {proposed[1]}"
             )
     return unreadable
+
+
+def _refuse_non_finite(path: Path, prediction: Prediction, precision: Precision) -> None:
+    """Raises ValueError if there are pixels without finite scores, and so without a class."""
+    if wrong := int(prediction.non_finite):
+        advice = "the model is damaged, or its training diverged: use another one with --weights"
+        if precision != "float32":
+            advice = "use --precision float32, and another --output if there are results already"
+        pixels = prediction.scores[0].numel()
+        raise ValueError(f"{path}: the scores of {wrong} of {pixels} pixels are not finite; {advice}")
 
 
 def _summary(counts: Counter[str], unreadable: int, gone: list[str]) -> str:

@@ -26,7 +26,7 @@ from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, 
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 from cpsl.training import Process
-from small_networks import Colors
+from small_networks import Colors, Overflowing
 
 PROCESS = Process(torch.device("cpu"))
 
@@ -139,6 +139,16 @@ def test_scores_need_no_labels_and_are_those_of_the_library(streets: Path, tmp_p
     assert without["class_variation"] == pytest.approx(float(result.class_variation))
     assert without["class_distribution"] == pytest.approx(result.class_distribution.tolist())
     assert evaluate(Colors(19), config, PROCESS, flip=True)["scores"]["flip_agreement"] is None
+
+
+def test_pixels_that_are_not_finite_are_counted(streets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = settings(streets)
+    assert evaluate(Colors(19), config, PROCESS)["non_finite"] == 0
+    assert not caplog.text
+    wrong = evaluate(Overflowing(19), replace(config, precision="bfloat16"), PROCESS)["non_finite"]
+    assert 0 < wrong <= 3 * 64 * 128
+    assert f"{wrong} of {3 * 64 * 128} pixels" in caplog.text
+    assert "--precision float32" in caplog.text
 
 
 def test_folders_are_read_like_those_of_the_run_except_for_ids(tmp_path: Path) -> None:

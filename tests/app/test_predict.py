@@ -2,6 +2,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
@@ -20,9 +21,10 @@ from cpsl.app.predict import Arguments, predict_all
 from cpsl.app.prediction_files import Kind
 from cpsl.data import LabelSpace
 from cpsl.data.pictures import read_image
-from cpsl.models import DeepLabV2
-from cpsl.training import Process
+from cpsl.models import DeepLabV2, NetworkSpec
+from cpsl.training import Precision, Process
 from cpsl.visualize import overlay
+from small_networks import Overflowing
 
 PROCESS = Process(torch.device("cpu"))
 CLASSES = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -329,6 +331,21 @@ def test_damaged_files_are_listed_at_the_end(weights: Path, photos: Path, tmp_pa
     assert str(photos / "city" / "cut.jpg") in ended.text
     written = {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert written == {"a.png", "b.c.png", "upright.png"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_image_without_finite_scores_stops_the_command(
+    photos: Path, tmp_path: Path, precision: Precision
+) -> None:
+    model = Overflowing(3)
+    model.spec = NetworkSpec("small_networks:Overflowing", {})
+    Segmenter(model, CLASSES, (32, 64)).save(tmp_path / "model.pt")
+    arguments = Arguments(tmp_path / "model.pt", photos, tmp_path / "out", precision=precision)
+    with pytest.raises(ValueError, match="not finite") as refused:
+        predict_all(replace(arguments, network="small_networks:Overflowing"), PROCESS)
+    assert str(photos / "a.png") in str(refused.value)
+    assert ("--precision float32" if precision == "bfloat16" else "--weights") in str(refused.value)
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 @pytest.mark.parametrize(("kinds", "shown"), [(["labels", "overlay"], "overlay"), (["colors"], "colors")])
