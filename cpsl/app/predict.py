@@ -95,7 +95,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
     _describe(arguments, segmenter, output)
     inputs = Inputs(arguments.output)
     counts = Counter[str]()
-    unreadable, looks = list[str](), list[Appearance | None]()
+    unreadable, doubts, looks = list[str](), list[str](), list[Appearance | None]()
     for name, path in progress(found.items(), "images", process, total=len(found)):
         is_video, frames, predicted = _is_video(path), 0, False
         try:
@@ -105,7 +105,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
             if not is_video and name in output:
                 counts["kept"] += 1
                 continue
-            pictures = _pictures(name, path, segmenter.value_range, looks)
+            pictures = _pictures(name, path, segmenter.value_range, looks, doubts)
             for key, image in progress(pictures, path.name, process) if is_video else pictures:
                 frames += 1
                 if key not in output:
@@ -126,6 +126,8 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         print(_summary(counts, len(unreadable), inputs.gone(found)))
         if skipped:
             print(f"not read: {describe_skipped(skipped)}")
+        for doubt in doubts:
+            print(f"Warning: {doubt}")
         if proposed := value_range_of(looks, segmenter.value_range):
             print(
                 f"Warning: {len(looks)} images have gray values of more than 8 bits that fill only a part of "
@@ -175,15 +177,15 @@ def _is_video(path: Path) -> bool:
 
 
 def _pictures(
-    name: str, path: Path, value_range: Range | None, looks: list[Appearance | None]
+    name: str, path: Path, value_range: Range | None, looks: list[Appearance | None], doubts: list[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the image of a file, or the frames of a video, each with its key.
 
-    `looks` takes the appearance of images of more than 8 bits.
+    `looks` takes the appearance of images of more than 8 bits, `doubts` messages about videos.
     """
     try:
         if _is_video(path):
-            for index, frame in enumerate(read_frames(path)):
+            for index, frame in enumerate(read_frames(path, doubts)):
                 yield frame_key(name, index), frame
         else:
             picture = read_picture(path, value_range)

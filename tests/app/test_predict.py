@@ -415,11 +415,28 @@ def test_frames_of_a_video(weights: Path, tmp_path: Path, rotation: int) -> None
     assert (shown[0].float() - first).abs().mean() < 12
 
 
-def test_frames_of_odd_size_are_padded(tmp_path: Path) -> None:
-    pytest.importorskip("av", reason="videos need cpsl[video]")
-    frames = [picture(0, 41, 73)] * 2
-    video.write_video(tmp_path / "odd", frames, Fraction(10))
-    assert [frame.shape for frame in video.read_frames(tmp_path / "odd")] == [(3, 42, 74)] * 2
+def test_a_video_that_is_cut_off_is_predicted_with_a_warning(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av", reason="videos need cpsl[video]")
+    path = tmp_path / "walk.mkv"
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 40, 72, "yuv420p"
+        for number in range(60):
+            array = picture(number).permute(1, 2, 0).contiguous().numpy()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+    data, output = path.read_bytes(), tmp_path / "out"
+    path.write_bytes(data[: len(data) // 2])
+    for _ in range(2):
+        assert predict_all(Arguments(weights, path, output), PROCESS) == []
+        assert f"Warning: {path} " in capsys.readouterr().out
+    assert 0 < len(list((output / "labels" / "walk").iterdir())) < 60
+    path.write_bytes(data[:800])
+    (message,) = predict_all(Arguments(weights, path, output), PROCESS)
+    assert str(path) in message
+    assert not [file for file in output.rglob("*.*g") if file.is_file()]
 
 
 def test_a_damaged_video_is_named(weights: Path, photos: Path, tmp_path: Path) -> None:
