@@ -72,10 +72,11 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
             or the scores of an image are not finite.
     """
     build = builder_option(arguments.network)
-    found, skipped = {arguments.input.stem: arguments.input}, dict[Path, str]()
+    is_video = arguments.input.suffix.lower() in VIDEOS
+    found, skipped = {arguments.input.stem + "/" * is_video: arguments.input}, dict[Path, str]()
     if arguments.input.is_dir():
         suffixes = IMAGE_SUFFIXES + VIDEOS
-        found = find_files(arguments.input, suffixes, "images or videos", skipped=skipped)
+        found = find_files(arguments.input, suffixes, "images or videos", containers=VIDEOS, skipped=skipped)
     elif not arguments.input.exists():
         raise FileNotFoundError(f"there is no image, video or folder {arguments.input}")
     if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
@@ -97,10 +98,10 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
     counts = Counter[str]()
     unreadable, doubts, looks = list[str](), list[str](), list[Appearance | None]()
     for name, path in progress(found.items(), "images", process, total=len(found)):
-        is_video, frames, predicted = _is_video(path), 0, False
+        is_video, frames, predicted = name.endswith("/"), 0, False
         try:
             if not inputs.unchanged(name, path):
-                counts["changed"] += output.remove(name, is_video)
+                counts["changed"] += output.remove(name)
                 inputs.record(name, path)
             if not is_video and name in output:
                 counts["kept"] += 1
@@ -163,17 +164,13 @@ def _summary(counts: Counter[str], unreadable: int, gone: list[str]) -> str:
 def _check_frames(found: Mapping[str, Path]) -> None:
     """Raises ValueError if a frame of a video would share its result with an image."""
     for name, path in found.items():
-        folder, _, number = name.rpartition("/")
-        video = found.get(folder)
-        if video is not None and _is_video(video) and not _is_video(path) and FRAME.fullmatch(number):
+        folder, slash, number = name.rpartition("/")
+        video = found.get(folder + slash)
+        if video is not None and FRAME.fullmatch(number):
             raise ValueError(
                 f"{path} and the frames of {video} would share the results {folder}/000000, ...: "
                 "rename one of them, or predict them into different folders"
             )
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS
 
 
 def _pictures(
@@ -184,7 +181,7 @@ def _pictures(
     `looks` takes the appearance of images of more than 8 bits, `doubts` messages about videos.
     """
     try:
-        if _is_video(path):
+        if name.endswith("/"):
             for index, frame in enumerate(read_frames(path, doubts)):
                 yield frame_key(name, index), frame
         else:

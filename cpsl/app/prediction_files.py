@@ -1,4 +1,7 @@
-"""The files of `cpsl predict`: results by kind, and the record of their inputs."""
+"""The files of `cpsl predict`: results by kind, and the record of their inputs.
+
+The key of a video ends in a slash: it is the folder of its frames.
+"""
 
 import json
 import re
@@ -24,6 +27,12 @@ from cpsl.visualize import overlay
 Kind = Literal["labels", "colors", "overlay", "confidence"]
 FRAME = re.compile(r"\d{6,}")
 """The number of a frame."""
+
+FRAME_FILE = re.compile(r"\d{6,}\.(png|jpg)")
+"""A result of a frame; beside it may be the overlay 000000.mp4 of another video."""
+
+JPEG_SIDE = 65_500
+"""Largest width and height of a JPEG."""
 
 
 class UnreadableError(Exception):
@@ -77,7 +86,7 @@ class Output:
         self._colors = ColorStore(self._folder / "colors", segmenter.classes)
 
     def __contains__(self, name: str) -> bool:
-        return all(self.path(kind, name).exists() for kind in self._kinds)
+        return all(any(path.exists() for path in self._paths(kind, name)) for kind in self._kinds)
 
     def has_results(self) -> bool:
         """Returns whether the folder has files of any kind of result."""
@@ -96,10 +105,10 @@ class Output:
                 "with --output"
             )
 
-    def path(self, kind: Kind, name: str) -> Path:
-        """Returns the file of one kind of result."""
+    def _paths(self, kind: Kind, name: str) -> list[Path]:
+        """Returns the file of one kind of result; two of an overlay, of which one exists."""
         path = path_of(self._folder / kind, name)
-        return path.with_suffix(".jpg") if kind == "overlay" else path
+        return [path.with_suffix(".jpg"), path] if kind == "overlay" else [path]
 
     def write(self, name: str, image: Tensor, prediction: Prediction) -> None:
         """Writes the results of an image, each file atomically."""
@@ -110,20 +119,24 @@ class Output:
             self._colors.write(name, labels)
         if "confidence" in self._kinds:
             gray = (255 * prediction.confidence).round().to(torch.uint8).cpu()
-            save_png(self.path("confidence", name), Image.fromarray(gray.numpy()))
+            save_png(self._paths("confidence", name)[0], Image.fromarray(gray.numpy()))
         if "overlay" in self._kinds:
             mixed = overlay(image, labels, self._palette).permute(1, 2, 0).contiguous()
-            picture, path = Image.fromarray(mixed.numpy()), self.path("overlay", name)
-            write_atomically(path, lambda partial: picture.save(partial, "JPEG", quality=92))
+            picture, (jpeg, png) = Image.fromarray(mixed.numpy()), self._paths("overlay", name)
+            if max(picture.size) > JPEG_SIDE:
+                save_png(png, picture)
+            else:
+                write_atomically(jpeg, lambda partial: picture.save(partial, "JPEG", quality=92))
 
-    def remove(self, name: str, is_video: bool) -> bool:
+    def remove(self, name: str) -> bool:
         """Deletes the results of an image or video, of all kinds; returns whether there were any."""
-        paths = [self.path(kind, name) for kind in get_args(Kind)]
-        if is_video:
+        if name.endswith("/"):
             folders = [self._folder / kind / name for kind in get_args(Kind)]
             frames = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-            paths = [path for path in frames if FRAME.fullmatch(path.stem)]
-            paths.append(self._folder / "overlay" / f"{name}.mp4")
+            paths = [path for path in frames if FRAME_FILE.fullmatch(path.name)]
+            paths.append(self._video(name))
+        else:
+            paths = [path for kind in get_args(Kind) for path in self._paths(kind, name)]
         found = [path for path in paths if path.is_file()]  # folders hold results of other inputs
         for path in found:
             path.unlink()
@@ -131,11 +144,15 @@ class Output:
 
     def join(self, name: str, frames: int, video: Path) -> None:
         """Writes the overlays of a video's frames as a video, unless it exists."""
-        path = self._folder / "overlay" / f"{name}.mp4"
-        pictures = (read_image(self.path("overlay", frame_key(name, i))) for i in range(frames))
+        path = self._video(name)
+        of_frames = (self._paths("overlay", frame_key(name, i)) for i in range(frames))
+        pictures = (read_image(next(path for path in paths if path.exists())) for paths in of_frames)
         if not path.exists():
             rate = frame_rate(video)
             write_atomically(path, lambda partial: write_video(partial, pictures, rate))
+
+    def _video(self, name: str) -> Path:
+        return self._folder / "overlay" / f"{name.removesuffix('/')}.mp4"
 
 
 def _has_files(folder: Path) -> bool:
@@ -144,5 +161,9 @@ def _has_files(folder: Path) -> bool:
 
 
 def frame_key(name: str, index: int) -> str:
-    """Returns the key of the results of a frame."""
-    return f"{name}/{index:06d}"
+    """Returns the key of the results of a frame.
+
+    >>> frame_key("city/walk/", 7)
+    'city/walk/000007'
+    """
+    return f"{name}{index:06d}"

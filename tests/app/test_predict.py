@@ -175,8 +175,52 @@ def test_frames_that_share_results_with_images_are_refused(
 
 def test_images_that_differ_in_their_suffix_are_refused(weights: Path, photos: Path, tmp_path: Path) -> None:
     save(photos / "a.jpg", picture(0))
-    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png|a\.png and .*a\.jpg"):
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png|a\.png and .*a\.jpg") as refused:
         predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS)
+    assert "pattern" not in str(refused.value)  # which the command has not
+
+
+def test_a_photo_and_a_video_of_one_name_are_both_predicted(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av", reason="videos need cpsl[video]")
+    video.write_video(photos / "a.MOV", [picture(1), picture(2)], Fraction(10))
+    # Whose results lie beside and below those of frames.
+    save(photos / "a" / "000001" / "b.png", picture(4))
+    video.write_video(photos / "a" / "000000.mp4", [picture(3)], Fraction(10))
+    arguments = Arguments(weights, photos, tmp_path / "out", get_args(Kind))
+    assert predict_all(arguments, PROCESS) == []
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    of_overlay = {"a.jpg", "a.mp4", "a/000000.jpg", "a/000000.mp4", "a/000000/000000.jpg", "a/000001/b.jpg"}
+    assert {f"overlay/{name}" for name in of_overlay} <= written
+    assert "6 predicted" in capsys.readouterr().out
+    predict_all(arguments, PROCESS)
+    assert "0 predicted, 6 kept" in capsys.readouterr().out
+    video.write_video(photos / "a.MOV", [picture(5)], Fraction(10))
+    predict_all(arguments, PROCESS)
+    assert "1 predicted (1 again, since the file changed), 5 kept" in capsys.readouterr().out
+    left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    of_frame = {f"{kind}/a/000001" for kind in get_args(Kind)}
+    assert {name.rpartition(".")[0] for name in written - left} == of_frame
+
+
+@pytest.mark.parametrize("size", [(2, 65_501), (65_501, 2), (2, 65_500)])
+def test_overlays_of_any_size_are_written(
+    weights: Path, tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "photos" / "wide.png", picture(0, *size))
+    save(tmp_path / "photos" / "z.png", picture(1))
+    arguments = Arguments(weights, tmp_path / "photos", tmp_path / "out")
+    assert predict_all(arguments, PROCESS) == []
+    name = "wide.png" if max(size) > 65_500 else "wide.jpg"
+    assert {path.name for path in (tmp_path / "out" / "overlay").iterdir()} == {name, "z.jpg"}
+    with Image.open(tmp_path / "out" / "overlay" / name) as shown:
+        assert shown.size == size[::-1]
+    predict_all(arguments, PROCESS)
+    assert "0 predicted, 2 kept" in capsys.readouterr().out
+    save(tmp_path / "photos" / "wide.png", picture(2))
+    predict_all(arguments, PROCESS)
+    assert {path.name for path in (tmp_path / "out" / "overlay").iterdir()} == {"wide.jpg", "z.jpg"}
 
 
 def test_a_replaced_video_is_predicted_again(
