@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from cpsl import Segmenter
+from cpsl._internal.files import is_passing
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.networks import builder_option
@@ -190,6 +191,8 @@ def _pictures(
                 looks.append(appearance_of(picture))
             yield name, picture.pixels
     except (OSError, ValueError, RuntimeError) as error:
+        if is_passing(error):
+            raise
         raise UnreadableError(str(error)) from error
 
 

@@ -70,7 +70,7 @@ def _status(path: Path) -> list[int]:
     try:
         with naming(path):
             status = path.stat()
-    except (OSError, ValueError) as error:  # such as a broken link
+    except (FileNotFoundError, ValueError) as error:  # such as a broken link
         raise UnreadableError(str(error)) from error
     return [status.st_size, status.st_mtime_ns]
 

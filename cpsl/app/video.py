@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cpsl._internal.files import is_passing
+
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
 
@@ -41,6 +43,9 @@ def read_frames(path: Path, doubts: list[str] | None = None) -> Iterator[Tensor]
                 array = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield torch.from_numpy(array.copy()).permute(2, 0, 1)
     except (av.error.FFmpegError, IndexError) as error:  # IndexError: there is no video stream
+        if is_passing(error):
+            error.add_note(f"This happened while reading {path}.")
+            raise
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
     if not count:
         raise ValueError(f"{path} cannot be read as a video: it is damaged or cut off, and has no frame")

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 
 from cpsl._internal.file_kinds import describe_text
+from cpsl._internal.files import is_passing
 
 # Accepted formats, whatever the extension. Pillow would run an external program for some others (EPS).
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -39,6 +40,7 @@ def naming(path: Path) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: The file is missing.
+        MemoryError, OSError: It may be intact, but could not be read now, as if too many files are open.
         ValueError: All other errors.
     """
     try:
@@ -50,14 +52,17 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is a folder") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} cannot be read: {describe_unread(path)}") from None
-    except OSError as error:
-        # The text of other errors is "[Errno 40] Too many levels of symbolic links: ...".
-        reason = error.strerror or str(error)
-        if error.errno == errno.ELOOP:
-            reason = "it is a link that leads to itself"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        if is_passing(error):
+            error.add_note(f"This happened while reading {path}.")
+            raise
+        reason = str(error)
+        if isinstance(error, OSError):
+            # The text of other errors is "[Errno 40] Too many levels of symbolic links: ...".
+            reason = error.strerror or reason
+            if error.errno == errno.ELOOP:
+                reason = "it is a link that leads to itself"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
 def describe_unread(path: Path) -> str:

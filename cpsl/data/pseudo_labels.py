@@ -11,7 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from cpsl._internal.files import write_atomically
+from cpsl._internal.files import is_passing, write_atomically
 from cpsl.data.labels import IGNORE_INDEX
 from cpsl.data.reading import load_verified
 
@@ -237,5 +237,8 @@ def _load(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         why: object = "it is not a PNG"
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        if is_passing(error):
+            error.add_note(f"This happened while reading {path}.")
+            raise
         why = error
     raise ValueError(f"{path} is damaged; {_REMEDY} ({why})")

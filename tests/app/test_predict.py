@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shlex
@@ -375,6 +376,22 @@ def test_damaged_files_are_listed_at_the_end(weights: Path, photos: Path, tmp_pa
     assert str(photos / "city" / "cut.jpg") in ended.text
     written = {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert written == {"a.png", "b.c.png", "upright.png"}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_an_error_that_tells_nothing_about_the_file_stops_the_command(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    av = pytest.importorskip("av", reason="videos need cpsl[video]")
+    video.write_video(photos / "a.mp4", [picture(1)], Fraction(10))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(*((Image, "open", fail) if name == "a.png" else (av, "open", fail)))
+    with pytest.raises(OSError, match="Too many open files") as stopped:
+        predict_all(Arguments(weights, photos / name, tmp_path / "out"), PROCESS)
+    assert name == "a.mp4" or name in "".join(stopped.value.__notes__)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -1,8 +1,10 @@
 """Files that are damaged though they can be decoded, and files that are no pictures."""
 
+import errno
 import io
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from PIL import Image
 from cpsl.data import SegmentationFolder, check_dataset
 from cpsl.data.formats import find_flaw
 from cpsl.data.pictures import read_image
+from cpsl.data.reading import read_header, read_stored_label
+from cpsl.data.values import count_stored_values
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 OPTIONS: dict[str, list[dict[str, object]]] = {
@@ -105,3 +109,60 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
         read_image(path)
     with pytest.raises(ValueError, match=r"a\.tif.*12 numbers that are not finite"):
         read_image(path, (0, 1))
+
+
+PASSING = [
+    MemoryError(),
+    OSError(errno.EMFILE, "Too many open files"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+@pytest.mark.parametrize("read", [read_image, read_header, read_stored_label], ids=lambda read: read.__name__)
+def test_an_error_that_tells_nothing_about_the_file_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)) as raised:
+        read(path)
+    assert raised.value is error
+    assert str(path) in "".join(error.__notes__)
+
+
+@pytest.mark.parametrize("error", PASSING[:3], ids=repr)
+def test_the_check_stops_where_files_cannot_be_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    dataset = SegmentationFolder(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)):
+        check_dataset(dataset)
+    with pytest.raises(type(error)):
+        count_stored_values([tmp_path / "a.png"])
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has other limits")
+    path = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open("rb") as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno(), limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                read_image(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -99,7 +99,7 @@ def read_prediction(config: Config, stage: str, name: str) -> Tensor:
     """Reads the stored prediction of a stage, (H, W) class indices; raises ValueError if it is damaged."""
     try:
         return HardLabelStore(config.output / stage / "predictions").read(name)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         metrics = config.output / stage / "metrics.json"
         raise ValueError(f"{error}. Delete {metrics} to evaluate the stage again.") from error
 
