@@ -14,7 +14,7 @@ from cpsl._internal.checking import check_shape
 from cpsl._internal.files import read_tensors, write_atomically
 from cpsl._internal.plain_values import is_stored, plain
 from cpsl.authors.checkpoints import load_release_checkpoint
-from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace
+from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, check_names
 from cpsl.data.palette import distinct_palette
 from cpsl.data.pictures import read_image
 from cpsl.data.training import whole_image
@@ -161,6 +161,7 @@ class Segmenter:
         """
         path = Path(path)
         if classes is not None and not isinstance(classes, LabelSpace):
+            check_names(classes)
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
         saved = _load_release(path, classes) if path.suffix == ".pkl" else _load_model(path, classes, build)
         _check_parameters(path, saved.model)

@@ -62,12 +62,38 @@ def test_the_check_reports_pictures_that_can_be_decoded_in_part(tmp_path: Path) 
     assert all(finding.kind == "image" and finding.reason for finding in result.findings)
 
 
-def tiff(bits: int, sample: int) -> bytes:
-    tags = [(256, 4, 2), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, 1)]
+def tiff(bits: int, sample: int, big: bool = False, order: str = "<") -> bytes:
+    tags = [(256, 4, 2), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 300), (277, 3, 1)]
     tags += [(278, 4, 2), (279, 4, bits // 2), (339, 3, sample)]
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return (head + entries + bytes(4)).ljust(200, b"\0") + bytes(bits // 2)
+    first, word, count = b"MM" if order == ">" else b"II", "Q" if big else "I", "Q" if big else "H"
+    head = first + struct.pack(*((f"{order}HHHQ", 43, 8, 0, 16) if big else (f"{order}HI", 42, 8)))
+    head += struct.pack(f"{order}{count}", len(tags))
+    entries = b"".join(_entry(order, word, *tag) for tag in tags)
+    return (head + entries + bytes(8 if big else 4)).ljust(300, b"\0") + bytes(bits // 2)
+
+
+def _entry(order: str, word: str, tag: int, kind: int, value: int) -> bytes:
+    stored = struct.pack(f"{order}{'H' if kind == 3 else 'I'}", value).ljust(struct.calcsize(word), b"\0")
+    return struct.pack(f"{order}HH{word}", tag, kind, 1) + stored
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_either_size_is_described(tmp_path: Path, order: str, big: bool) -> None:
+    path, name = tmp_path / "a.tif", "BigTIFF" if big else "TIFF"
+    of_kind = "floating-point numbers of 64 bits"
+    path.write_bytes(tiff(8, 1, big, order))
+    if big and order == ">":
+        of_kind = "big-endian"
+    else:
+        assert read_image(path).shape == (3, 2, 2)
+    path.write_bytes(tiff(64, 3, big, order))
+    with pytest.raises(ValueError, match=f"a {name} of .*{of_kind}") as refused:
+        read_image(path)
+    assert str(path) in str(refused.value)
+    path.write_bytes(path.read_bytes()[:70])
+    with pytest.raises(ValueError, match=f"an incomplete {name}"):
+        read_image(path)
 
 
 def test_a_tiff_that_is_not_read_is_described(tmp_path: Path) -> None:
