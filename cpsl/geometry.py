@@ -187,7 +187,7 @@ def warp(
         fill: Value where not valid; None is 0 for floating maps and 255 for labels.
 
     Raises:
-        ValueError: The shapes do not match, or (on the CPU) labels exceed 2**24, up to which float32 is exact.
+        ValueError: The shapes do not match, or (on the CPU) labels exceed 2**24: float32 changes them.
 
     Example:
         >>> image = View.whole((2, 4))
