@@ -26,7 +26,7 @@ from cpsl.app.errors import friendly_errors, mentions
 from cpsl.app.networks import builder_option, custom_builder, for_inference
 from cpsl.app.ranges import Positive
 from cpsl.app.reporting.content import SHORT_SCORES, title_of
-from cpsl.app.result_folders import refuse_overlaps
+from cpsl.app.result_folders import refuse_foreign, refuse_overlaps
 from cpsl.app.settings import UsageError
 from cpsl.app.usage import list_next, program
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore
@@ -74,6 +74,8 @@ def evaluate(
     """
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
+    for store in stores:
+        refuse_foreign(store.folder, dataset.names)
     segmenter = Segmenter(model.eval(), dataset.label_space, config.views.full_size)
     predict = partial(segmenter.predict, scales=scales, flip=flip, allow_non_finite=True)
     confusion = ConfusionMatrix(len(names)).to(process.device)

@@ -1,8 +1,10 @@
 """Folders of results, which must not be those of data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
+
+from cpsl.data.pseudo_labels import is_own, path_of
 
 
 def refuse_overlaps(results: Mapping[str, Path | None], data: Mapping[str, Path]) -> None:
@@ -30,6 +32,18 @@ def refuse_overlaps(results: Mapping[str, Path | None], data: Mapping[str, Path]
                     f"{option} {folder} would put results among the data of {name}, {of_data}: "
                     "choose another folder"
                 )
+
+
+def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
+    """Raises ValueError if results of these names would replace files that are no results.
+
+    They may be labels of a data set that no setting names.
+    """
+    for path in (path_of(folder, name) for name in names) if folder.exists() else ():
+        if path.exists() and not is_own(path):
+            raise ValueError(
+                f"{path} exists and is no result of cpsl, which would replace it: choose a new folder"
+            )
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -3,6 +3,7 @@ from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from cpsl.app.evaluate import Arguments, evaluate, evaluating, evenly_spaced, pr
 from cpsl.app.settings import UsageError
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, LabelSpace, write_streets
+from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 from cpsl.training import Process
@@ -234,6 +236,21 @@ def test_predictions_are_not_written_among_data(tmp_path: Path, option: str, fol
     file.write_text(f'[target]\ndataset = "cityscapes"\nroot = "{data.as_posix()}"\n')
     with pytest.raises(ValueError, match=r"target\.root"):
         prepare(Arguments(arguments.weights, (str(file),), **{option: tmp_path / folder}))
+
+
+@pytest.mark.parametrize("kind", [HardLabelStore, ColorStore, LabelIdStore])
+def test_files_that_are_no_results_are_kept(streets: Path, tmp_path: Path, kind: Any) -> None:
+    config = settings(streets)
+    store = kind(tmp_path / "a") if kind is HardLabelStore else kind(tmp_path / "a", CITYSCAPES_19)
+    for _ in range(2):  # its own results are replaced
+        evaluate(Colors(19), config, PROCESS, [store])
+    chosen = max((tmp_path / "a").rglob("*.png"))
+    for content in (next((streets / "gtFine").rglob("*.png")).read_bytes(), b"no picture"):
+        chosen.write_bytes(content)
+        before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.png")}
+        with pytest.raises(ValueError, match=chosen.name):
+            evaluate(Colors(19), config, PROCESS, [store])
+        assert before == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.png")}
 
 
 @given(count=st.integers(1, 300), wanted=st.integers(1, 300))
