@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpsl._internal.affine import compose, inverse, positions
-from cpsl._internal.checking import check_shape
+from cpsl._internal.checking import check_exact, check_shape
 
 
 class View:
@@ -187,7 +187,7 @@ def warp(
         fill: Value where not valid; None is 0 for floating maps and 255 for labels.
 
     Raises:
-        ValueError: The shapes do not match.
+        ValueError: The shapes do not match, or (on the CPU) labels exceed 2**24: float32 changes them.
 
     Example:
         >>> image = View.whole((2, 4))
@@ -200,6 +200,8 @@ def warp(
     if maps.ndim != (3 if is_label else 4):
         got = f"{maps.dtype} of shape {tuple(maps.shape)}"
         raise ValueError(f"maps must be floating (B, C, h, w) or integer (B, h, w), got {got}")
+    if is_label:
+        check_exact("labels", maps)
     if not len(maps) == len(source) == len(target):
         raise ValueError(f"{len(maps)} maps need as many views, got {len(source)} and {len(target)}")
     if output_align_corners is None:

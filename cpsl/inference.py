@@ -1,7 +1,7 @@
 """A trained network with its classes and input size: one file, and one call to segment an image."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
 from cpsl._internal.files import read_tensors, write_atomically
+from cpsl._internal.plain_values import is_stored, plain
 from cpsl.authors.checkpoints import load_release_checkpoint
-from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace
+from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, check_names
 from cpsl.data.palette import distinct_palette
 from cpsl.data.pictures import read_image
 from cpsl.data.training import whole_image
@@ -34,6 +35,9 @@ VERSION = 2
 
 AUTHORS_SIZE = (1024, 2048)
 """Input size of the networks that the authors trained."""
+
+MAX_PIXELS = 2**28
+"""Most pixels of an input; larger images are not read from files either."""
 
 
 class Prediction(NamedTuple):
@@ -57,6 +61,12 @@ class Prediction(NamedTuple):
     def probabilities(self) -> Tensor:
         """Probabilities of the classes, (K, H, W) float32, which sum to 1 over the classes."""
         return self.scores.softmax(dim=0)
+
+    @property
+    def non_finite(self) -> Tensor:
+        """Number of pixels with NaN or infinite scores, whose class is arbitrary; a scalar."""
+        # The score of a class may be -inf, if its probability is 0.
+        return (~self.scores.amax(dim=0).isfinite()).sum()
 
     @property
     def confidence(self) -> Tensor:
@@ -151,6 +161,7 @@ class Segmenter:
         """
         path = Path(path)
         if classes is not None and not isinstance(classes, LabelSpace):
+            check_names(classes)
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
         saved = _load_release(path, classes) if path.suffix == ".pkl" else _load_model(path, classes, build)
         _check_parameters(path, saved.model)
@@ -173,11 +184,11 @@ class Segmenter:
             "version": VERSION,
             "model": state_dict_of(network),
             "network": None if spec is None else str(spec.name),
-            "arguments": {} if spec is None else _plain(dict(spec.arguments)),
+            "arguments": {} if spec is None else plain(dict(spec.arguments)),
             "classes": [str(name) for name in self.classes.names],
-            "palette": _plain(self.classes.palette),
-            "full_size": _plain(self.full_size),
-            "value_range": _plain(self.value_range),
+            "palette": plain(self.classes.palette),
+            "full_size": plain(self.full_size),
+            "value_range": plain(self.value_range),
         }
 
         def write(partial: Path) -> None:
@@ -194,6 +205,7 @@ class Segmenter:
         size: tuple[int, int] | torch.Size | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        allow_non_finite: bool = False,
     ) -> Prediction:
         """Segments one image.
 
@@ -205,12 +217,13 @@ class Segmenter:
             size: (H', W') of the result; None is the size of the image.
             scales: Input sizes as multiples of `full_size`; the probabilities of several are averaged.
             flip: Whether to average with the prediction for the mirrored image.
+            allow_non_finite: Whether scores may be NaN or infinite; see `Prediction.non_finite`.
 
         Raises:
             FileNotFoundError: There is no such file.
             TypeError: The image is not uint8.
-            ValueError: The shape is wrong, the file is damaged, a scale is not positive, the network is in
-                training mode, or `full_size` is unknown.
+            ValueError: The shape is wrong, the file is damaged, a scale or size is not positive or too large,
+                the network is in training mode, `full_size` is unknown, or scores are not finite.
         """
         if self.full_size is None:
             raise ValueError(
@@ -219,8 +232,9 @@ class Segmenter:
             )
         if self.model.training:
             raise ValueError("the network is in training mode; call model.eval() first")
-        if not scales or not all(scale > 0 for scale in scales):
-            raise ValueError(f"scales must be positive numbers, got {tuple(scales)}")
+        inputs = _input_sizes(self.full_size, scales)
+        if size is not None and (len(size) != 2 or not all(map(_is_extent, size))):
+            raise ValueError(f"size must be a height and a width in pixels, got {tuple(size)}")
         if isinstance(image, str | Path):
             image = read_image(Path(image), self.value_range)
         if not isinstance(image, Tensor):
@@ -231,14 +245,13 @@ class Segmenter:
         check_shape("an image", image, 3, "H", "W")
         if image.dtype != torch.uint8:
             raise TypeError(f"an image must be uint8, 0...255, got {image.dtype}")
-        size = size or image.shape[1:]
+        size = image.shape[1:] if size is None else size
         device = next(self.model.parameters()).device
         views = len(scales) * (1 + flip)
         total: Tensor | None = None
         confidence = torch.zeros((), device=device)
-        for scale in scales:
-            height, width = (max(round(scale * extent), 1) for extent in self.full_size)
-            whole = whole_image(image.cpu(), (height, width))[None].to(device).float() / 255
+        for input_size in inputs:
+            whole = whole_image(image.cpu(), input_size)[None].to(device).float() / 255
             # Convolutions are faster with the channels innermost, on CPUs and GPUs alike.
             whole = whole.contiguous(memory_format=torch.channels_last)
             for mirrored in (False, True) if flip else (False,):
@@ -252,7 +265,29 @@ class Segmenter:
                 scores = scores.flip(-1) if mirrored else scores
                 total = scores if total is None else total + scores
         assert total is not None
-        return Prediction((total if views == 1 else total.log())[0], confidence)
+        prediction = Prediction((total if views == 1 else total.log())[0], confidence)
+        if not allow_non_finite and (wrong := int(prediction.non_finite)):
+            raise ValueError(
+                f"the scores of {wrong} of {size[0] * size[1]} pixels are not finite: predict in float32, "
+                "without torch.autocast; if it was float32, the network is damaged or its training diverged"
+            )
+        return prediction
+
+
+def _input_sizes(full_size: tuple[int, int], scales: Sequence[float]) -> list[tuple[int, int]]:
+    """Returns the sizes of an image for the network; raises ValueError if one is empty or too large."""
+    sizes = []
+    for scale in scales:
+        height, width = (scale * extent if 0 < scale < math.inf else 0 for extent in full_size)
+        if not (min(height, width) > 0.5 and height * width <= MAX_PIXELS):
+            raise ValueError(
+                f"scales must be positive numbers that give 1 to {MAX_PIXELS} pixels, got {scale} of "
+                f"{full_size[0]}x{full_size[1]}"
+            )
+        sizes.append((round(height), round(width)))
+    if not sizes:
+        raise ValueError("scales must be one or more positive numbers, got none")
+    return sizes
 
 
 def _pair(stored: Any) -> tuple[Any, Any] | None:
@@ -345,37 +380,6 @@ def _verify(path: Path, network: SegmentationNetwork, content: dict[str, Any]) -
     if spec is not None and is_named(spec.name):
         check_rebuilds(network)
     stored = read_tensors(path)
-    different = [key for key in content if not _same(content[key], stored.get(key))]
+    different = [key for key in content if not is_stored(content[key], stored.get(key))]
     if different:
         raise ValueError(f"the file does not hold what was written, for example as {different[0]}")
-
-
-def _same(value: Any, stored: Any) -> bool:
-    if isinstance(value, Tensor):
-        return isinstance(stored, Tensor) and torch.equal(value.cpu(), stored)
-    if isinstance(value, Mapping):
-        return isinstance(stored, Mapping) and all(_same(value[key], stored.get(key)) for key in value)
-    if isinstance(value, list | tuple):
-        same_length = isinstance(stored, list | tuple) and len(stored) == len(value)
-        return same_length and all(map(_same, value, stored))
-    return bool(value == stored)
-
-
-def _plain(value: Any) -> Any:
-    """Converts a value to plain Python types, which a file can store without code."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)  # a subclass, such as an enumeration, is code
-    raise ValueError(
-        f"the network cannot be saved: its arguments contain a {type(value).__name__}, not a plain value"
-    )

@@ -55,9 +55,14 @@ class ConfusionMatrix(nn.Module):
             target: Integer class indices of the same shape.
 
         Raises:
+            TypeError: They are not integers.
             ValueError: The shapes differ, or (on the CPU) a target is neither a class nor ignored, or a
                 prediction at a valid target is not a class.
         """
+        for name, labels in (("prediction", prediction), ("target", target)):
+            if labels.is_floating_point() or labels.is_complex():
+                advice = "; apply argmax(dim=1) to logits" if name == "prediction" else ""
+                raise TypeError(f"{name} must be integer class indices, got {labels.dtype}{advice}")
         check_shape("target", target, *prediction.shape)
         prediction, target = prediction.flatten().long(), target.flatten().long()
         ignored = target == self.ignore_index

@@ -265,7 +265,7 @@ def panel(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
         gap: Gap between pictures in pixels.
 
     Raises:
-        ValueError: The sizes differ.
+        ValueError: The sizes differ, or the number of columns or the gap is too small.
 
     Example:
         >>> before, after = torch.zeros(2, 3, 40, 80, dtype=torch.uint8)
@@ -274,6 +274,8 @@ def panel(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
     """
     if len({image.shape for image in images}) != 1:
         raise ValueError("the pictures of a panel must have one size")
+    if columns < 1 or gap < 0:
+        raise ValueError(f"columns must be 1 or more and gap 0 or more, got {columns} and {gap}")
     padded = [F.pad(image, (0, gap, 0, gap), value=255) for image in images]
     blank = torch.full_like(padded[0], 255)
     padded += [blank] * (-len(padded) % columns)

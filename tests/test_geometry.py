@@ -334,6 +334,16 @@ def test_horizontal_translation_differs_from_the_authors_code(golden) -> None:
     assert (translated(40 * 160 / 96) == authors).float().mean() >= 0.99
 
 
+@given(value=st.integers(-(2**31), 2**31 - 1), dtype=st.sampled_from([torch.int32, torch.int64]))
+def test_labels_are_warped_exactly_or_refused(value: int, dtype: torch.dtype) -> None:
+    whole, labels = View.whole((4, 4)), torch.full((1, 4, 4), value, dtype=dtype)
+    if abs(value) <= 2**24:
+        assert torch.equal(warp(labels, whole, whole).values, labels)
+        return
+    with pytest.raises(ValueError, match=f"labels.*{value}"):
+        warp(labels, whole, whole)
+
+
 def test_warp_compiles_to_one_graph() -> None:
     generator = torch.Generator().manual_seed(0)
     source = random_view(generator)

@@ -21,8 +21,9 @@ from cpsl import Segmenter
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, LabelSpace, whole_image
 from cpsl.data.pictures import read_image
+from cpsl.inference import Prediction
 from cpsl.models import DeepLabV2, NetworkSpec, check_network
-from small_networks import Colors, Patches, build_patches
+from small_networks import Colors, Overflowing, Patches, build_patches
 
 ROAD_SKY = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
 # The entries of files of version 0.
@@ -323,6 +324,11 @@ def test_views_are_averaged() -> None:
         (torch.zeros(8, 8, dtype=torch.uint8), {}, ValueError, r"\(3, H, W\), got shape \(8"),
         (picture(), {"scales": (1, 0)}, ValueError, "scales"),
         (picture(), {"scales": ()}, ValueError, "scales"),
+        *(
+            (picture(), {"scales": (1, scale)}, ValueError, rf"scales.* {re.escape(str(scale))} of 32x64")
+            for scale in (np.inf, np.nan, -1.0, 1e308, 1e5, 1e-9, 0.01)
+        ),
+        *((picture(), {"size": size}, ValueError, "size") for size in ((0, 5), (5, -1), (5,), (5, 5.5), ())),
         ("nowhere.png", {}, FileNotFoundError, "nowhere.png"),
     ],
 )
@@ -332,6 +338,27 @@ def test_wrong_input_is_refused(
     segmenter = Segmenter(network().eval(), ROAD_SKY, (32, 64))
     with pytest.raises(error, match=message):
         segmenter.predict(image, **options)
+
+
+@given(st.integers(0, 64), st.booleans(), st.sampled_from([(1.0,), (0.5, 1.0)]))
+def test_scores_that_are_not_finite_are_refused(gray: int, flip: bool, scales: tuple[float, ...]) -> None:
+    segmenter = Segmenter(Overflowing(2).eval(), ROAD_SKY, (32, 64))
+    image = torch.full((3, 32, 64), 127, dtype=torch.uint8)
+    image[:, :, gray:] = 255
+    prediction = segmenter.predict(image, scales=scales, flip=flip, allow_non_finite=True)
+    wrong = int(prediction.non_finite)
+    assert wrong == int(prediction.scores.isnan().any(0).logical_or(prediction.scores[0].isinf()).sum())
+    assert bool(wrong) == (gray < 64)
+    if not wrong:
+        segmenter.predict(image, scales=scales, flip=flip)
+        return
+    with pytest.raises(ValueError, match=f"{wrong} of 2048 .*float32"):
+        segmenter.predict(image, scales=scales, flip=flip)
+
+
+def test_a_class_of_probability_zero_is_finite() -> None:
+    prediction = Prediction(torch.tensor([[[0.0, -torch.inf]], [[-torch.inf, -torch.inf]]]), torch.ones(()))
+    assert prediction.non_finite == 1
 
 
 def test_a_network_in_training_mode_does_not_predict() -> None:

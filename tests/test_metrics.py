@@ -64,6 +64,15 @@ def test_invalid_labels_are_named(prediction, target, message: str) -> None:
         ConfusionMatrix(2).update(torch.tensor(prediction), torch.tensor(target))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64])
+def test_labels_must_be_integers(dtype: torch.dtype) -> None:
+    labels = torch.tensor([[0, 1]])
+    with pytest.raises(TypeError, match=f"prediction.*{dtype}"):
+        ConfusionMatrix(2).update(labels[:, None].to(dtype), labels)
+    with pytest.raises(TypeError, match=f"target.*{dtype}"):
+        ConfusionMatrix(2).update(labels, labels.to(dtype))
+
+
 def test_update_does_not_change_its_inputs() -> None:
     for dtype in (torch.uint8, torch.int64):
         prediction, target = (

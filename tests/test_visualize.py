@@ -47,6 +47,9 @@ def test_a_panel_contains_all_pictures() -> None:
     assert shown[0, 6, 8] == 255
     with pytest.raises(ValueError, match="one size"):
         panel([pictures[0], torch.zeros(3, 2, 2, dtype=torch.uint8)], 2)
+    for columns, gap in ((0, 4), (-1, 4), (2, -1)):
+        with pytest.raises(ValueError, match=rf"columns.* gap.*{columns} and {gap}"):
+            panel(pictures, columns, gap)
 
 
 def test_a_title_is_added_above_the_unchanged_picture() -> None:

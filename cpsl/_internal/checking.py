@@ -55,6 +55,16 @@ def check_finite(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} must be finite")
 
 
+def check_exact(name: str, labels: Tensor) -> None:
+    """Raises ValueError if whole numbers change in float32, which holds them up to 2**24."""
+    if labels.device.type != "cpu" or type(labels) is not Tensor or torch.compiler.is_compiling():
+        return
+    if labels.dtype in (torch.int32, torch.int64) and labels.numel():
+        low, high = labels.aminmax()
+        if low < -(2**24) or high > 2**24:
+            raise ValueError(f"{name} must lie in -2**24...2**24, got {int(low)} to {int(high)}")
+
+
 def check_probabilities(values: Tensor) -> None:
     """Raises ValueError if values, such as logits, cannot be probabilities; NaN is accepted."""
     check_shares("soft labels", values, "; they are probabilities: apply softmax(dim=1) to logits")

@@ -102,13 +102,13 @@ def load_safely(path: Path, device: torch.device | str = "cpu", *, checksums: bo
     except PermissionError:
         raise PermissionError(f"{path} cannot be read: you have no permission to read it") from None
     except Exception as error:  # torch raises errors of many types
-        if _is_passing(error):
+        if is_passing(error):
             error.add_note(f"This happened while reading {path}.")
             raise
         raise ValueError(f"{path} cannot be read: {_reason(path, error)}") from error
 
 
-def _is_passing(error: Exception) -> bool:
+def is_passing(error: Exception) -> bool:
     """Returns whether an error tells nothing about the file: memory is full, or a disk failed."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

@@ -1,6 +1,7 @@
 """Label space, data sets and endless training batches, built from the settings."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -43,6 +44,16 @@ def domains(config: Config) -> dict[str, Domain]:
     if config.evaluation.given:
         named["evaluation"] = config.evaluation
     return named
+
+
+def data_folders(config: Config) -> dict[str, Path]:
+    """Returns the folders of all domains by their setting, such as "target.images"."""
+    named = {
+        f"{name}.{option}": getattr(domain, option)
+        for name, domain in domains(config).items()
+        for option in ("root", "images", "labels")
+    }
+    return {name: folder for name, folder in named.items() if folder is not None}
 
 
 def open_dataset(config: Config, domain: Domain) -> data.SegmentationDataset:

@@ -20,23 +20,23 @@ from cpsl._internal.distributed import all_reduce_sum
 from cpsl._internal.terminal import fit
 from cpsl.app.command_line import parse_arguments, read_layers
 from cpsl.app.config import METHODS, Config
-from cpsl.app.datasets import FOLDER_SETTINGS, evaluation_dataset, label_space, open_dataset, share_of_rank
+from cpsl.app.datasets import FOLDER_SETTINGS, data_folders, evaluation_dataset, label_space, share_of_rank
 from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors, mentions
 from cpsl.app.networks import builder_option, custom_builder, for_inference
 from cpsl.app.ranges import Positive
 from cpsl.app.reporting.content import SHORT_SCORES, title_of
+from cpsl.app.result_folders import refuse_foreign, refuse_overlaps
 from cpsl.app.settings import UsageError
 from cpsl.app.usage import list_next, program
-from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore, SegmentationDataset
+from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore
 from cpsl.data.predictions import ColorStore, LabelIdStore
-from cpsl.data.sample import read_label
 from cpsl.data.views import render_label
 from cpsl.geometry import View
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import SegmentationNetwork
 from cpsl.scores import Scores
-from cpsl.training import Precision, Process, autocast, start_process
+from cpsl.training import Precision, Process, autocast, logger, start_process
 from cpsl.training.log import text_table
 
 SCORED = 100
@@ -47,9 +47,6 @@ MIRRORED = 5
 
 SCORED_PIXELS = 8192
 """Pixels per image, about, that are scored, on a regular grid."""
-
-SOURCE_LABELS = 100
-"""Most source labels, evenly spaced, whose pixels are counted."""
 
 
 @torch.inference_mode()
@@ -72,16 +69,19 @@ def evaluate(
         predicted. `miou_13` for the 16 classes of SYNTHIA. Of the predictions, `class_frequency` and mean
         `confidence` in 0...1, and `changed`, the share of pixels that differ from those of the stage before.
         `scores` are those of `cpsl.scores`, which need no labels; `mirrored` images were predicted twice for
-        them.
+        them. `non_finite` is the number of pixels whose scores are NaN or infinite, which count as the first
+        class.
     """
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
+    for store in stores:
+        refuse_foreign(store.folder, dataset.names)
     segmenter = Segmenter(model.eval(), dataset.label_space, config.views.full_size)
-    predict = partial(segmenter.predict, scales=scales, flip=flip)
+    predict = partial(segmenter.predict, scales=scales, flip=flip, allow_non_finite=True)
     confusion = ConfusionMatrix(len(names)).to(process.device)
     counts = torch.zeros(len(names), dtype=torch.int64, device=process.device)
-    # Of confidence, images, changed shares, and images with a prediction of the stage before.
-    sums = torch.zeros(4, dtype=torch.float64, device=process.device)
+    # Of confidence, images, changed shares, images with a prediction of the stage before, non-finite pixels.
+    sums = torch.zeros(5, dtype=torch.float64, device=process.device)
     scores = LabelFreeScores(len(names), source, ["flip"]).to(process.device)
     scored = evenly_spaced(len(dataset), SCORED)
     wanted = 0 if flip else math.ceil(len(dataset) / MIRRORED)  # a mean with the mirror image is symmetric
@@ -103,6 +103,7 @@ def evaluate(
         counts += class_counts(prediction, len(names))
         sums[0] += predicted.grid_confidence
         sums[1] += 1
+        sums[4] += predicted.non_finite
         if before is not None and sample.name in before:
             earlier = before.read(sample.name).to(process.device)
             if earlier.shape != prediction.shape:
@@ -124,7 +125,14 @@ def evaluate(
         "changed": float(sums[2] / sums[3]) if sums[3] > 0 else None,
         "scores": _as_numbers(scores.compute()),
         "mirrored": len(mirrored),
+        "non_finite": int(sums[4]),
     }
+    if metrics["non_finite"] and process.is_main:
+        advice = "" if config.precision == "float32" else ": evaluate with --precision float32"
+        logger.warning(
+            f"Warning: the scores of {metrics['non_finite']} of {int(counts.sum())} pixels are not finite, "
+            f"and count as {names[0]}{advice}"
+        )
     if names == CITYSCAPES_16.names:
         of_13 = [names.index(name) for name in CITYSCAPES_13.names]
         metrics["miou_13"] = _percent(float(confusion.iou[of_13].nanmean()))
@@ -176,29 +184,6 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
         ([0, 2, 5, 7], [0, 1])
     """
     return [i * count // wanted for i in range(wanted)] if wanted < count else list(range(count))
-
-
-def source_distribution(config: Config) -> Tensor | None:
-    """Returns the class frequencies (K,) of the labels of all sources, at most 100 of each; None without."""
-    counts = [_label_counts(open_dataset(config, source)) for source in config.sources]
-    total = torch.stack(counts).sum(dim=0)
-    return total / total.sum() if total.any() else None
-
-
-def class_frequencies(dataset: SegmentationDataset) -> list[float]:
-    """Returns the shares of the classes in at most 100 labels of a data set; zeros without labels."""
-    counts = _label_counts(dataset)
-    frequencies: list[float] = (counts / counts.sum().clamp_min(1)).tolist()
-    return frequencies
-
-
-def _label_counts(dataset: SegmentationDataset) -> Tensor:
-    counts = torch.zeros(len(dataset.label_space), dtype=torch.int64)
-    for index in evenly_spaced(len(dataset), SOURCE_LABELS):
-        label = read_label(dataset, index)
-        if label is not None:
-            counts += class_counts(label, len(counts))
-    return counts
 
 
 def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) -> str:
@@ -325,14 +310,14 @@ def prepare(arguments: Arguments) -> tuple[Config, Segmenter]:
     if arguments.network:
         builder_option(arguments.network)
         config = replace(config, model=replace(config.model, network=arguments.network))
-    folders = arguments.images or arguments.labels
-    if not (folders or config.evaluation.given or config.target.given):
+    if arguments.labels and not arguments.images:
+        raise UsageError(f"--labels {arguments.labels} needs --images, the folder of the images")
+    if not (arguments.images or config.evaluation.given or config.target.given):
         raise UsageError("cpsl evaluate needs --config FILE, or --images and, for the IoU, --labels")
-    names = label_space(config).names if "classes" in given else None
-    segmenter = Segmenter.load(arguments.weights, names, build=custom_builder(config.model.network))
-    if "classes" not in given:
-        classes = segmenter.classes
-        config = replace(config, classes=classes.names, palette=config.palette or classes.palette)
+    wanted = label_space(config) if "classes" in given else None
+    segmenter = Segmenter.load(arguments.weights, wanted, build=custom_builder(config.model.network))
+    classes = segmenter.classes
+    config = replace(config, classes=classes.names, palette=config.palette or classes.palette)
     if "views.full_size" not in given:
         if segmenter.full_size is None:
             raise ValueError(
@@ -340,25 +325,37 @@ def prepare(arguments: Arguments) -> tuple[Config, Segmenter]:
                 "add --config, the run's config.toml, or a file that sets views.full_size"
             )
         config = replace(config, views=replace(config.views, full_size=segmenter.full_size))
-    if config.target.dataset == "folder" and config.target.value_range is None:
-        config = replace(config, target=replace(config.target, value_range=segmenter.value_range))
-    if folders:
-        config = replace(config, evaluation=_folders(arguments, config))
+    config = replace(config, target=_with_range(config.target, segmenter))
+    if arguments.images or arguments.ids or config.evaluation.given:
+        domain = _with_range(_evaluation(arguments, config), segmenter)
+        config = replace(config, evaluation=domain)
+    written = {"--predictions": arguments.predictions, "--label-ids": arguments.label_ids}
+    refuse_overlaps(written | {"--colors": arguments.colors}, data_folders(config))
     return config, segmenter
 
 
-def _folders(arguments: Arguments, config: Config) -> Domain:
-    """Returns the domain of the folders, with the settings of the files except for `ids` that are given.
+def _with_range(domain: Domain, segmenter: Segmenter) -> Domain:
+    """Returns the domain with the model's `value_range`, unless it has its own or is no folder of images."""
+    unset = domain.dataset == "folder" and domain.value_range is None
+    return replace(domain, value_range=segmenter.value_range) if unset else domain
 
-    Those of an evaluation without images of its own change those of the target.
+
+def _evaluation(arguments: Arguments, config: Config) -> Domain:
+    """Returns the domain of the images, with the settings of the files except for `ids` that are given.
+
+    Settings of an evaluation without images of its own change those of the target.
     """
-    of_run = config.evaluation if config.evaluation.given else config.target
-    settings = {name: getattr(of_run, name) for name in FOLDER_SETTINGS}
-    evaluation = {name: getattr(config.evaluation, name) for name in FOLDER_SETTINGS}
-    settings |= {name: value for name, value in evaluation.items() if value != getattr(Domain(), name)}
-    if arguments.ids:
-        settings |= {"ids": arguments.ids, "first_id": 0}
-    return Domain(images=arguments.images, labels=arguments.labels, **settings)
+    domain = config.evaluation if config.evaluation.given else config.target
+    if arguments.images:
+        settings = {name: getattr(domain, name) for name in FOLDER_SETTINGS}
+        evaluation = {name: getattr(config.evaluation, name) for name in FOLDER_SETTINGS}
+        settings |= {name: value for name, value in evaluation.items() if value != getattr(Domain(), name)}
+        domain = Domain(images=arguments.images, labels=arguments.labels, **settings)
+    if not arguments.ids:
+        return domain
+    if domain.dataset == "folder" and domain.labels is None:
+        raise UsageError("--ids gives classes to the values of labels: add --labels")
+    return replace(domain, ids=arguments.ids, first_id=0)
 
 
 def main(arguments: list[str]) -> None:

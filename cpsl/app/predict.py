@@ -6,42 +6,32 @@ An interrupted run resumes with the same command. In the output, `prediction.jso
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import join, quote
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from cpsl import Segmenter
-from cpsl._internal.files import write_atomically
+from cpsl._internal.files import is_passing
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.networks import builder_option
+from cpsl.app.prediction_files import FRAME, Inputs, Kind, Output, UnreadableError, frame_key
 from cpsl.app.ranges import Positive, Size, ValueRange
 from cpsl.app.usage import list_next, program, require_one_process
 from cpsl.app.video import SUFFIXES as VIDEOS
-from cpsl.app.video import frame_rate, read_frames, write_video
-from cpsl.data import HardLabelStore
+from cpsl.app.video import read_frames
 from cpsl.data.appearance import Appearance, appearance_of, value_range_of
 from cpsl.data.files import describe_skipped, find_files
-from cpsl.data.formats import naming
 from cpsl.data.names import IMAGE_SUFFIXES
-from cpsl.data.pictures import Range, read_image, read_picture
-from cpsl.data.predictions import ColorStore
-from cpsl.data.pseudo_labels import path_of, save_png
+from cpsl.data.pictures import Range, read_picture
 from cpsl.inference import Prediction
 from cpsl.training import Precision, Process, autocast, progress, start_process
 from cpsl.training.checkpoints import write_text
-from cpsl.visualize import overlay
-
-Kind = Literal["labels", "colors", "overlay", "confidence"]
-_FRAME = re.compile(r"\d{6,}")  # the number of a frame
 
 
 @dataclass(frozen=True)
@@ -74,22 +64,20 @@ class Arguments:
     """Show the traceback of errors."""
 
 
-class UnreadableError(Exception):
-    """A file of the input is damaged, or needs a package that is not installed."""
-
-
 def predict_all(arguments: Arguments, process: Process) -> list[str]:
     """Segments all images and frames that have no result yet; returns messages about unreadable files.
 
     Raises:
         FileNotFoundError: There is no such input, or nothing in it.
-        ValueError: Inputs would share a result, the output is inside of the input, or it has other results.
+        ValueError: Inputs would share a result, the output is inside of the input, or it has other results;
+            or the scores of an image are not finite.
     """
     build = builder_option(arguments.network)
-    found, skipped = {arguments.input.stem: arguments.input}, dict[Path, str]()
+    is_video = arguments.input.suffix.lower() in VIDEOS
+    found, skipped = {arguments.input.stem + "/" * is_video: arguments.input}, dict[Path, str]()
     if arguments.input.is_dir():
         suffixes = IMAGE_SUFFIXES + VIDEOS
-        found = find_files(arguments.input, suffixes, "images or videos", skipped=skipped)
+        found = find_files(arguments.input, suffixes, "images or videos", containers=VIDEOS, skipped=skipped)
     elif not arguments.input.exists():
         raise FileNotFoundError(f"there is no image, video or folder {arguments.input}")
     if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
@@ -104,26 +92,30 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         device=process.device,
         build=build,
     )
-    output = Output(arguments, segmenter)
-    _describe(arguments, segmenter, output.has_results())
+    output = Output(arguments.output, arguments.write, segmenter)
+    output.refuse_foreign()
+    _describe(arguments, segmenter, output)
     inputs = Inputs(arguments.output)
     counts = Counter[str]()
-    unreadable, looks = list[str](), list[Appearance | None]()
+    unreadable, doubts, looks = list[str](), list[str](), list[Appearance | None]()
     for name, path in progress(found.items(), "images", process, total=len(found)):
-        is_video, frames, predicted = _is_video(path), 0, False
+        is_video, frames, predicted = name.endswith("/"), 0, False
         try:
             if not inputs.unchanged(name, path):
-                counts["changed"] += output.remove(name, is_video)
+                counts["changed"] += output.remove(name)
                 inputs.record(name, path)
             if not is_video and name in output:
                 counts["kept"] += 1
                 continue
-            pictures = _pictures(name, path, segmenter.value_range, looks)
+            pictures = _pictures(name, path, segmenter.value_range, looks, doubts)
             for key, image in progress(pictures, path.name, process) if is_video else pictures:
                 frames += 1
                 if key not in output:
                     with autocast(process.device, arguments.precision):
-                        prediction = segmenter.predict(image, scales=arguments.scales, flip=arguments.flip)
+                        prediction = segmenter.predict(
+                            image, scales=arguments.scales, flip=arguments.flip, allow_non_finite=True
+                        )
+                    _refuse_non_finite(path, prediction, arguments.precision)
                     output.write(key, image, prediction)
                     predicted = True
         except UnreadableError as error:
@@ -136,12 +128,24 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         print(_summary(counts, len(unreadable), inputs.gone(found)))
         if skipped:
             print(f"not read: {describe_skipped(skipped)}")
+        for doubt in doubts:
+            print(f"Warning: {doubt}")
         if proposed := value_range_of(looks, segmenter.value_range):
             print(
                 f"Warning: {len(looks)} images have gray values of more than 8 bits that fill only a part of "
                 f"the range they were read with, or exceed it: try --value-range {proposed[0]} {proposed[1]}"
             )
     return unreadable
+
+
+def _refuse_non_finite(path: Path, prediction: Prediction, precision: Precision) -> None:
+    """Raises ValueError if there are pixels without finite scores, and so without a class."""
+    if wrong := int(prediction.non_finite):
+        advice = "the model is damaged, or its training diverged: use another one with --weights"
+        if precision != "float32":
+            advice = "use --precision float32, and another --output if there are results already"
+        pixels = prediction.scores[0].numel()
+        raise ValueError(f"{path}: the scores of {wrong} of {pixels} pixels are not finite; {advice}")
 
 
 def _summary(counts: Counter[str], unreadable: int, gone: list[str]) -> str:
@@ -161,139 +165,38 @@ def _summary(counts: Counter[str], unreadable: int, gone: list[str]) -> str:
 def _check_frames(found: Mapping[str, Path]) -> None:
     """Raises ValueError if a frame of a video would share its result with an image."""
     for name, path in found.items():
-        folder, _, number = name.rpartition("/")
-        video = found.get(folder)
-        if video is not None and _is_video(video) and not _is_video(path) and _FRAME.fullmatch(number):
+        folder, slash, number = name.rpartition("/")
+        video = found.get(folder + slash)
+        if video is not None and FRAME.fullmatch(number):
             raise ValueError(
                 f"{path} and the frames of {video} would share the results {folder}/000000, ...: "
                 "rename one of them, or predict them into different folders"
             )
 
 
-class Inputs:
-    """Sizes and modification times of the files that were predicted, in `inputs.jsonl` of the output."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "inputs.jsonl"
-        self._known: dict[str, list[int]] = {}
-        for line in self._path.read_text("utf-8", "replace").splitlines() if self._path.exists() else ():
-            try:
-                name, *status = json.loads(line)
-                self._known[name] = status
-            except (ValueError, TypeError):  # the last line of a killed process
-                continue
-
-    def unchanged(self, name: str, path: Path) -> bool:
-        """Returns whether a file is the one that was recorded."""
-        return self._known.get(name) == _status(path)
-
-    def record(self, name: str, path: Path) -> None:
-        """Records a file, before its results are written."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps([name, *_status(path)])}")
-
-    def gone(self, found: Collection[str]) -> list[str]:
-        """Returns the recorded names that are not among those found."""
-        return sorted(self._known.keys() - found)
-
-
-def _status(path: Path) -> list[int]:
-    try:
-        with naming(path):
-            status = path.stat()
-    except (OSError, ValueError) as error:  # such as a broken link
-        raise UnreadableError(str(error)) from error
-    return [status.st_size, status.st_mtime_ns]
-
-
-class Output:
-    """The folder of the results, with a folder for each kind; created with the first result."""
-
-    def __init__(self, arguments: Arguments, segmenter: Segmenter) -> None:
-        self._folder, self._kinds = arguments.output, arguments.write
-        self._palette = segmenter.classes.palette
-        self._labels = HardLabelStore(self._folder / "labels", self._palette)
-        self._colors = ColorStore(self._folder / "colors", segmenter.classes)
-
-    def __contains__(self, name: str) -> bool:
-        return all(self.path(kind, name).exists() for kind in self._kinds)
-
-    def has_results(self) -> bool:
-        """Returns whether the folder has files of any kind of result."""
-        folders = [self._folder / kind for kind in get_args(Kind)]
-        return any(path.is_file() for folder in folders for path in folder.rglob("*"))
-
-    def path(self, kind: Kind, name: str) -> Path:
-        """Returns the file of one kind of result."""
-        path = path_of(self._folder / kind, name)
-        return path.with_suffix(".jpg") if kind == "overlay" else path
-
-    def write(self, name: str, image: Tensor, prediction: Prediction) -> None:
-        """Writes the results of an image, each file atomically."""
-        labels = prediction.labels.cpu()
-        if "labels" in self._kinds:
-            self._labels.write(name, labels)
-        if "colors" in self._kinds:
-            self._colors.write(name, labels)
-        if "confidence" in self._kinds:
-            gray = (255 * prediction.confidence).round().to(torch.uint8).cpu()
-            save_png(self.path("confidence", name), Image.fromarray(gray.numpy()))
-        if "overlay" in self._kinds:
-            mixed = overlay(image, labels, self._palette).permute(1, 2, 0).contiguous()
-            picture, path = Image.fromarray(mixed.numpy()), self.path("overlay", name)
-            write_atomically(path, lambda partial: picture.save(partial, "JPEG", quality=92))
-
-    def remove(self, name: str, is_video: bool) -> bool:
-        """Deletes the results of an image or video, of all kinds; returns whether there were any."""
-        paths = [self.path(kind, name) for kind in get_args(Kind)]
-        if is_video:
-            folders = [self._folder / kind / name for kind in get_args(Kind)]
-            frames = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-            paths = [path for path in frames if _FRAME.fullmatch(path.stem)]
-            paths.append(self._folder / "overlay" / f"{name}.mp4")
-        found = [path for path in paths if path.exists()]
-        for path in found:
-            path.unlink()
-        return bool(found)
-
-    def join(self, name: str, frames: int, video: Path) -> None:
-        """Writes the overlays of a video's frames as a video, unless it exists."""
-        path = self._folder / "overlay" / f"{name}.mp4"
-        pictures = (read_image(self.path("overlay", _frame(name, i))) for i in range(frames))
-        if not path.exists():
-            rate = frame_rate(video)
-            write_atomically(path, lambda partial: write_video(partial, pictures, rate))
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS
-
-
 def _pictures(
-    name: str, path: Path, value_range: Range | None, looks: list[Appearance | None]
+    name: str, path: Path, value_range: Range | None, looks: list[Appearance | None], doubts: list[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the image of a file, or the frames of a video, each with its key.
 
-    `looks` takes the appearance of images of more than 8 bits.
+    `looks` takes the appearance of images of more than 8 bits, `doubts` messages about videos.
     """
     try:
-        if _is_video(path):
-            for index, frame in enumerate(read_frames(path)):
-                yield _frame(name, index), frame
+        if name.endswith("/"):
+            for index, frame in enumerate(read_frames(path, doubts)):
+                yield frame_key(name, index), frame
         else:
             picture = read_picture(path, value_range)
             if picture.values is not None:
                 looks.append(appearance_of(picture))
             yield name, picture.pixels
     except (OSError, ValueError, RuntimeError) as error:
+        if is_passing(error):
+            raise
         raise UnreadableError(str(error)) from error
 
 
-def _frame(name: str, index: int) -> str:
-    return f"{name}/{index:06d}"
-
-
-def _describe(arguments: Arguments, segmenter: Segmenter, has_results: bool) -> None:
+def _describe(arguments: Arguments, segmenter: Segmenter, output: Output) -> None:
     """Writes `prediction.json`; raises ValueError if the output has results of another model or options."""
     with arguments.weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -310,11 +213,11 @@ def _describe(arguments: Arguments, segmenter: Segmenter, has_results: bool) -> 
         "precision": arguments.precision,
     }
     text = json.dumps(description, indent=1)
-    path, now = arguments.output / "prediction.json", json.loads(text)
+    path, now = output.description, json.loads(text)
     before = _read_description(path) if path.exists() else now
     title = "results of another model or other options"
     changed = describe_changes(path, title, before, now, free=("weights",))
-    if has_results and changed:
+    if changed and output.has_results():
         raise ValueError(changed)
     write_text(path, text)
 

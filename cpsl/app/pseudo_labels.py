@@ -80,7 +80,9 @@ def label_target(
     index = {name: number for number, name in enumerate(dataset.names)}
     for name in share_of_rank(missing, process, f"labels for {store.folder.parent.name}"):
         with autocast(process.device, config.precision):
-            scored = segmenter.predict(dataset.image(index[name]), size=size, flip=True)
+            image = dataset.image(index[name])
+            # Pixels that are not finite exceed no threshold.
+            scored = segmenter.predict(image, size=size, flip=True, allow_non_finite=True)
         confidence, label = scored.probabilities.max(dim=0)
         label = label.masked_fill(~(confidence > threshold), 255)
         store.write(name, label.to(torch.uint8))

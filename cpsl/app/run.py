@@ -14,11 +14,12 @@ import torch
 from cpsl._internal.durations import describe_duration
 from cpsl._internal.files import check_sums
 from cpsl._internal.randomness import derive_seed
+from cpsl.app.class_shares import source_distribution
 from cpsl.app.config import METHODS, STAGES, Config
 from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
-from cpsl.app.evaluate import evaluate, read_metrics, source_distribution
+from cpsl.app.evaluate import evaluate, read_metrics
 from cpsl.app.networks import build_model, load_model, save_model
 from cpsl.app.run_record import record_session
 from cpsl.app.selection import describe_collapses, earlier_metrics, summarize

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from cpsl import find_collapses
+from cpsl.app.class_shares import source_distribution
 from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import label_space
-from cpsl.app.evaluate import evaluate, evaluating, read_metrics, source_distribution
+from cpsl.app.evaluate import evaluate, evaluating, read_metrics
 from cpsl.app.networks import save_model
 from cpsl.app.reporting.content import SCORES
 from cpsl.models import SegmentationNetwork

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from cpsl.app.class_shares import source_distribution
 from cpsl.app.clusterings import online_clustering, self_label_clustering
 from cpsl.app.config import PREVIOUS, Authors, Config, Online, SelfLabel, WarmUp
 from cpsl.app.curves import TITLES
 from cpsl.app.datasets import label_space, micro_batches, source_batches, target_batches
-from cpsl.app.evaluate import source_distribution
 from cpsl.app.networks import build_model, build_optimizer, compile_networks, save_model
 from cpsl.app.pseudo_labels import label_target, read_start
 from cpsl.app.selection import CheckpointSelection

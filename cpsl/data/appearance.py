@@ -26,7 +26,7 @@ class Appearance(NamedTuple):
     """What an image shows about how it should be read.
 
     Attributes:
-        bits: Bits per channel in the file: 8, 12, 16 or 32.
+        bits: Bits per channel in the file: 8 to 16, or 32.
         gray: Whether it is gray, of more than 8 bits.
         low: Smallest value without outliers, as stored for gray pictures, else of the pixels read.
         high: Largest value without outliers.

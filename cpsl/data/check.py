@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cpsl._internal.files import is_passing
 from cpsl.alignment import class_counts
 from cpsl.data.appearance import Appearance, appearance_of, appearance_of_numbers
 from cpsl.data.completeness import find_cut_end
@@ -210,6 +211,8 @@ def _read(dataset: SegmentationDataset, index: int) -> _Record:
             return _Record(size, False, None, [], appearance_of(picture))
         of_classes = class_counts(label, len(dataset.label_space)).numpy()
     except (OSError, ValueError) as error:
+        if is_passing(error):
+            raise
         return _diagnose(dataset, index, error)
     counts = np.append(of_classes, label.numel() - of_classes.sum())
     return _Record(size, True, counts, [], appearance_of(picture))
@@ -231,6 +234,8 @@ def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Re
         if flaw := _flaw(dataset, index, picture):
             findings.append(pair.problem("image", ValueError(flaw)))
     except (OSError, ValueError) as of_image:
+        if is_passing(of_image):
+            raise
         findings.append(pair.problem("image", of_image))
         if isinstance(of_image.__cause__, UnscaledError):
             appearance = appearance_of_numbers(of_image.__cause__.values)
@@ -238,6 +243,8 @@ def _diagnose(dataset: SegmentationDataset, index: int, error: Exception) -> _Re
         label = stored_label(dataset, index)
         labeled = label is not None
     except (OSError, ValueError) as of_label:
+        if is_passing(of_label):
+            raise
         labeled = True
         findings.append(pair.problem("label", of_label))
     if not findings and size is not None and label is not None and size != label.shape:

@@ -20,6 +20,7 @@ def find_files(
     what: str,
     *,
     pattern: Pattern | None = None,
+    containers: tuple[str, ...] = (),
     skipped: dict[Path, str] | None = None,
 ) -> dict[str, Path]:
     """Finds the files below a folder, sorted by key: the relative path without extension.
@@ -33,6 +34,8 @@ def find_files(
         suffixes: Extensions of the files, in lower case.
         what: Describes the files in errors.
         pattern: Only files whose relative path matches; all if None.
+        containers: Extensions of files that hold several images, such as videos: their keys end in a slash,
+            so that they differ from that of an image of the same name.
         skipped: Takes the other files that are not hidden, with the reason.
     """
     if not folder.is_dir():
@@ -49,9 +52,9 @@ def find_files(
             continue
         name = relative.with_suffix("").as_posix()
         _require_plain(name, path)
-        name = unicodedata.normalize("NFC", name)
+        name = unicodedata.normalize("NFC", name) + "/" * (path.suffix.lower() in containers)
         if name in found:
-            raise ValueError(_describe_twins(found[name], path))
+            raise ValueError(_describe_twins(found[name], path, has_pattern=pattern is not None))
         found[name] = path
     if not found:
         listed = ", ".join(suffixes) if pattern is None else f"{', '.join(suffixes)}; {pattern.text}"
@@ -101,7 +104,7 @@ def and_skipped(skipped: Mapping[Path, str]) -> str:
     return f"; it has {described}" if (described := describe_skipped(skipped)) else ""
 
 
-def _describe_twins(first: Path, second: Path) -> str:
+def _describe_twins(first: Path, second: Path, *, has_pattern: bool) -> str:
     """Describes two files that would share one key."""
     if first.with_suffix("").as_posix() != second.with_suffix("").as_posix():
         forms = " and ".join(ascii(path.name) for path in (first, second))
@@ -109,9 +112,10 @@ def _describe_twins(first: Path, second: Path) -> str:
             f"{first} and {second} look the same, but are written in two forms of Unicode, composed and "
             f"decomposed: {forms}. Rename or remove one of them"
         )
+    by_pattern = f', or name the files that are meant by a pattern such as "*{second.suffix}"'
     return (
-        f"{first} and {second} differ only in their extension and would share one key; move one of them "
-        f'away, or name the files that are meant by a pattern such as "*{second.suffix}"'
+        f"{first} and {second} differ only in their extension and would share one key; rename one of them "
+        f"or move it away{by_pattern if has_pattern else ''}"
     )
 
 

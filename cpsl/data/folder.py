@@ -7,7 +7,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from cpsl.data.files import and_skipped, find_files
-from cpsl.data.labels import LabelSpace
+from cpsl.data.labels import LabelSpace, check_names
 from cpsl.data.matching import (
     PatternProposal,
     find_label_maps,
@@ -60,6 +60,7 @@ class SegmentationFolder(Files):
 
     Raises:
         FileNotFoundError: A folder is missing or empty, or images or labels lack their counterparts.
+        TypeError: `classes` is one text.
         ValueError: There are labels but no classes, `ids` names an unknown class, the patterns do not fit
             each other, label maps lie among the images, or labels of two classes seem to be 0 and 255.
 
@@ -98,6 +99,7 @@ class SegmentationFolder(Files):
                 raise ValueError(f"classes must name the classes in {labels}, the labels of {images}")
             classes = ("unlabeled",)
         if not isinstance(classes, LabelSpace):
+            check_names(classes)
             classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
         if palette is not None:
             classes = LabelSpace(classes.names, tuple(palette))

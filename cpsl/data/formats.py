@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 
 from cpsl._internal.file_kinds import describe_text
+from cpsl._internal.files import is_passing
 
 # Accepted formats, whatever the extension. Pillow would run an external program for some others (EPS).
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -39,6 +40,7 @@ def naming(path: Path) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: The file is missing.
+        MemoryError, OSError: It may be intact, but could not be read now, as if too many files are open.
         ValueError: All other errors.
     """
     try:
@@ -50,14 +52,17 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is a folder") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} cannot be read: {describe_unread(path)}") from None
-    except OSError as error:
-        # The text of other errors is "[Errno 40] Too many levels of symbolic links: ...".
-        reason = error.strerror or str(error)
-        if error.errno == errno.ELOOP:
-            reason = "it is a link that leads to itself"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        if is_passing(error):
+            error.add_note(f"This happened while reading {path}.")
+            raise
+        reason = str(error)
+        if isinstance(error, OSError):
+            # The text of other errors is "[Errno 40] Too many levels of symbolic links: ...".
+            reason = error.strerror or reason
+            if error.errno == errno.ELOOP:
+                reason = "it is a link that leads to itself"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
 def describe_unread(path: Path) -> str:
@@ -76,27 +81,33 @@ def describe_unread(path: Path) -> str:
 
 
 def _describe_tiff(data: bytes) -> str:
-    """Describes the numbers of a TIFF that is not read, or that the file is incomplete."""
-    order = "<" if data.startswith(b"II") else ">"
+    """Describes the numbers of a TIFF or BigTIFF that is not read, or that the file is incomplete."""
+    order, is_big = "<" if data.startswith(b"II") else ">", b"+" in data[:4]
+    name, word = ("BigTIFF", struct.Struct(f"{order}Q")) if is_big else ("TIFF", struct.Struct(f"{order}I"))
+    counter = word if is_big else struct.Struct(f"{order}H")
     try:
-        if b"+" in data[:4]:
-            return "it is a BigTIFF, and this format is not supported: store it as a TIFF of less than 4 GB"
-        (start,) = struct.unpack_from(f"{order}I", data, 4)
-        (count,) = struct.unpack_from(f"{order}H", data, start)
+        (start,) = word.unpack_from(data, word.size)
+        (count,) = counter.unpack_from(data, start)
         tags = {}
         for i in range(count):
-            tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, start + 2 + 12 * i)
-            if kind == 3:  # numbers of 16 bits: up to two of them are in place of the offset
-                place = start + 10 + 12 * i if number <= 2 else value
+            entry = start + counter.size + (4 + 2 * word.size) * i
+            tag, kind = struct.unpack_from(f"{order}HH", data, entry)
+            (number,), (value,) = (word.unpack_from(data, entry + 4 + k * word.size) for k in (0, 1))
+            if kind == 3:  # numbers of 16 bits: a few of them are in place of the offset
+                place = entry + 4 + word.size if 2 * number <= word.size else value
                 (value,) = struct.unpack_from(f"{order}H", data, place)
             tags[tag] = value
-    except struct.error:
-        return f"it is an incomplete TIFF ({len(data):,} bytes): copy or download it again"
+    except (struct.error, IndexError, OverflowError):
+        return f"it is an incomplete {name} ({len(data):,} bytes): copy or download it again"
+    if not tags:
+        return f"it is a damaged {name} without a picture: copy or download it again"
+    if is_big and order == ">":  # Pillow reads the others
+        return "it is a BigTIFF of big-endian numbers, which is not supported: convert it to PNG or TIFF"
     bits, sample, channels = tags.get(258, 1), tags.get(339, 1), tags.get(277, 1)
     numbers = SAMPLES.get(sample, "numbers of an unusual kind")
     advice = "three channels to PNG" if channels > 1 else "it to PNG, or to 32-bit floating-point numbers"
     return (
-        f"it is a TIFF of {channels} channel(s) with {numbers} of {bits} bits, and this kind is not "
+        f"it is a {name} of {channels} channel(s) with {numbers} of {bits} bits, and this kind is not "
         f"supported: convert {advice}"
     )
 

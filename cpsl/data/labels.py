@@ -8,6 +8,18 @@ IGNORE_INDEX = 255
 """Label of pixels without a class; losses and metrics ignore them."""
 
 
+def check_names(names: object) -> None:
+    """Raises TypeError for one text in place of several names, whose letters would be the classes.
+
+    Example:
+        >>> check_names("road")
+        Traceback (most recent call last):
+        TypeError: classes must be a list of names, got one text: write ['road']
+    """
+    if isinstance(names, str):
+        raise TypeError(f"classes must be a list of names, got one text: write [{names!r}]")
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """Classes of a model in the order of their indices.
@@ -17,6 +29,7 @@ class LabelSpace:
         palette: K colors (R, G, B), 0...255.
 
     Raises:
+        TypeError: The names are one text.
         ValueError: A name repeats or is empty, the number of colors differs, or there are not 1 to 255
             classes.
 
@@ -29,6 +42,7 @@ class LabelSpace:
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
+        check_names(self.names)
         if not 0 < len(self.names) <= IGNORE_INDEX:
             raise ValueError(f"there must be 1 to {IGNORE_INDEX} classes, got {len(self.names)}")
         if wrong := [name for name in self.names if not name.strip() or name != name.strip()]:

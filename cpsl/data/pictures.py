@@ -23,6 +23,7 @@ from cpsl.data.reading import (
     refuse_misread,
     unsigned_numbers,
     valid_orientation,
+    white_of_ppm,
 )
 
 Numbers = npt.NDArray[np.integer] | npt.NDArray[np.floating]
@@ -36,7 +37,7 @@ class Picture(NamedTuple):
     Attributes:
         pixels: (3, H, W) uint8, RGB.
         orientation: EXIF orientation that was applied, 1 to 8, 1 for none.
-        bits: Bits per channel in the file: 8 (or less), 12, 16 or 32.
+        bits: Bits per channel in the file: 8 (or less) to 16, or 32.
         values: (H, W) numbers of a gray picture of more than 8 bits as stored, None for others.
         flaw: Why the file is damaged though it can be decoded, "" if nothing says so; see `find_flaw`.
         fourth: Smallest and largest value of a channel beside the colors that is dropped, such as
@@ -83,7 +84,8 @@ def read_image(path: Path, value_range: Range | None = None) -> Tensor:
     Args:
         path: The file.
         value_range: Stored values that become 0 and 255, for gray images of more than 8 bits. Without, 16
-            bits are scaled as a whole, and images of floating-point numbers or 32 bits are refused.
+            bits are scaled as a whole (a PGM from 0 to the white that it states), and images of
+            floating-point numbers or 32 bits are refused.
     """
     return read_picture(path, value_range).pixels
 
@@ -116,6 +118,9 @@ def read_picture(path: Path, value_range: Range | None = None) -> Picture:
             whole = picture.mode == "F" or (picture.mode == "I" and file.format == "TIFF")
             bits = 32 if whole else 12 if codec.startswith("I;12") else 16
             values = unsigned_numbers(picture)
+            if 0 < (white := white_of_ppm(codec)) < 65535:
+                bits, value_range = white.bit_length(), value_range or (0, white)
+                values = (values * (white / 65535)).round().astype(np.uint16)  # as stored
             picture = Image.fromarray(_to_8_bits(values, bits, value_range))
         elif value_range is not None and bits > 8:
             raise ValueError("value_range needs a gray image, but this one has colors of 16 bits")

@@ -197,7 +197,7 @@ def is_suspicious_mask(numbers: Iterable[int], classes: int) -> bool:
 def _propose_colors(stored: StoredValues, classes: LabelSpace) -> Proposal:
     colors = dict(stored.colors)
     for number, count in stored.numbers.items():  # of gray files among them
-        if number < 256 and "P" not in stored.modes:
+        if 0 <= number < 256 and "P" not in stored.modes:
             color = _color((number, number, number))
             colors[color] = colors.get(color, 0) + count
     known = {_color(color): name for color, name in zip(classes.palette, classes.names, strict=True)}

@@ -11,9 +11,12 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from cpsl._internal.files import write_atomically
+from cpsl._internal.files import is_passing, write_atomically
 from cpsl.data.labels import IGNORE_INDEX
 from cpsl.data.reading import load_verified
+
+WRITER = "cpsl"
+"""Text in the PNGs of this package, by which they differ from labels of other origin."""
 
 _CLASSES = "cpsl classes"  # text entry of the PNG with the number of maps
 _REMEDY = "delete it to have it made again"
@@ -223,10 +226,32 @@ def _files_in(folder: Path) -> set[str]:
 
 
 def save_png(path: Path, picture: Image.Image, note: PngImagePlugin.PngInfo | None = None) -> None:
-    """Writes a picture atomically."""
+    """Writes a picture atomically, marked as written by this package."""
+    note = note or PngImagePlugin.PngInfo()
+    note.add_text("Software", WRITER)
     # Run-length coding is the fastest, and neighboring bytes of label maps are mostly equal.
     options = {"compress_type": zlib.Z_RLE, "pnginfo": note}
     write_atomically(path, lambda partial: picture.save(partial, "PNG", **options))
+
+
+def is_own(path: Path) -> bool:
+    """Returns whether a file is a PNG that `save_png` has written, so that it may be replaced.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_png(folder / "own.png", Image.new("L", (2, 2)))
+        >>> Image.new("L", (2, 2)).save(folder / "other.png")
+        >>> is_own(folder / "own.png"), is_own(folder / "other.png")
+        (True, False)
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == WRITER
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        if is_passing(error):
+            raise
+        return False
 
 
 def _load(path: Path) -> Image.Image:
@@ -237,5 +262,8 @@ def _load(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         why: object = "it is not a PNG"
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        if is_passing(error):
+            error.add_note(f"This happened while reading {path}.")
+            raise
         why = error
     raise ValueError(f"{path} is damaged; {_REMEDY} ({why})")

@@ -142,9 +142,8 @@ def _numbers(picture: ImageFile.ImageFile, codec: str) -> Stored:
         )
     if re.search(r";\d*I", codec) and mode in ("L", "1"):
         raise ValueError("its number 0 means white, which changes the numbers: store it with 0 as black")
-    scale = re.search(r"ppm.* (\d+)$", codec)
-    if scale and int(scale[1]) not in (255, 65535):
-        raise ValueError(f"its numbers are scaled to {scale[1]}: store it as PNG")
+    if (white := white_of_ppm(codec)) not in (0, 255, 65535):
+        raise ValueError(f"its numbers are scaled to {white}: store it as PNG")
     values = unsigned_numbers(picture)
     if mode == "1":
         return values.astype(np.uint8)
@@ -202,6 +201,17 @@ def codec_of(file: Image.Image) -> str:
     name, arguments = tile[0][0], tile[0][3]
     parts = arguments if isinstance(arguments, tuple) else (arguments,)
     return " ".join(map(str, (name, *parts))) if name.startswith("ppm") else str(parts[0])
+
+
+def white_of_ppm(codec: str) -> int:
+    """Returns the number that a PPM states as white, which Pillow scales to all ones; 0 for other files.
+
+    Example:
+        >>> white_of_ppm("ppm L 4095"), white_of_ppm("L;4")
+        (4095, 0)
+    """
+    stated = re.search(r"^ppm.* (\d+)$", codec)
+    return int(stated[1]) if stated else 0
 
 
 def _is_lossless(file: Image.Image, data: bytes) -> bool:

@@ -294,7 +294,7 @@ def count_stored_values(paths: Sequence[Path], threads: int = 4) -> StoredValues
     def read(path: Path) -> tuple[str, bool, dict[int, int], dict[int, int]] | str:
         try:
             return _count_file(path)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             return str(error)
 
     modes, numbers, colors = Counter[str](), Counter[int](), Counter[str]()

@@ -3,6 +3,7 @@ from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,14 @@ from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.domain import Domain
 from cpsl.app.evaluate import Arguments, evaluate, evaluating, evenly_spaced, prepare
+from cpsl.app.settings import UsageError
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, LabelSpace, write_streets
+from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
 from cpsl.training import Process
-from small_networks import Colors
+from small_networks import Colors, Overflowing
 
 PROCESS = Process(torch.device("cpu"))
 
@@ -68,7 +71,9 @@ def test_what_no_file_sets_is_that_of_the_model(tmp_path: Path, name: str) -> No
     for each in (arguments, replace(arguments, config=())):
         assert attrgetter(name)(prepare(each)[0]) == of_model
     config.write_text(line)
-    assert attrgetter(name)(prepare(arguments)[0]) == of_file
+    read = prepare(arguments)[0]
+    assert attrgetter(name)(read) == of_file
+    assert name == "palette" or read.palette == STORED["palette"][0]
 
 
 def test_a_model_of_unknown_size_needs_a_file_with_it(tmp_path: Path) -> None:
@@ -138,6 +143,16 @@ def test_scores_need_no_labels_and_are_those_of_the_library(streets: Path, tmp_p
     assert evaluate(Colors(19), config, PROCESS, flip=True)["scores"]["flip_agreement"] is None
 
 
+def test_pixels_that_are_not_finite_are_counted(streets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = settings(streets)
+    assert evaluate(Colors(19), config, PROCESS)["non_finite"] == 0
+    assert not caplog.text
+    wrong = evaluate(Overflowing(19), replace(config, precision="bfloat16"), PROCESS)["non_finite"]
+    assert 0 < wrong <= 3 * 64 * 128
+    assert f"{wrong} of {3 * 64 * 128} pixels" in caplog.text
+    assert "--precision float32" in caplog.text
+
+
 def test_folders_are_read_like_those_of_the_run_except_for_ids(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
         'classes = ["a", "b"]\n[target]\nimages = "t"\n[evaluation]\nimages = "i"\nlabels = "l"\n'
@@ -161,6 +176,81 @@ def test_folders_are_read_like_those_of_the_run_except_for_ids(tmp_path: Path) -
     )
     read = prepare(arguments)[0].evaluation
     assert (read.skip_unpaired, read.value_range) == (True, (0, 4095))
+
+
+@pytest.mark.parametrize("dataset", ["images", "evaluation", "both"])
+def test_an_evaluation_has_the_range_of_the_model(tmp_path: Path, dataset: str) -> None:
+    store_model(tmp_path / "model.pt")
+    (tmp_path / "more.toml").write_text('[target]\nimages = "t"\n[evaluation]\nimages = "i"\n')
+    arguments = Arguments(
+        weights=tmp_path / "model.pt",
+        config=() if dataset == "images" else (str(tmp_path / "more.toml"),),
+        images=None if dataset == "evaluation" else tmp_path / "images",
+    )
+    assert prepare(arguments)[0].evaluation.value_range == (0, 1023)
+    (tmp_path / "more.toml").write_text('[evaluation]\nimages = "i"\nvalue_range = [1, 2]\n')
+    if arguments.config:
+        assert prepare(arguments)[0].evaluation.value_range == (1, 2)
+    (tmp_path / "more.toml").write_text('[evaluation]\ndataset = "cityscapes"\nroot = "i"\n')
+    wanted = None if dataset == "evaluation" else (0, 1023)  # it is no setting of Cityscapes
+    assert prepare(arguments)[0].evaluation.value_range == wanted
+
+
+@pytest.mark.parametrize("evaluated", ["target", "evaluation"])
+def test_ids_replace_those_of_the_file(tmp_path: Path, evaluated: str) -> None:
+    store_model(tmp_path / "model.pt")
+    file = tmp_path / "run.toml"
+    of_data = f'[{evaluated}]\nimages = "i"\nlabels = "l"\nlabel_pattern = "*_mask"\n'
+    file.write_text(f"{of_data}ids = {{ 1 = 0 }}\n")
+    arguments = Arguments(weights=tmp_path / "model.pt", config=(str(file),), ids={7: 0, 9: 1})
+    for line in ("ids = { 1 = 0 }", "first_id = 1"):
+        file.write_text(f"{of_data}{line}\n")
+        domain = prepare(arguments)[0].evaluation
+        assert (dict(domain.ids), domain.first_id) == ({7: 0, 9: 1}, 0)
+        assert (domain.images, domain.labels, domain.label_pattern) == (Path("i"), Path("l"), "*_mask")
+    file.write_text(f'[{evaluated}]\nimages = "i"\n')
+    with pytest.raises(UsageError, match="--ids"):
+        prepare(arguments)
+
+
+def test_labels_need_their_images(tmp_path: Path) -> None:
+    store_model(tmp_path / "model.pt")
+    file = tmp_path / "run.toml"
+    file.write_text('[target]\nimages = "t"\nlabels = "l"\n')
+    for config in ((), (str(file),)):
+        with pytest.raises(UsageError, match=r"--labels .*lab.* --images"):
+            prepare(Arguments(tmp_path / "model.pt", config, labels=tmp_path / "lab"))
+
+
+@pytest.mark.parametrize("option", ["predictions", "label_ids", "colors"])
+@pytest.mark.parametrize("folder", ["data", "data/images", "data/labels", "data/labels/new", "data/a/.."])
+def test_predictions_are_not_written_among_data(tmp_path: Path, option: str, folder: str) -> None:
+    store_model(tmp_path / "model.pt")
+    data = tmp_path / "data"
+    arguments = Arguments(tmp_path / "model.pt", images=data / "images", labels=data / "labels")
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} .*evaluation") as refused:
+        prepare(replace(arguments, **{option: tmp_path / folder}))
+    assert str(tmp_path / folder) in str(refused.value)
+    prepare(replace(arguments, **{option: tmp_path / "data of results"}))
+    file = tmp_path / "run.toml"
+    file.write_text(f'[target]\ndataset = "cityscapes"\nroot = "{data.as_posix()}"\n')
+    with pytest.raises(ValueError, match=r"target\.root"):
+        prepare(Arguments(arguments.weights, (str(file),), **{option: tmp_path / folder}))
+
+
+@pytest.mark.parametrize("kind", [HardLabelStore, ColorStore, LabelIdStore])
+def test_files_that_are_no_results_are_kept(streets: Path, tmp_path: Path, kind: Any) -> None:
+    config = settings(streets)
+    store = kind(tmp_path / "a") if kind is HardLabelStore else kind(tmp_path / "a", CITYSCAPES_19)
+    for _ in range(2):  # its own results are replaced
+        evaluate(Colors(19), config, PROCESS, [store])
+    chosen = max((tmp_path / "a").rglob("*.png"))
+    for content in (next((streets / "gtFine").rglob("*.png")).read_bytes(), b"no picture"):
+        chosen.write_bytes(content)
+        before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.png")}
+        with pytest.raises(ValueError, match=chosen.name):
+            evaluate(Colors(19), config, PROCESS, [store])
+        assert before == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.png")}
 
 
 @given(count=st.integers(1, 300), wanted=st.integers(1, 300))

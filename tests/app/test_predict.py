@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
@@ -16,12 +18,14 @@ from torch import Tensor
 from app.tiny import cpsl, printed_commands
 from cpsl import Segmenter
 from cpsl.app import video
-from cpsl.app.predict import Arguments, Kind, predict_all
+from cpsl.app.predict import Arguments, predict_all
+from cpsl.app.prediction_files import Kind
 from cpsl.data import LabelSpace
 from cpsl.data.pictures import read_image
-from cpsl.models import DeepLabV2
-from cpsl.training import Process
+from cpsl.models import DeepLabV2, NetworkSpec
+from cpsl.training import Precision, Process
 from cpsl.visualize import overlay
+from small_networks import Overflowing
 
 PROCESS = Process(torch.device("cpu"))
 CLASSES = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -172,8 +176,52 @@ def test_frames_that_share_results_with_images_are_refused(
 
 def test_images_that_differ_in_their_suffix_are_refused(weights: Path, photos: Path, tmp_path: Path) -> None:
     save(photos / "a.jpg", picture(0))
-    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png|a\.png and .*a\.jpg"):
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png|a\.png and .*a\.jpg") as refused:
         predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS)
+    assert "pattern" not in str(refused.value)  # which the command has not
+
+
+def test_a_photo_and_a_video_of_one_name_are_both_predicted(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av", reason="videos need cpsl[video]")
+    video.write_video(photos / "a.MOV", [picture(1), picture(2)], Fraction(10))
+    # Whose results lie beside and below those of frames.
+    save(photos / "a" / "000001" / "b.png", picture(4))
+    video.write_video(photos / "a" / "000000.mp4", [picture(3)], Fraction(10))
+    arguments = Arguments(weights, photos, tmp_path / "out", get_args(Kind))
+    assert predict_all(arguments, PROCESS) == []
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    of_overlay = {"a.jpg", "a.mp4", "a/000000.jpg", "a/000000.mp4", "a/000000/000000.jpg", "a/000001/b.jpg"}
+    assert {f"overlay/{name}" for name in of_overlay} <= written
+    assert "6 predicted" in capsys.readouterr().out
+    predict_all(arguments, PROCESS)
+    assert "0 predicted, 6 kept" in capsys.readouterr().out
+    video.write_video(photos / "a.MOV", [picture(5)], Fraction(10))
+    predict_all(arguments, PROCESS)
+    assert "1 predicted (1 again, since the file changed), 5 kept" in capsys.readouterr().out
+    left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    of_frame = {f"{kind}/a/000001" for kind in get_args(Kind)}
+    assert {name.rpartition(".")[0] for name in written - left} == of_frame
+
+
+@pytest.mark.parametrize("size", [(2, 65_501), (65_501, 2), (2, 65_500)])
+def test_overlays_of_any_size_are_written(
+    weights: Path, tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "photos" / "wide.png", picture(0, *size))
+    save(tmp_path / "photos" / "z.png", picture(1))
+    arguments = Arguments(weights, tmp_path / "photos", tmp_path / "out")
+    assert predict_all(arguments, PROCESS) == []
+    name = "wide.png" if max(size) > 65_500 else "wide.jpg"
+    assert {path.name for path in (tmp_path / "out" / "overlay").iterdir()} == {name, "z.jpg"}
+    with Image.open(tmp_path / "out" / "overlay" / name) as shown:
+        assert shown.size == size[::-1]
+    predict_all(arguments, PROCESS)
+    assert "0 predicted, 2 kept" in capsys.readouterr().out
+    save(tmp_path / "photos" / "wide.png", picture(2))
+    predict_all(arguments, PROCESS)
+    assert {path.name for path in (tmp_path / "out" / "overlay").iterdir()} == {"wide.jpg", "z.jpg"}
 
 
 def test_a_replaced_video_is_predicted_again(
@@ -282,6 +330,29 @@ def test_results_of_another_model_or_other_options_are_rejected(
     assert predict_all(Arguments(tmp_path / "moved.pt", photos, output), PROCESS) == []
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("written", get_args(Kind))
+def test_files_that_are_no_results_are_kept(
+    weights: Path, photos: Path, tmp_path: Path, kind: Kind, written: Kind
+) -> None:
+    output = tmp_path / "target"
+    foreign = output / kind / "city" / "upright.png"
+    save(foreign, picture(7))
+    before = foreign.read_bytes()
+    with pytest.raises(ValueError, match=r"prediction\.json") as refused:
+        predict_all(Arguments(weights, photos, output, (written,)), PROCESS)
+    assert str(foreign.parents[1]) in str(refused.value)
+    assert "--output" in str(refused.value)
+    assert foreign.read_bytes() == before
+    assert [path for path in output.rglob("*") if path.is_file()] == [foreign]
+
+
+def test_hidden_files_are_no_results(weights: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "labels").mkdir(parents=True)
+    (tmp_path / "out" / "labels" / ".DS_Store").touch()
+    assert predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS) == []
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_a_damaged_description_is_named(weights: Path, photos: Path, tmp_path: Path, content: str) -> None:
     path = tmp_path / "out" / "prediction.json"
@@ -305,6 +376,37 @@ def test_damaged_files_are_listed_at_the_end(weights: Path, photos: Path, tmp_pa
     assert str(photos / "city" / "cut.jpg") in ended.text
     written = {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert written == {"a.png", "b.c.png", "upright.png"}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_an_error_that_tells_nothing_about_the_file_stops_the_command(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    av = pytest.importorskip("av", reason="videos need cpsl[video]")
+    video.write_video(photos / "a.mp4", [picture(1)], Fraction(10))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(*((Image, "open", fail) if name == "a.png" else (av, "open", fail)))
+    with pytest.raises(OSError, match="Too many open files") as stopped:
+        predict_all(Arguments(weights, photos / name, tmp_path / "out"), PROCESS)
+    assert name == "a.mp4" or name in "".join(stopped.value.__notes__)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_image_without_finite_scores_stops_the_command(
+    photos: Path, tmp_path: Path, precision: Precision
+) -> None:
+    model = Overflowing(3)
+    model.spec = NetworkSpec("small_networks:Overflowing", {})
+    Segmenter(model, CLASSES, (32, 64)).save(tmp_path / "model.pt")
+    arguments = Arguments(tmp_path / "model.pt", photos, tmp_path / "out", precision=precision)
+    with pytest.raises(ValueError, match="not finite") as refused:
+        predict_all(replace(arguments, network="small_networks:Overflowing"), PROCESS)
+    assert str(photos / "a.png") in str(refused.value)
+    assert ("--precision float32" if precision == "bfloat16" else "--weights") in str(refused.value)
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 @pytest.mark.parametrize(("kinds", "shown"), [(["labels", "overlay"], "overlay"), (["colors"], "colors")])
@@ -374,11 +476,28 @@ def test_frames_of_a_video(weights: Path, tmp_path: Path, rotation: int) -> None
     assert (shown[0].float() - first).abs().mean() < 12
 
 
-def test_frames_of_odd_size_are_padded(tmp_path: Path) -> None:
-    pytest.importorskip("av", reason="videos need cpsl[video]")
-    frames = [picture(0, 41, 73)] * 2
-    video.write_video(tmp_path / "odd", frames, Fraction(10))
-    assert [frame.shape for frame in video.read_frames(tmp_path / "odd")] == [(3, 42, 74)] * 2
+def test_a_video_that_is_cut_off_is_predicted_with_a_warning(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av", reason="videos need cpsl[video]")
+    path = tmp_path / "walk.mkv"
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 40, 72, "yuv420p"
+        for number in range(60):
+            array = picture(number).permute(1, 2, 0).contiguous().numpy()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+    data, output = path.read_bytes(), tmp_path / "out"
+    path.write_bytes(data[: len(data) // 2])
+    for _ in range(2):
+        assert predict_all(Arguments(weights, path, output), PROCESS) == []
+        assert f"Warning: {path} " in capsys.readouterr().out
+    assert 0 < len(list((output / "labels" / "walk").iterdir())) < 60
+    path.write_bytes(data[:800])
+    (message,) = predict_all(Arguments(weights, path, output), PROCESS)
+    assert str(path) in message
+    assert not [file for file in output.rglob("*.*g") if file.is_file()]
 
 
 def test_a_damaged_video_is_named(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Files that are damaged though they can be decoded, and files that are no pictures."""
 
+import errno
 import io
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from PIL import Image
 from cpsl.data import SegmentationFolder, check_dataset
 from cpsl.data.formats import find_flaw
 from cpsl.data.pictures import read_image
+from cpsl.data.reading import read_header, read_stored_label
+from cpsl.data.values import count_stored_values
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 OPTIONS: dict[str, list[dict[str, object]]] = {
@@ -58,12 +62,38 @@ def test_the_check_reports_pictures_that_can_be_decoded_in_part(tmp_path: Path) 
     assert all(finding.kind == "image" and finding.reason for finding in result.findings)
 
 
-def tiff(bits: int, sample: int) -> bytes:
-    tags = [(256, 4, 2), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, 1)]
+def tiff(bits: int, sample: int, big: bool = False, order: str = "<") -> bytes:
+    tags = [(256, 4, 2), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 300), (277, 3, 1)]
     tags += [(278, 4, 2), (279, 4, bits // 2), (339, 3, sample)]
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return (head + entries + bytes(4)).ljust(200, b"\0") + bytes(bits // 2)
+    first, word, count = b"MM" if order == ">" else b"II", "Q" if big else "I", "Q" if big else "H"
+    head = first + struct.pack(*((f"{order}HHHQ", 43, 8, 0, 16) if big else (f"{order}HI", 42, 8)))
+    head += struct.pack(f"{order}{count}", len(tags))
+    entries = b"".join(_entry(order, word, *tag) for tag in tags)
+    return (head + entries + bytes(8 if big else 4)).ljust(300, b"\0") + bytes(bits // 2)
+
+
+def _entry(order: str, word: str, tag: int, kind: int, value: int) -> bytes:
+    stored = struct.pack(f"{order}{'H' if kind == 3 else 'I'}", value).ljust(struct.calcsize(word), b"\0")
+    return struct.pack(f"{order}HH{word}", tag, kind, 1) + stored
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_either_size_is_described(tmp_path: Path, order: str, big: bool) -> None:
+    path, name = tmp_path / "a.tif", "BigTIFF" if big else "TIFF"
+    of_kind = "floating-point numbers of 64 bits"
+    path.write_bytes(tiff(8, 1, big, order))
+    if big and order == ">":
+        of_kind = "big-endian"
+    else:
+        assert read_image(path).shape == (3, 2, 2)
+    path.write_bytes(tiff(64, 3, big, order))
+    with pytest.raises(ValueError, match=f"a {name} of .*{of_kind}") as refused:
+        read_image(path)
+    assert str(path) in str(refused.value)
+    path.write_bytes(path.read_bytes()[:70])
+    with pytest.raises(ValueError, match=f"an incomplete {name}"):
+        read_image(path)
 
 
 def test_a_tiff_that_is_not_read_is_described(tmp_path: Path) -> None:
@@ -105,3 +135,60 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
         read_image(path)
     with pytest.raises(ValueError, match=r"a\.tif.*12 numbers that are not finite"):
         read_image(path, (0, 1))
+
+
+PASSING = [
+    MemoryError(),
+    OSError(errno.EMFILE, "Too many open files"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+@pytest.mark.parametrize("read", [read_image, read_header, read_stored_label], ids=lambda read: read.__name__)
+def test_an_error_that_tells_nothing_about_the_file_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)) as raised:
+        read(path)
+    assert raised.value is error
+    assert str(path) in "".join(error.__notes__)
+
+
+@pytest.mark.parametrize("error", PASSING[:3], ids=repr)
+def test_the_check_stops_where_files_cannot_be_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    dataset = SegmentationFolder(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)):
+        check_dataset(dataset)
+    with pytest.raises(type(error)):
+        count_stored_values([tmp_path / "a.png"])
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has other limits")
+    path = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open("rb") as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno(), limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                read_image(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -1,7 +1,12 @@
 """Label spaces and the stored ids of the public data sets."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from PIL import Image
+
+from cpsl import Segmenter
+from cpsl.data import SegmentationFolder
 from cpsl.data.labels import (
     CITYSCAPES_13,
     CITYSCAPES_16,
@@ -58,6 +63,17 @@ def test_a_contradictory_label_space_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         LabelSpace(names, palette)
+
+
+def test_one_text_is_no_list_of_classes(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for make in (
+        lambda: LabelSpace("ab", ((0, 0, 0), (1, 1, 1))),  # type: ignore[arg-type]
+        lambda: SegmentationFolder(tmp_path, classes="ab"),
+        lambda: Segmenter.load(tmp_path / "model.pt", "ab"),
+    ):
+        with pytest.raises(TypeError, match=r"classes.*\['ab'\]"):
+            make()
 
 
 def test_a_subset_of_unknown_classes_is_refused() -> None:

@@ -33,6 +33,15 @@ def test_proposed_numbers_are_accepted_once_their_classes_are_known(
     assert bool(lines.get("ignore_unknown")) == any(not 0 <= value <= 65535 for value in numbers)
 
 
+@given(numbers=st.dictionaries(st.integers(-300, 70_000), st.integers(1, 50), min_size=1, max_size=9))
+def test_gray_labels_among_colors_may_hold_any_number(numbers: dict[int, int]) -> None:
+    stored = StoredValues(2, {"RGB": 1, "I": 1}, numbers, {"#010203": 7}, [])
+    classes = LabelSpace(("a", "b"), distinct_palette(2))
+    (line,) = propose_values(stored, classes).lines
+    grays = {f"#{number:02x}{number:02x}{number:02x}" for number in numbers if 0 <= number < 256}
+    assert tomllib.loads(line)["ids"].keys() == {"#010203", *grays}
+
+
 def test_files_without_frequent_colors_get_no_ids() -> None:
     colors = {f"#{value:06x}": 1 for value in range(0, 2**24, 9999)}
     proposal = propose_values(StoredValues(1, {"RGB": 1}, {}, colors, []), LabelSpace(("a",), ((1, 2, 3),)))

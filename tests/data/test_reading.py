@@ -17,6 +17,7 @@ from PIL import Image
 from cpsl.data.class_tables import id_table, to_classes
 from cpsl.data.files import find_files
 from cpsl.data.formats import PNG_SIGNATURE
+from cpsl.data.names import Pattern
 from cpsl.data.pictures import read_image
 from cpsl.data.reading import png_size, read_png16, read_stored_label
 
@@ -240,6 +241,10 @@ def test_files_are_found_in_sorted_order_with_unique_names(tmp_path: Path) -> No
     (tmp_path / "images" / "b.jpg").touch()
     with pytest.raises(ValueError, match=r"b\.(jpg|PNG).*b\.(jpg|PNG)"):
         find_files(tmp_path / "images", (".png", ".jpg"), "images")
+    with pytest.raises(ValueError, match=r'pattern such as "\*\.(jpg|PNG)"'):
+        find_files(tmp_path / "images", (".png", ".jpg"), "images", pattern=Pattern("*"))
+    found = find_files(tmp_path / "images", (".png", ".jpg"), "images", containers=(".png",))
+    assert list(found) == ["a.x/c.v1", "a/z/", "b", "b/", "link/e/"]
     with pytest.raises(FileNotFoundError, match="no folder"):
         find_files(tmp_path / "missing", (".png",), "images")
     with pytest.raises(FileNotFoundError, match="there are no images"):

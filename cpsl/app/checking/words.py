@@ -11,6 +11,7 @@ from cpsl.app.domain import Domain
 from cpsl.app.reporting.words import plural
 from cpsl.data import LabelSpace
 from cpsl.data.check import DatasetCheck, Finding
+from cpsl.data.propose import MAX_ID
 
 WIDTH = 80
 """Columns of the text; names of files and lines to be copied are not broken."""
@@ -173,11 +174,16 @@ def _fix_values(name: str, domain: Domain, values: list[int | str], classes: Lab
     entries[255] = 255
     if domain.ids:
         entries = dict(domain.ids.items())
-    entries |= dict.fromkeys(values, 255)
+    possible = [value for value in values if isinstance(value, str) or 0 <= value <= MAX_ID]
+    ignored = f"ignore_unknown = true  # ids are 0...{MAX_ID}: all other numbers are ignored"
+    if not possible:
+        return [fill(f"Fix: in the table {table(name)}, ignore these numbers:\n{ignored}", "  ")]
+    entries |= dict.fromkeys(possible, 255)
     line = ", ".join(f"{_toml(value)} = {_toml(index)}" for value, index in entries.items())
     place = f"in the table {table(name)}" + (" in place of first_id" if first else "")
     text = f"Fix: {place}, replace 255 (ignored) by a class index where a value has a class:"
-    return [fill(f"{text}\nids = {{ {line} }}", "  ")]
+    lines = [f"ids = {{ {line} }}", *([ignored] if len(possible) < len(values) else [])]
+    return [fill("\n".join([text, *lines]), "  ")]
 
 
 def table(name: str) -> str:

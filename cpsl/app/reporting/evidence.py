@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cpsl.app.checking.overlap import shared_images
+from cpsl.app.class_shares import class_frequencies
 from cpsl.app.config import Config
 from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
 from cpsl.app.errors import describe_error
-from cpsl.app.evaluate import class_frequencies, evaluation_label
+from cpsl.app.evaluate import evaluation_label
 from cpsl.app.reporting.compare import Comparison, ImageResult, Interval, Labels, compare
 from cpsl.app.reporting.content import DataSet
 from cpsl.app.reporting.facts import describe_data
@@ -98,7 +99,7 @@ def read_prediction(config: Config, stage: str, name: str) -> Tensor:
     """Reads the stored prediction of a stage, (H, W) class indices; raises ValueError if it is damaged."""
     try:
         return HardLabelStore(config.output / stage / "predictions").read(name)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         metrics = config.output / stage / "metrics.json"
         raise ValueError(f"{error}. Delete {metrics} to evaluate the stage again.") from error
 

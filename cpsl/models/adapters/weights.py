@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cpsl._internal.file_kinds import describe_file, find_damage, is_safetensors
-from cpsl._internal.files import SCALARS_AND_ARRAYS, load_safely
+from cpsl._internal.files import SCALARS_AND_ARRAYS, is_passing, load_safely
 from cpsl.models.adapters.fitting import fit_weights, is_average
 
 _logger = logging.getLogger("cpsl")
@@ -112,6 +112,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except Exception as error:  # safetensors raises errors of its own type
+        if is_passing(error):
+            error.add_note(f"This happened while reading {path}.")
+            raise
         raise ValueError(f"{path} cannot be read: it is damaged or incomplete ({error})") from error
 
 

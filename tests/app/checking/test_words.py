@@ -112,6 +112,20 @@ def test_the_fix_of_unknown_values_is_a_line_of_settings(found: list[Finding], i
         assert float(shown) == pytest.approx(share, abs=0.051 if share >= 10 else 0.0051)
 
 
+@given(
+    values=st.sets(st.integers(-5, 5) | st.integers(65530, 70_000), min_size=1, max_size=9),
+    ids=st.dictionaries(st.integers(0, 9), st.just(1), max_size=3),
+)
+def test_the_fix_of_any_numbers_is_accepted(values: set[int], ids: dict[int, int]) -> None:
+    found = [Finding("values", "a.tif", "a.tif", "", dict.fromkeys(values, 1), 24)]
+    (text,) = describe_kinds("source", Domain(ids=ids), checked([1, 1, 1], found=found), SPACE)
+    lines = [line for line in text.splitlines() if line.startswith(("    ids", "    ignore"))]
+    advised = {"ids": ids, **tomllib.loads("\n".join(lines))}
+    advised["ids"] = {int(value): index for value, index in advised["ids"].items()}
+    stored = np.array([sorted(values)], np.int32)
+    assert ClassMap(SPACE, **advised).convert(stored, Path("a.tif")).shape == stored.shape
+
+
 def test_colors_are_quoted_in_the_fix() -> None:
     found = [Finding("values", "a.png", "a.png", "", {"#ff0000": 3, 7: 1}, 24)]
     (text,) = describe_kinds("source", FOLDER, checked([1, 1, 1], found=found), SPACE)
