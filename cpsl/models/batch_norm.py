@@ -82,7 +82,7 @@ class _Moments:
     def add(self, norm: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         """Adds a batch, the statistics of which are those of the layer."""
         count = inputs[0].numel() // inputs[0].shape[1]
-        mean, squares = norm.running_mean.double(), norm.running_var.double() * (count - 1)
+        mean, squares = norm.running_mean.float(), norm.running_var.float() * (count - 1)
         if not self.count:
             self.mean, self.squares = torch.zeros_like(mean), torch.zeros_like(squares)
         difference, total = mean - self.mean, self.count + count
