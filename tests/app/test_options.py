@@ -141,7 +141,7 @@ def test_a_run_without_options_says_how_to_begin(command: str) -> None:
     assert max(map(len, ended.text.splitlines())) <= 80
     for line in (*(first for first, _ in BEGIN), *SMALLEST.splitlines()):
         assert line in ended.text
-    assert set(tomllib.loads(SMALLEST)) == {"base", "classes", "source", "target"}
+    assert set(tomllib.loads(SMALLEST)) == {"base", "output", "classes", "source", "target"}
 
 
 @pytest.mark.parametrize("option", ["source.images", "source.labels", "target.images", "evaluation.labels"])

@@ -97,7 +97,7 @@ CHANGED = [
     of("no record of the data", remove(RECORD)),
     of("input of predict is overwritten", (), act=predicts(picture("target/images/a.png", size=(64, 32)))),
     of("input of predict is added", (), act=predicts(picture("target/images/c.png", size=(64, 32)))),
-    of("inputs that share a result", content("target/images/a.mp4", b""), ("a.mp4", "a.png"), PREDICT),
+    of("inputs that share a result", picture("target/images/a.bmp"), ("a.bmp", "a.png"), PREDICT),
     of(
         "frames that share a result",
         [
