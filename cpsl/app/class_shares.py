@@ -1,4 +1,4 @@
-"""Class frequencies of labels, of which at most some are read."""
+"""Class frequencies of labels, estimated from at most 100 of them."""
 
 import torch
 from torch import Tensor

@@ -106,7 +106,7 @@ class Output:
             )
 
     def _paths(self, kind: Kind, name: str) -> list[Path]:
-        """Returns the file of one kind of result; two of an overlay, of which one exists."""
+        """Returns the possible files of one kind of result: an overlay is a JPEG or a PNG."""
         path = path_of(self._folder / kind, name)
         return [path.with_suffix(".jpg"), path] if kind == "overlay" else [path]
 

@@ -16,7 +16,7 @@ from cpsl.data.labels import IGNORE_INDEX
 from cpsl.data.reading import load_verified
 
 WRITER = "cpsl"
-"""Text in the PNGs of this package, by which they differ from labels of other origin."""
+"""Text in the PNGs of this package; labels of other origin do not have it."""
 
 _CLASSES = "cpsl classes"  # text entry of the PNG with the number of maps
 _REMEDY = "delete it to have it made again"

@@ -80,7 +80,7 @@ class _Moments:
     squares: Tensor
 
     def add(self, norm: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        """Adds a batch, the statistics of which are those of the layer."""
+        """Adds a batch; the running statistics of the layer are those of this batch."""
         count = inputs[0].numel() // inputs[0].shape[1]
         mean, squares = norm.running_mean.float(), norm.running_var.float() * (count - 1)
         if not self.count:
