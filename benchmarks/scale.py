@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch
 
+from cpsl._internal.workers import usable_cores
 from cpsl.data import (
     DatasetCheck,
     HardLabelStore,
@@ -26,7 +27,6 @@ from cpsl.data import (
     check_dataset,
     write_streets,
 )
-from cpsl.data.check import usable_cores
 
 T = TypeVar("T")
 

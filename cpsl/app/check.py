@@ -30,7 +30,7 @@ from cpsl.app.checking.words import class_shares, describe_kinds, find_warnings,
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import changed_data
-from cpsl.app.datasets import domains, draw_streets, label_space
+from cpsl.app.datasets import domains, draw_streets, file_workers, label_space
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import describe_network
@@ -39,14 +39,10 @@ from cpsl.app.run import changed_settings
 from cpsl.app.source_sampling import describe_sources, named_sources
 from cpsl.app.usage import program, require_one_process
 from cpsl.data import DatasetCheck, check_dataset
-from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger, progress, start_logging, start_process
 from cpsl.training.checkpoints import write_text
 from cpsl.training.log import stop_logging
 from cpsl.training.signals import exit_when_stopped
-
-IMAGES_PER_PROCESS = 32
-"""Images from which on another process is started."""
 
 
 def check(config: Config, process: Process) -> None:
@@ -122,7 +118,7 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
         for line in describe_files(name, dataset):
             logger.info(line)
         show = partial(progress, title=name, process=process, total=len(dataset))
-        results[name] = result = check_dataset(dataset, show, workers=_processes(config, len(dataset)))
+        results[name] = result = check_dataset(dataset, show, workers=file_workers(config, len(dataset)))
         logger.info(summary(name, result))
         if result.examples:
             picture = config.output / FOLDER / f"{name.replace(' ', '_')}.png"
@@ -147,14 +143,6 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
         *warn_of_images(opened.datasets, results, named),
     ]
     return _Data(problems, complete, warnings)
-
-
-def _processes(config: Config, images: int) -> int:
-    """Returns the number of processes that read images: one per core, however few a training run uses.
-
-    `workers = 0` means that there may be no other processes; a few images are not worth their start.
-    """
-    return min(usable_cores(), images // IMAGES_PER_PROCESS) if config.workers else 0
 
 
 def _check_cost(config: Config, process: Process, report: bool) -> list[str]:

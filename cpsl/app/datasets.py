@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from cpsl import data
 from cpsl._internal.randomness import derive_seed
+from cpsl._internal.workers import usable_cores
 from cpsl.app.config import Authors, Config
 from cpsl.app.domain import Domain
 from cpsl.app.ranges import Size
@@ -21,6 +22,9 @@ from cpsl.data.streets import Style
 from cpsl.training import Process, logger, progress
 
 T = TypeVar("T")
+
+IMAGES_PER_PROCESS = 32
+"""Images from which on another process is started."""
 
 FOLDER_SETTINGS = (
     *("ids", "image_pattern", "label_pattern", "first_id", "tolerance", "ignore_unknown", "resize_labels"),
@@ -109,7 +113,16 @@ def draw_streets(config: Config) -> None:
                 count=domain.streets,
                 size=domain.streets_size,
                 seed=domain.streets_seed,
+                workers=file_workers(config, domain.streets),
             )
+
+
+def file_workers(config: Config, images: int) -> int:
+    """Returns the number of processes that read or write images before training: at most one per core.
+
+    `workers = 0` means that there may be no other processes; a few images are not worth their start.
+    """
+    return min(usable_cores(), images // IMAGES_PER_PROCESS) if config.workers else 0
 
 
 def size_of_source(config: Config, source: Domain) -> Size:

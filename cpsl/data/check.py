@@ -1,7 +1,5 @@
 """Check of a whole data set before it is trained on."""
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from cpsl._internal.files import is_passing
+from cpsl._internal.workers import map_in_processes
 from cpsl.alignment import class_counts
 from cpsl.data.appearance import Appearance, appearance_of, appearance_of_numbers
 from cpsl.data.completeness import find_cut_end
@@ -26,9 +24,6 @@ from cpsl.data.sample import SegmentationDataset, files_of, picture_of, sample_o
 from cpsl.data.unknown import UnknownValuesError
 
 Kind = Literal["image", "label", "values", "size", "orientation", "unlabeled", "other"]
-
-CHUNK = 4
-"""Images that a process reads before it returns their results."""
 
 MOST_VALUES = 256
 """Unknown values of one label that are kept, the most frequent: a file of 16 bits can hold 65,536."""
@@ -156,48 +151,13 @@ def check_dataset(
     )
 
 
-def usable_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; jobs of a cluster often have a part of the machine
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class _Records(Dataset[_Record]):
-    """The records of a data set, for the processes of a loader."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> _Record:
-        return _read(self._dataset, index)
-
-
 def _read_all(dataset: SegmentationDataset, threads: int, workers: int) -> Generator[_Record, None, None]:
     """Yields the records of all images in their order."""
     if not workers:
         with ThreadPoolExecutor(threads) as pool:
             yield from pool.map(partial(_read, dataset), range(len(dataset)))
         return
-    loader: DataLoader[_Record] = DataLoader(
-        _Records(dataset),
-        batch_size=CHUNK,
-        num_workers=workers,  # each with one thread
-        collate_fn=list,
-        worker_init_fn=_leave_signals_to_the_main_process,
-        generator=torch.Generator(),  # the default takes a number from the global random state
-    )
-    for records in loader:
-        yield from records
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ignores Ctrl-C, which the terminal sends to all processes; the main process ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield from map_in_processes(partial(_read, dataset), len(dataset), workers)
 
 
 def _read(dataset: SegmentationDataset, index: int) -> _Record:

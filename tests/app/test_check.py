@@ -1,5 +1,4 @@
 import re
-from dataclasses import replace
 from logging import FileHandler
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +11,10 @@ from app.conftest import Run
 from app.test_adapt import write_folders
 from app.tiny import STAGES, cpsl
 from cpsl.app import check
-from cpsl.app.check import _check_data, _processes
+from cpsl.app.check import _check_data
 from cpsl.app.checking.settings import open_domains, validate
 from cpsl.app.command_line import parse
 from cpsl.app.run import changed_settings
-from cpsl.data.check import usable_cores
 from cpsl.training import Process, logger
 
 PROCESS = Process(torch.device("cpu"))
@@ -100,13 +98,6 @@ def test_one_fault_of_many_labels_is_one_problem(tmp_path: Path) -> None:
     assert len(data.complete) == len(labels)
     assert all(str(path) in line for path, line in zip(labels, data.complete, strict=True))
     assert sorted(path.name for path in (tmp_path / "run" / "check").iterdir()) == ["target.png"]
-
-
-def test_images_are_read_on_all_cores_unless_other_processes_are_ruled_out(finished: Run) -> None:
-    config = parse(["--config", str(finished.config), "--workers", "1"])
-    assert _processes(config, 25_000) == usable_cores()
-    assert _processes(config, 3) == 0
-    assert _processes(replace(config, workers=0), 25_000) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cpsl._internal.workers import usable_cores
 from cpsl.app.command_line import parse, read_layers
 from cpsl.app.config import Config
-from cpsl.app.datasets import draw_streets, micro_batches, open_dataset, source_batches, target_batches
+from cpsl.app.datasets import (
+    draw_streets,
+    file_workers,
+    micro_batches,
+    open_dataset,
+    source_batches,
+    target_batches,
+)
 from cpsl.app.settings import UsageError, to_toml
 from cpsl.data import SourceBatch, TargetBatch
 from cpsl.training import Process
@@ -51,6 +59,14 @@ def test_the_recipes_of_one_gpu_suit_all_recipes(recipe: str | None, memory: str
     config = read_layers([memory] if recipe is None else [recipe, memory])
     for stage in config.stages:
         micro_batches(config, config.settings_of(stage).batch_size, PROCESS)
+
+
+def test_files_are_read_and_written_on_all_cores_unless_other_processes_are_ruled_out() -> None:
+    config = read_layers(["cpu"])
+    assert config.workers == 1
+    assert file_workers(config, 25_000) == usable_cores()
+    assert file_workers(config, 3) == 0
+    assert file_workers(replace(config, workers=0), 25_000) == 0
 
 
 def test_deferred_operations_on_the_device_agree_with_those_of_the_workers(settings: list[str]) -> None:

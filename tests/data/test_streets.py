@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -175,6 +176,27 @@ def test_a_repeated_call_completes_an_interrupted_one(tmp_path: Path) -> None:
     assert lost.read_bytes() == content
     assert kept.stat().st_mtime_ns == time
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@given(layout=st.sampled_from(["gta5", "cityscapes"]), count=st.integers(1, 9), data=st.data())
+@settings(max_examples=5, deadline=None)
+def test_processes_write_the_files_of_one_process(
+    tmp_path_factory: pytest.TempPathFactory,
+    layout: Literal["gta5", "cityscapes"],
+    count: int,
+    data: st.DataObject,
+) -> None:
+    def write(folder: Path, workers: int) -> dict[Path, bytes]:
+        write_streets(folder, layout=layout, style="real", count=count, size=(32, 64), workers=workers)
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+
+    alone = write(tmp_path_factory.mktemp("alone"), 0)
+    assert len(alone) == 2 * count + 1  # and a record of the settings
+    folder = tmp_path_factory.mktemp("together")
+    assert write(folder, 2) == alone
+    pictures = sorted(path for path in alone if path.suffix == ".png")
+    (folder / data.draw(st.sampled_from(pictures))).unlink()
+    assert write(folder, 2) == alone
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

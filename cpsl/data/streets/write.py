@@ -1,6 +1,7 @@
 """Generated street scenes, as tensors and as the files of a data set."""
 
 import json
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from cpsl._internal.files import write_atomically
 from cpsl._internal.randomness import derive_seed
+from cpsl._internal.workers import map_in_processes
 from cpsl.data.labels import CITYSCAPES_19, CITYSCAPES_IDS
 from cpsl.data.streets.rendering import paint, photograph
 from cpsl.data.streets.street import draw_scene
@@ -65,6 +67,7 @@ def write_streets(
     split: str = "train",
     size: tuple[int, int] = (128, 256),
     seed: int = 0,
+    workers: int = 0,
 ) -> None:
     """Writes generated scenes as files for `GTA5` or `Cityscapes`.
 
@@ -80,6 +83,7 @@ def write_streets(
         split: Split of the Cityscapes layout; each split has different scenes.
         size: Height and width in pixels, at least 32 each.
         seed: Seed of the scenes.
+        workers: Number of processes that draw; 0 draws in this one.
 
     Raises:
         ValueError: An argument is invalid, or `root` holds other images or scenes of other settings.
@@ -99,22 +103,40 @@ def write_streets(
         _claim(root / "streets.json", scenes, root / "images")
     else:
         _claim(root / f"streets-{split}.json", scenes, root / "leftImg8bit" / split)
-    for index in range(count):
-        if layout == "gta5":
-            name = f"{index + 1:05d}.png"
-            image_path, label_path = root / "images" / name, root / "labels" / name
-        else:
-            name = f"{split}/streets/streets_{index:06d}_000000"
-            image_path = root / "leftImg8bit" / f"{name}_leftImg8bit.png"
-            label_path = root / "gtFine" / f"{name}_gtFine_labelIds.png"
-        if image_path.exists() and label_path.exists():
-            continue
-        image, label = draw_street(derive_seed(seed, "streets", split, index), style, size)
-        _write_png(image_path, Image.fromarray(image.permute(1, 2, 0).numpy()))
-        ids = Image.fromarray(_LABEL_IDS[label.numpy()])
-        if layout == "gta5":
-            ids.putpalette(_COLORS.tobytes())
-        _write_png(label_path, ids)
+    missing = [i for i in range(count) if not all(path.exists() for path in _files(root, layout, split, i))]
+    write = partial(_write_scene, root, layout, style, split, size, seed, missing)
+    written = map_in_processes(write, len(missing), workers) if workers else map(write, range(len(missing)))
+    for _ in written:
+        pass
+
+
+def _files(root: Path, layout: str, split: str, index: int) -> tuple[Path, Path]:
+    """Returns the paths of a scene's image and label."""
+    if layout == "gta5":
+        name = f"{index + 1:05d}.png"
+        return root / "images" / name, root / "labels" / name
+    name = f"{split}/streets/streets_{index:06d}_000000"
+    return (root / "leftImg8bit" / f"{name}_leftImg8bit.png", root / "gtFine" / f"{name}_gtFine_labelIds.png")
+
+
+def _write_scene(
+    root: Path,
+    layout: str,
+    style: Style,
+    split: str,
+    size: tuple[int, int],
+    seed: int,
+    missing: list[int],
+    number: int,
+) -> None:
+    index = missing[number]
+    image, label = draw_street(derive_seed(seed, "streets", split, index), style, size)
+    ids = Image.fromarray(_LABEL_IDS[label.numpy()])
+    if layout == "gta5":
+        ids.putpalette(_COLORS.tobytes())
+    image_path, label_path = _files(root, layout, split, index)
+    _write_png(image_path, Image.fromarray(image.permute(1, 2, 0).numpy()))
+    _write_png(label_path, ids)
 
 
 def _claim(marker: Path, scenes: dict[str, object], images: Path) -> None:
