@@ -90,3 +90,9 @@ def test_imports_are_acyclic() -> None:
     for importer, imported in EDGES:
         graph[importer].add(imported)
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_the_report_is_written_by_two_modules_and_used_by_no_other() -> None:
+    reporting = "cpsl.app.reporting"
+    users = {importer for importer, imported in EDGES if imported.startswith(reporting)}
+    assert {name for name in users if not name.startswith(reporting)} == {"cpsl.app.adapt", "cpsl.app.report"}

@@ -34,10 +34,10 @@ from cpsl.app.datasets import domains, draw_streets, file_workers, label_space
 from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import describe_network
-from cpsl.app.reporting.words import plural
 from cpsl.app.run import changed_settings
 from cpsl.app.source_sampling import describe_sources, named_sources
 from cpsl.app.usage import program, require_one_process
+from cpsl.app.words import plural
 from cpsl.data import DatasetCheck, check_dataset
 from cpsl.training import Process, logger, progress, start_logging, start_process
 from cpsl.training.checkpoints import write_text

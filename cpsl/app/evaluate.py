@@ -25,9 +25,9 @@ from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors, mentions
 from cpsl.app.networks import builder_option, custom_builder, for_inference
 from cpsl.app.ranges import Positive
-from cpsl.app.reporting.content import SHORT_SCORES, title_of
 from cpsl.app.result_folders import refuse_foreign, refuse_overlaps
 from cpsl.app.settings import UsageError
+from cpsl.app.titles import SHORT_SCORES, title_of
 from cpsl.app.usage import list_next, program
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore
 from cpsl.data.predictions import ColorStore, LabelIdStore

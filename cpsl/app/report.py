@@ -19,12 +19,13 @@ from cpsl.app.evaluate import read_metrics
 from cpsl.app.networks import build_model
 from cpsl.app.pseudo_labels import read_start
 from cpsl.app.reporting.compare import chosen_images
-from cpsl.app.reporting.content import TITLES, Clusters, Picture, Report, compared_stages
+from cpsl.app.reporting.content import Clusters, Picture, Report, compared_stages
 from cpsl.app.reporting.evidence import UnreadableDataError, gather, read_prediction, reading_data
 from cpsl.app.reporting.facts import describe_run, describe_settings, iterations
 from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
+from cpsl.app.titles import TITLES
 from cpsl.app.usage import how_to_use, list_next, require_one_process
 from cpsl.data import SegmentationDataset, whole_image
 from cpsl.data.sample import read_label

@@ -8,11 +8,12 @@ from textwrap import fill
 from typing import Any
 
 from cpsl._internal.durations import describe_duration
+from cpsl.app.comparable import SHORTEST, counted_unequally
 from cpsl.app.config import Config
-from cpsl.app.reporting.content import SHORT_SCORES, SHORTEST, counted_unequally
-from cpsl.app.reporting.words import difference, listing
 from cpsl.app.stages import trained_stages
+from cpsl.app.titles import SHORT_SCORES
 from cpsl.app.usage import list_next, program, tensorboard
+from cpsl.app.words import difference, listing
 from cpsl.training.log import text_table
 
 Metrics = Mapping[str, Mapping[str, Any]]

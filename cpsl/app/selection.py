@@ -14,7 +14,7 @@ from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import label_space
 from cpsl.app.evaluate import evaluate, evaluating, read_metrics
 from cpsl.app.networks import save_model
-from cpsl.app.reporting.content import SCORES
+from cpsl.app.titles import SCORES
 from cpsl.models import SegmentationNetwork
 from cpsl.training import Process, TrainingLoop, load, logger, save
 

@@ -16,8 +16,8 @@ from PIL import Image
 from app.conftest import Run
 from app.tiny import COMMAND, ENVIRONMENT, STAGES, TORCHRUN, cpsl, write_settings
 from cpsl.app import adapt
-from cpsl.app.reporting.content import TITLES
 from cpsl.app.selection import choose
+from cpsl.app.titles import TITLES
 from cpsl.data.streets import draw_street
 from cpsl.losses import prototype_consistency
 from cpsl.methods import self_labeling

@@ -11,9 +11,9 @@ from cpsl.app import evaluate, export, predict
 from cpsl.app.command_line import RECIPES, parse, read_layers, recipe_names
 from cpsl.app.config import METHODS, STAGES, Config
 from cpsl.app.domain import Domain
-from cpsl.app.reporting.content import TITLES
 from cpsl.app.settings import UsageError, override, schema, to_toml
 from cpsl.app.stages import TRAINERS
+from cpsl.app.titles import TITLES
 
 OVERLAYS = {"authors", "cpu", "gpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
 

@@ -14,8 +14,8 @@ from app.tiny import STAGES, cpsl
 from cpsl.app import report
 from cpsl.app.command_line import read_layers
 from cpsl.app.evaluate import read_metrics
-from cpsl.app.reporting.content import TITLES
 from cpsl.app.settings import UsageError
+from cpsl.app.titles import TITLES
 
 
 def test_the_report_is_written_from_a_run_that_was_moved(finished: Run, tmp_path: Path) -> None:

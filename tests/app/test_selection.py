@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from cpsl.app import selection
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
-from cpsl.app.reporting.content import TITLES
 from cpsl.app.selection import choose
+from cpsl.app.titles import TITLES
 from cpsl.models import DeepLabV2
 from cpsl.training import Process, TrainingLoop, load, read_scalars
 

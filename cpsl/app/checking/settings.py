@@ -7,10 +7,10 @@ from typing import NamedTuple
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
 from cpsl.app.datasets import domains, label_space, micro_batches, open_dataset, size_of_source
 from cpsl.app.networks import build_model, custom_builder, load_model
-from cpsl.app.reporting.words import plural
 from cpsl.app.sizes import fit_crop, is_same_shape, median_shape, size_at_width
 from cpsl.app.source_sampling import named_sources
 from cpsl.app.stages import trained_stages
+from cpsl.app.words import plural
 from cpsl.data import SegmentationDataset
 from cpsl.training import Process, logger
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from cpsl.app.domain import Domain
-from cpsl.app.reporting.words import plural
+from cpsl.app.words import plural
 from cpsl.data import LabelSpace
 from cpsl.data.check import DatasetCheck, Finding
 from cpsl.data.propose import MAX_ID

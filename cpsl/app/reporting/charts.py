@@ -9,8 +9,9 @@ from torch import Tensor
 
 from cpsl.app.evaluate import evenly_spaced
 from cpsl.app.reporting.compare import ImageResult
-from cpsl.app.reporting.content import SCORES, Report, title_of
-from cpsl.app.reporting.words import number, share, ticks
+from cpsl.app.reporting.content import Report
+from cpsl.app.titles import SCORES, title_of
+from cpsl.app.words import number, share, ticks
 
 CURVES = {
     "miou": "Mean IoU on the evaluation images, percent",

@@ -1,44 +1,13 @@
 """What a report is made from: `cpsl.app.report` collects it, `cpsl.app.reporting.page` writes it."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting.compare import Comparison
-
-SHORTEST = 100
-"""Iterations of a stage below which its results mean nothing."""
-
-TITLES = {
-    "source_only": "Source only",
-    "warmup": "Warm-up",
-    "self_label": "Self-labeling",
-    "distill_1": "Distillation 1",
-    "distill_2": "Distillation 2",
-    "online": "Online self-labeling",
-}
-SCORES = {
-    "flip_miou": "Consistency with the mirrored image, mean of the classes (higher is better)",
-    "information": "Certain predictions of many classes: mutual information (higher is better)",
-    "flip_agreement": "Pixels with the same class in the mirrored image (higher is better)",
-    "density": "Pixels that resemble each other: soft neighborhood density (higher is better)",
-    "entropy": "Uncertainty of the predictions: entropy (lower is more confident)",
-    "class_variation": "Distance to the class frequencies of the source (lower is closer)",
-}
-"""Label-free scores of the report, in order, with their titles."""
-
-SHORT_SCORES = {
-    "flip_miou": "consistency (+)",
-    "flip_agreement": "agreement (+)",
-    "information": "information (+)",
-    "density": "density (+)",
-    "entropy": "entropy (-)",
-    "class_variation": "distance (-)",
-}
-"""Their names in a terminal, and whether higher (+) or lower (-) is better."""
 
 Kind = Literal[
     "better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single", "unfinished"
@@ -140,32 +109,3 @@ def compared_stages(stages: list[str], chosen: str) -> tuple[str, str]:
         ('source_only', 'self_label')
     """
     return stages[0], chosen if chosen in stages[1:] else stages[-1]
-
-
-def counted_unequally(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[float | None]]:
-    """Returns the classes that only some results count, and the mIoU of each result without them.
-
-    Such a class has no pixel in the labels: it counts 0 where it is predicted, else not at all.
-
-    Example:
-        >>> before = {"miou": 50.0, "iou": {"road": 50.0, "sky": None}}
-        >>> after = {"miou": 26.0, "iou": {"road": 52.0, "sky": 0.0}}
-        >>> counted_unequally([before, after])
-        (['sky'], [50.0, 52.0])
-    """
-    ious = [values["iou"] for values in results if values["miou"] is not None]
-    counted = dict.fromkeys(name for iou in ious for name, value in iou.items() if value is not None)
-    unequal = [name for name in counted if any(iou[name] is None for iou in ious)]
-    if not unequal:
-        return [], [values["miou"] for values in results]
-    equal = counted.keys() - unequal
-    means = [sum(values["iou"][name] or 0.0 for name in equal) / max(len(equal), 1) for values in results]
-    return unequal, [
-        None if values["miou"] is None or not equal else mean
-        for values, mean in zip(results, means, strict=True)
-    ]
-
-
-def title_of(stage: str) -> str:
-    """Returns the name of a stage in the report."""
-    return TITLES.get(stage, stage)

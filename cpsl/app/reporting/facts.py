@@ -8,12 +8,13 @@ from torch import Tensor
 from cpsl.app.config import Config, WarmUp
 from cpsl.app.datasets import domains, open_dataset
 from cpsl.app.evaluate import evenly_spaced
-from cpsl.app.reporting.content import UNRECORDED, DataSet, title_of
-from cpsl.app.reporting.words import plural, sizes
+from cpsl.app.reporting.content import UNRECORDED, DataSet
 from cpsl.app.run_record import read_sessions
 from cpsl.app.settings import flatten, to_toml
 from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.app.stages import trained_stages
+from cpsl.app.titles import title_of
+from cpsl.app.words import plural, sizes
 from cpsl.data.reading import read_header
 from cpsl.data.sample import files_of
 from cpsl.training import Process, load

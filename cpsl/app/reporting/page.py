@@ -10,12 +10,14 @@ from typing import Any
 import jinja2
 import torch
 
+from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting import charts
 from cpsl.app.reporting.compare import ImageResult, confusions, normalized
-from cpsl.app.reporting.content import SCORES, UNRECORDED, Report, counted_unequally, title_of
+from cpsl.app.reporting.content import UNRECORDED, Report
 from cpsl.app.reporting.pictures import draw
 from cpsl.app.reporting.verdict import class_changes, judge
-from cpsl.app.reporting.words import DASH, difference, duration, number, plural, share, size
+from cpsl.app.titles import SCORES, title_of
+from cpsl.app.words import DASH, difference, duration, number, plural, share, size
 from cpsl.training.checkpoints import write_text
 from cpsl.visualize import heatmap
 

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from cpsl import class_counts
-from cpsl.app.reporting.content import Picture, Report, title_of
-from cpsl.app.reporting.words import number, share
+from cpsl.app.reporting.content import Picture, Report
+from cpsl.app.titles import title_of
+from cpsl.app.words import number, share
 from cpsl.visualize import assignment_map, colorize, heatmap, overlay, similarity_map
 
 WIDTH = 720

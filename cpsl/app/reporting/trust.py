@@ -1,7 +1,8 @@
 """How far to trust the result of a run, for somebody who decides."""
 
-from cpsl.app.reporting.content import Kind, Report, counted_unequally
-from cpsl.app.reporting.words import listing, number, plural
+from cpsl.app.comparable import counted_unequally
+from cpsl.app.reporting.content import Kind, Report
+from cpsl.app.words import listing, number, plural
 
 ENOUGH_IMAGES = 50
 """Labeled images from which on the figures are reliable."""

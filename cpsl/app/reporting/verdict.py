@@ -5,10 +5,12 @@ from pathlib import PurePosixPath
 from shlex import quote
 from typing import NamedTuple
 
+from cpsl.app.comparable import SHORTEST
 from cpsl.app.reporting.compare import normalized
-from cpsl.app.reporting.content import SHORTEST, Kind, Report, title_of
+from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.trust import RARE, trust, trust_in_brief
-from cpsl.app.reporting.words import difference, duration, listing, number, plural, share, size
+from cpsl.app.titles import title_of
+from cpsl.app.words import difference, duration, listing, number, plural, share, size
 
 FEW_IMAGES = 10
 """With fewer images nothing can be said about a data set."""

@@ -16,10 +16,11 @@ from app.outline import Outline
 from app.sample_report import build_report, sample_report
 from cpsl.app.command_line import parse
 from cpsl.app.evaluate import metrics_table
-from cpsl.app.reporting.content import TITLES, Report
+from cpsl.app.reporting.content import Report
 from cpsl.app.reporting.evidence import count_shared
 from cpsl.app.reporting.page import write_report
-from cpsl.app.reporting.words import number
+from cpsl.app.titles import TITLES
+from cpsl.app.words import number
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 NO_NUMBER = re.compile(r"\b(nan|None|inf|NaN|Infinity)\b|tensor\(")
