@@ -12,10 +12,11 @@ import torch
 
 from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting import charts
+from cpsl.app.reporting.changes import class_changes
 from cpsl.app.reporting.compare import ImageResult, confusions, normalized
 from cpsl.app.reporting.content import UNRECORDED, Report
 from cpsl.app.reporting.pictures import draw
-from cpsl.app.reporting.verdict import class_changes, judge
+from cpsl.app.reporting.verdict import judge
 from cpsl.app.titles import SCORES, title_of
 from cpsl.app.words import DASH, difference, duration, number, plural, share, size
 from cpsl.training.checkpoints import write_text

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from app.sample_report import build_report
 from cpsl.app.command_line import parse, read_layers
+from cpsl.app.reporting.changes import class_changes
 from cpsl.app.reporting.content import DataSet, Kind, Report
-from cpsl.app.reporting.verdict import class_changes, judge
+from cpsl.app.reporting.verdict import judge
 from cpsl.app.settings import to_toml
 
 TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
