@@ -2,6 +2,7 @@
 
 from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting.content import Kind, Report
+from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import listing, number, plural
 
 ENOUGH_IMAGES = 50
@@ -71,8 +72,13 @@ def trust(report: Report, kind: Kind) -> list[str]:
             "The scores without labels compare networks of this run; they are not accuracies. A network "
             "that is consistently wrong scores well."
         )
-        if report.metrics[report.chosen].get("collapses") == []:
-            found.append("No class is lost and none takes nearly all pixels: the common failures are absent.")
+        chosen = report.metrics[report.chosen]
+        unpredicted = describe_unpredicted(chosen, report.source_labels, report.classes)
+        if unpredicted == "" and chosen.get("collapses") == []:
+            found.append(
+                "All classes of the source are predicted, none is lost and none takes nearly all pixels: the "
+                "common failures are absent."
+            )
         found.append("The pictures below tell more than the scores: look for classes that are gone.")
     elif kind == "untested":
         found.append(

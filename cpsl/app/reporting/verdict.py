@@ -8,6 +8,7 @@ from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.steps import Step, steps_after
 from cpsl.app.reporting.trust import trust, trust_in_brief
 from cpsl.app.titles import title_of
+from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import difference, duration, listing, number, plural, share, size
 
 FEW_IMAGES = 10
@@ -58,7 +59,7 @@ def judge(report: Report) -> Verdict:
     kind = _kind(report, bool(shortness))
     return Verdict(
         kind,
-        [*_unfinished(report), *shortness, *_outcome(report, kind), *_cost(report)],
+        [*_unfinished(report), *shortness, *_outcome(report, kind), *_unpredicted(report), *_cost(report)],
         trust(report, kind),
         trust_in_brief(report, kind),
         steps_after(report, kind),
@@ -185,6 +186,16 @@ def _outcome_without_labels(report: Report) -> list[str]:
     if report.chosen == first:
         sentences.append(f"The run therefore ends with “{title_of(first)}”: {report.reason}.")
     return sentences
+
+
+def _unpredicted(report: Report) -> list[str]:
+    """Returns which classes of the source are not predicted, if no IoU tells it."""
+    _, after = report.mious
+    chosen = report.metrics[report.chosen]
+    sentence = describe_unpredicted(chosen, report.source_labels, report.classes)
+    if after is not None or not sentence:
+        return []
+    return [f"{sentence} Where the target images show such a class, the network misses it."]
 
 
 def _changed_shares(report: Report, most: int = 3, least: float = 0.02) -> str:

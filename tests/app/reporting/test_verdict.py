@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from app.sample_report import build_report
@@ -212,7 +214,25 @@ def test_without_labels_the_classes_that_grew_and_shrank_are_named() -> None:
     assert "road" not in text
     same = judge(report(TRUTH, TRUTH, labeled=False))
     assert "grew" not in " ".join(same.sentences)
-    assert any("No class is lost" in sentence for sentence in same.trust)
+    assert any("failures are absent" in sentence for sentence in same.trust)
     collapsed = report(TRUTH, TRUTH, labeled=False)
     collapsed.metrics["online"]["collapses"] = ["sky is lost"]
-    assert not any("No class is lost" in sentence for sentence in judge(collapsed).trust)
+    assert not any("failures are absent" in sentence for sentence in judge(collapsed).trust)
+
+
+@settings(max_examples=25, deadline=None)
+@given(after=st.lists(st.integers(0, 2), min_size=8, max_size=8), labeled=st.booleans())
+def test_failures_are_absent_only_if_all_classes_of_the_source_are_predicted(
+    after: list[int], labeled: bool
+) -> None:
+    prediction = torch.tensor([after]).repeat(4, 1)
+    verdict = judge(report(prediction, prediction, labeled=labeled, images=2))
+    missing = {CLASSES[k] for k in range(3) if k not in after}
+    said = [sentence for sentence in verdict.sentences if "of the source" in sentence]
+    assert bool(said) == (bool(missing) and not labeled)
+    if said:
+        assert f"{len(missing)} of 3 classes of the source" in said[0]
+        assert {name for name in CLASSES if f"{name} (33 %" in said[0]} == missing
+    assert any("failures are absent" in s for s in verdict.trust) == (not missing and not labeled)
+    unknown = replace(report(prediction, prediction, labeled=labeled, images=2), source_labels={})
+    assert "failures are absent" not in " ".join(judge(unknown).trust)
