@@ -14,6 +14,9 @@ from cpsl.app.words import difference, duration, listing, number, plural, share,
 FEW_IMAGES = 10
 """With fewer images nothing can be said about a data set."""
 
+SAME_SCORE = 0.02
+"""Change of the consistency that is no evidence: on `streets`, `dusk` and `night` seeds differ by 0.02."""
+
 BADGES: dict[Kind, str] = {
     "better": "Adaptation helped",
     "worse": "Adaptation did harm",
@@ -178,10 +181,14 @@ def _outcome_without_labels(report: Report) -> list[str]:
         )
     old, new = ((report.metrics[stage].get("scores") or {}).get("flip_miou") for stage in (first, last))
     if old is not None and new is not None:
-        more = "more" if new > old else "less"
+        gain = new - old
+        agree = "about as much as" if abs(gain) < SAME_SCORE else "more than" if gain > 0 else "less than"
+        mirrored = report.metrics[last].get("mirrored")
+        on = f" on {plural(mirrored, 'image')}" if mirrored else ""
         sentences.append(
-            f"Its predictions for an image and for the mirrored image agree {more} than before: "
-            f"{number(old, 3)} before, {number(new, 3)} after, where 1 is full agreement."
+            f"Its predictions for an image and for the mirrored image agree {agree} before: {number(old, 3)} "
+            f"before, {number(new, 3)} after{on}, where 1 is "
+            "full agreement."
         )
     if report.chosen == first:
         sentences.append(f"The run therefore ends with “{title_of(first)}”: {report.reason}.")

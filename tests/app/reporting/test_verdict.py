@@ -236,3 +236,24 @@ def test_failures_are_absent_only_if_all_classes_of_the_source_are_predicted(
     assert any("failures are absent" in s for s in verdict.trust) == (not missing and not labeled)
     unknown = replace(report(prediction, prediction, labeled=labeled, images=2), source_labels={})
     assert "failures are absent" not in " ".join(judge(unknown).trust)
+
+
+@pytest.mark.parametrize(
+    ("after", "agree"), [(0.53, "more than before"), (0.47, "less than before"), (0.51, "about as much as")]
+)
+def test_a_small_change_of_the_consistency_is_no_gain(after: float, agree: str) -> None:
+    made = report(BAD, GOOD, labeled=False)
+    made.metrics["online"] |= {"scores": {"flip_miou": after}, "mirrored": 5}
+    text = " ".join(judge(made).sentences)
+    assert f"agree {agree}" in text
+    assert f"0.500 before, {after:.3f} after on 5 images" in text
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_few_confident_pseudo_labels_at_the_end_are_a_reason_for_doubt(labeled: bool) -> None:
+    def trust(*confident: float) -> str:
+        curve = list(enumerate(confident))
+        return " ".join(judge(report(BAD, GOOD, labeled, curves={"online": {"confident": curve}})).trust)
+
+    assert "only 3.0 % of the pseudo labels" in trust(0.5, 0.5, *[0.03] * 5)
+    assert "pseudo labels" not in trust(0.01, *[0.6] * 5)
