@@ -163,8 +163,8 @@ def _at_a_glance(report: Report) -> dict[str, str]:
 def _choice(report: Report) -> str:
     """Returns how the images of the report were chosen, in a sentence."""
     if report.comparison is None or len(report.pictures) >= len(report.comparison.images):
-        return "All evaluation images."
-    of = f"of {plural(len(report.comparison.images), 'evaluation image')}"
+        return f"All {report.evaluated}s."
+    of = f"of {plural(len(report.comparison.images), report.evaluated)}"
     if report.comparison.labeled:
         return f"The best, median and worst {of} by mean IoU after adaptation; none is picked by hand."
     return (

@@ -114,7 +114,7 @@ def _of_shared_images(report: Report, images: int) -> list[str]:
     found = []
     for name, count in report.shared.items():
         if count:
-            which = f"{'All' if count == images else f'{count} of the'} {images} evaluation images are also"
+            which = f"{'All' if count == images else f'{count} of the'} {images} {report.evaluated}s are also"
             how = "adapted to them, without" if name == "target" else "trained on them, with"
             found.append(
                 f"{which} images of the {name}: the network was {how} their labels. Others may have a lower "

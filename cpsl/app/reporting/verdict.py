@@ -126,7 +126,7 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
         return _outcome_without_labels(report)
     comparison = report.comparison
     count = comparison.labeled if comparison else 0
-    labeled = f" on {plural(count, 'labeled evaluation image')}" if count else ""
+    labeled = f" on {plural(count, f'labeled {report.evaluated}')}" if count else ""
     gain = difference(before, after) or 0.0
     rose = "rose" if gain > 0 else "fell"
     rose, by = (rose, f"by {number(abs(gain))} points") if gain else ("went", "unchanged")
