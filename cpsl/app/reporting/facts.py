@@ -110,7 +110,7 @@ def _stage(config: Config, stage: str) -> str:
     settings = config.settings_of(stage)
     start = getattr(settings, "start", getattr(settings, "student", ""))
     weights = {
-        "pretrained": "pretrained weights",
+        "pretrained": "pretrained weights" if config.model.weights else f"{_published(config)} weights",
         "random": "random weights",
         "source_only": "the source-only network",
         "previous": "the network of the stage before",
@@ -126,10 +126,26 @@ def _network(config: Config, chosen: str) -> str:
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     count = sum(value.numel() for name, value in state.items() if not name.endswith(buffers))
     arguments = ", ".join(f"{key} = {value}" for key, value in config.model.arguments.items())
-    parts = [config.model.network, f"{count / 1e6:.1f} million weights" if count else "", arguments]
+    parts = [_called(config.model.network), f"{count / 1e6:.1f} million weights" if count else "", arguments]
     if config.model.weights:
         parts.append(f"pretrained weights from {config.model.weights}")
     return ", ".join(part for part in parts if part)
+
+
+def _called(network: str) -> str:
+    """Returns the name of a network as papers have it, if the settings have a shorter one.
+
+    Example:
+        >>> _called("lite0"), _called("deeplabv2:resnet101"), _called("smp:Unet/resnet34")
+        ('EfficientNet-Lite0', 'DeepLabV2 with resnet101', 'smp:Unet/resnet34')
+    """
+    return "EfficientNet-Lite0" if network == "lite0" else network.replace("deeplabv2:", "DeepLabV2 with ")
+
+
+def _published(config: Config) -> str:
+    """Returns what the published weights were trained on, where it is known."""
+    known = config.model.network == "lite0" or config.model.network.startswith("deeplabv2:")
+    return "ImageNet" if known else "pretrained"
 
 
 def _date(started: str) -> str:

@@ -92,6 +92,13 @@ def _steps_after_rejection(report: Report) -> list[Step]:
                 _prediction(report, last),
             )
         )
+    else:
+        found.append(
+            Step(
+                f"Self-training needs a good start: train “{title_of(first)}” for more steps, or on more "
+                "varied source images, and adapt it again."
+            )
+        )
     return found
 
 

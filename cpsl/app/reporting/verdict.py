@@ -137,7 +137,7 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
     sentences = [sentence] if kind == "short" else [sentence, *_gains_and_losses(report)]
     if kind == "rejected":
         better = " although its mean IoU is lower" if after > before else ""
-        sentences.append(f"The run ends with “{title_of(first)}”{better}: {report.reason}.")
+        sentences.append(f"The run ends with “{title_of(first)}”{better}: {_rejection(report)}")
     return sentences
 
 
@@ -191,8 +191,18 @@ def _outcome_without_labels(report: Report) -> list[str]:
             "full agreement."
         )
     if report.chosen == first:
-        sentences.append(f"The run therefore ends with “{title_of(first)}”: {report.reason}.")
+        sentences.append(f"The run therefore ends with “{title_of(first)}”: {_rejection(report)}")
     return sentences
+
+
+def _rejection(report: Report) -> str:
+    """Returns why the last stage was rejected; `_problems` has the figures of its collapses."""
+    last = report.ends[1]
+    if not (collapses := report.metrics[last].get("collapses")):
+        return f"{report.reason}."
+    what = listing(dict.fromkeys(reason.partition(": ")[0] for reason in collapses))
+    shares = _changed_shares(report) if report.mious[1] is not None else ""  # else the sentence before has it
+    return f"“{title_of(last)}” collapsed, since {what}.{shares}"
 
 
 def _unpredicted(report: Report) -> list[str]:

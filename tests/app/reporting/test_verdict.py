@@ -257,3 +257,24 @@ def test_few_confident_pseudo_labels_at_the_end_are_a_reason_for_doubt(labeled: 
 
     assert "only 3.0 % of the pseudo labels" in trust(0.5, 0.5, *[0.03] * 5)
     assert "pseudo labels" not in trust(0.01, *[0.6] * 5)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_figures_of_a_collapse_are_said_once(labeled: bool) -> None:
+    made = report(TRUTH, TRUTH.clamp(max=1), labeled, chosen="source_only", reason="it is excluded (0.00 %)")
+    made.metrics["online"]["collapses"] = ["car is lost: 0.00 % of the predicted pixels, 50.00 % before"]
+    verdict = judge(made)
+    text = " ".join(verdict.sentences)
+    assert "collapsed, since car is lost." in text
+    assert "0.00 %" not in text
+    assert text.count("car shrank from 50 % to 0 %") == 1
+    assert "50.00 % before" in verdict.problems[0]
+
+
+def test_a_rejected_network_needs_a_better_start_unless_the_labels_prefer_it() -> None:
+    def advised(before: Tensor, after: Tensor) -> bool:
+        steps = judge(report(before, after, chosen="source_only")).steps
+        return any("needs a good start" in step.text for step in steps)
+
+    assert advised(GOOD, BAD)
+    assert not advised(BAD, GOOD)
