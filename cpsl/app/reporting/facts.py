@@ -2,11 +2,13 @@
 
 import tomllib
 from datetime import datetime
+from pathlib import Path
 
 from torch import Tensor
 
-from cpsl.app.config import Config, WarmUp
+from cpsl.app.config import PREVIOUS, STAGES, Config, WarmUp
 from cpsl.app.datasets import domains, open_dataset
+from cpsl.app.domain import Domain
 from cpsl.app.evaluate import evenly_spaced
 from cpsl.app.reporting.content import UNRECORDED, DataSet
 from cpsl.app.run_record import read_sessions
@@ -14,13 +16,16 @@ from cpsl.app.settings import flatten, to_toml
 from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.app.stages import trained_stages
 from cpsl.app.titles import title_of
-from cpsl.app.words import plural, sizes
+from cpsl.app.words import listing, plural, sizes
 from cpsl.data.reading import read_header
 from cpsl.data.sample import files_of
 from cpsl.training import Process, load
 
 MEASURED = 50
 """Most images of a data set, evenly spaced, whose sizes are read."""
+
+UNNAMED = ("/", ".", "..", "image", "images", "img", "imgs", "rgb", "train", "val", "test")
+"""Folders in a data set whose names do not tell which one it is."""
 
 SELECTED = {
     "last": "its last weights",
@@ -60,6 +65,23 @@ def describe_data(config: Config, process: Process) -> list[DataSet]:
     return described
 
 
+def describe_adaptation(config: Config) -> str:
+    """Returns a title that tells what was adapted to what, as far as the names of the folders do."""
+    used = [*config.sources, config.target]
+    *sources, target = (_name(domain) for domain in used)
+    generated = " (generated streets)" if all(domain.streets for domain in used) else ""
+    return f"Adaptation from {listing(dict.fromkeys(sources))} to {target}{generated}"
+
+
+def _name(domain: Domain) -> str:
+    """Returns the name of a data set, or of the folder that holds it."""
+    if domain.dataset != "folder" and not domain.streets:
+        return {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes"}[domain.dataset]
+    folder = domain.images or domain.root or Path()
+    parts = [part for part in folder.parts if part.lower() not in UNNAMED]
+    return "/".join(parts[-2:] if parts and parts[-1] in ("source", "target") else parts[-1:]) or "images"
+
+
 def describe_run(config: Config, chosen: str) -> dict[str, list[str]]:
     """Returns the facts of a run by what they are about, each as lines of text."""
     sessions = read_sessions(config.output)
@@ -94,9 +116,15 @@ def describe_run(config: Config, chosen: str) -> dict[str, list[str]]:
 
 
 def describe_settings(config: Config) -> dict[str, tuple[str, bool]]:
-    """Returns each setting by its key, and whether it is the default."""
+    """Returns each setting by its key, and whether it is the default; not those of stages that do not run."""
     settings, defaults = (flatten(tomllib.loads(to_toml(c))) for c in (config, Config()))
-    return {key: (_value(value), defaults.get(key) == value) for key, value in settings.items()}
+    tables = {stage: "distill" if stage in PREVIOUS else stage for stage in STAGES}
+    unused = set(tables.values()) - {tables[stage] for stage in config.stages}
+    return {
+        key: (_value(value), defaults.get(key) == value)
+        for key, value in settings.items()
+        if key.partition(".")[0] not in unused
+    }
 
 
 def iterations(config: Config) -> dict[str, int]:

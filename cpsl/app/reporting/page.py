@@ -147,10 +147,9 @@ def _use_of_labels(report: Report) -> str:
 
 def _at_a_glance(report: Report) -> dict[str, str]:
     """Returns the few facts that a reader needs first."""
-    glance = {}
+    glance = {"Folder": PurePosixPath(report.model).parent.as_posix()}
     if not report.facts.get("Started", [UNRECORDED])[0].startswith(UNRECORDED):
         glance["Started"] = report.facts["Started"][0]
-    glance["Folder"] = PurePosixPath(report.model).parent.as_posix()
     for data in report.data_sets:
         labels = "" if data.labels is None else ", with labels" if data.labels else ", without labels"
         glance[data.name.capitalize()] = plural(data.images, "image") + labels
