@@ -100,6 +100,33 @@ def find_collapses(
     return found
 
 
+def find_unpredicted(predicted: Tensor, source: Tensor) -> list[int]:
+    """Finds the classes of the source that a network never predicts, or hardly ever.
+
+    The source's labels have at least `PRESENT` of their pixels of such a class, and the predictions less than
+    `LOST` times that share. The source-only network may have missed it as well: `find_collapses`, which
+    compares two networks, then finds nothing. The class may also be absent from the target.
+
+    Args:
+        predicted: (K,) class frequencies of the predictions, counts or shares.
+        source: (K,) those of the source's labels.
+
+    Returns:
+        Indices of the classes, the most frequent in the source first.
+
+    Raises:
+        ValueError: A distribution is not one over the same K classes.
+
+    Example:
+        >>> find_unpredicted(torch.tensor([0.7, 0.3, 0.0]), torch.tensor([0.6, 0.35, 0.05]))
+        [2]
+    """
+    check_distribution(predicted, len(source))
+    now, of_source = (d.cpu() for d in _normalize(predicted, source))
+    missing = (of_source >= PRESENT) & (now < LOST * of_source)
+    return sorted(missing.nonzero().flatten().tolist(), key=lambda k: -float(of_source[k]))
+
+
 def class_divergence(distribution: Tensor, reference: Tensor) -> Tensor:
     r"""Computes KL(r ‖ d) = Σ r log(r / d) in nats, for a class distribution d and its reference r.
 

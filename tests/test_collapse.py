@@ -4,7 +4,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpsl.collapse import DRIFT, class_divergence, find_collapses, total_variation
+from cpsl.collapse import (
+    DRIFT,
+    LOST,
+    PRESENT,
+    class_divergence,
+    find_collapses,
+    find_unpredicted,
+    total_variation,
+)
 
 NAMES = ("road", "building", "sky", "pole")
 SHARES = st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(lambda x: sum(x) > 0.01).map(torch.tensor)
@@ -77,8 +85,26 @@ def test_a_drift_from_the_source_is_found_and_an_approach_is_not() -> None:
     assert reasons(further) == []
 
 
+@given(predicted=SHARES, source=SHARES, k=st.integers(0, 3))
+def test_classes_of_the_source_without_predictions_are_found(
+    predicted: Tensor, source: Tensor, k: int
+) -> None:
+    """Also those that no earlier network predicted, which are no collapse."""
+    assert find_unpredicted(source, 5 * source) == []
+    predicted[k] = 0
+    assume(predicted.sum() > 0.01)
+    found = find_unpredicted(predicted, source)
+    shares = source / source.sum()
+    assert (k in found) == (shares[k].double() >= PRESENT)
+    assert find_collapses(predicted, predicted, NAMES, source) == []
+    assert all(predicted[j] / predicted.sum() < LOST * shares[j] + 1e-6 for j in found)
+    assert [shares[j] for j in found] == sorted((shares[j] for j in found), reverse=True)
+
+
 def test_other_numbers_of_classes_are_rejected() -> None:
     with pytest.raises(ValueError, match="class distribution"):
         find_collapses(torch.ones(3), torch.ones(4), NAMES)
     with pytest.raises(ValueError, match="reference"):
         total_variation(torch.ones(3), torch.ones(4))
+    with pytest.raises(ValueError, match="class distribution"):
+        find_unpredicted(torch.ones(3), torch.ones(4))

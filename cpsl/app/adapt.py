@@ -9,7 +9,7 @@ from cpsl.app.checking.settings import advice, open_domains, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import record_data
-from cpsl.app.datasets import domains, label_space
+from cpsl.app.datasets import domains
 from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import read_metrics
 from cpsl.app.pseudo_labels import describe_target
@@ -19,6 +19,7 @@ from cpsl.app.results import next_steps, results_table, too_short
 from cpsl.app.run import begin_run, run_stage
 from cpsl.app.selection import choose
 from cpsl.app.stages import TRAINERS
+from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.usage import program
 from cpsl.training import Process, load, logger, save
 from cpsl.training.checkpoints import write_text
@@ -47,8 +48,12 @@ def conclude(config: Config, process: Process) -> None:
     chosen, reason = choose(metrics)
     model = config.output / "model.pt"
     save(model, load(config.output / chosen / "model.pt"))
-    write_report(collect(config, process), config.output / "report.html")
-    logger.info(f"\n{results_table(complete, label_space(config).names, chosen)}\n")
+    report = collect(config, process)
+    write_report(report, config.output / "report.html")
+    logger.info(f"\n{results_table(complete, report.classes, chosen)}\n")
+    unlabeled = complete[chosen]["miou"] is None
+    if unlabeled and (missed := describe_unpredicted(complete[chosen], report.source_labels, report.classes)):
+        logger.warning(f"{missed}\n")
     if warning := too_short(config):
         logger.warning(f"{warning}\n")
     logger.info(f"Model: {model}, from {chosen}: {reason}\n\n{next_steps(config)}")

@@ -21,7 +21,7 @@ from cpsl.app.pseudo_labels import read_start
 from cpsl.app.reporting.compare import chosen_images
 from cpsl.app.reporting.content import Clusters, Picture, Report, compared_stages
 from cpsl.app.reporting.evidence import UnreadableDataError, gather, read_prediction, reading_data
-from cpsl.app.reporting.facts import describe_run, describe_settings, iterations
+from cpsl.app.reporting.facts import describe_adaptation, describe_run, describe_settings, iterations
 from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
@@ -51,7 +51,7 @@ def collect(config: Config, process: Process) -> Report:
     }
     pictures, unreadable = _pictures(config, process, shown)
     return Report(
-        title=config.output.resolve().name,
+        title=describe_adaptation(config),
         classes=classes.names,
         palette=classes.palette,
         metrics=metrics,

@@ -3,6 +3,7 @@
 import html
 import json
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -284,7 +285,15 @@ def test_two_folders_by_options_alone(tmp_path: Path) -> None:
     metrics = metrics_of(tmp_path / "run")
     assert all(values["miou"] is None for values in metrics.values())
     assert metrics["online"]["iou"] == {"road": None, "else": None}
-    assert "images, without labels" in (tmp_path / "run" / "report.html").read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "images, without labels" in report
+    # Terminal and report name the same classes that are never predicted.
+    sentence = re.compile(r"\d of 2 classes of the source (?:is|are) [\w ]+ predicted: [^(]*")
+    in_terminal = sentence.findall(" ".join(ended.text.split()))
+    assert in_terminal == sentence.findall(html.unescape(report))
+    stage = tmp_path / "run" / choose(metrics)[0]
+    shares = json.loads((stage / "metrics.json").read_text())["class_frequency"]
+    assert in_terminal or min(shares) > 0
 
 
 def test_photographs_in_the_layouts_of_the_data_sets(real: Path, tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ class Report:
         return str(path if self.finished else path.parent / self.chosen / path.name)
 
     @property
+    def evaluated(self) -> str:
+        """Noun for the images of the figures: target images, if there are no evaluation images."""
+        names = [data.name for data in self.data_sets]
+        return "target image" if names and "evaluation" not in names else "evaluation image"
+
+    @property
     def ends(self) -> tuple[str, str]:
         """The stages that the report compares: the first and that of the model, or else the last."""
         return compared_stages(list(self.metrics), self.chosen)

@@ -2,11 +2,13 @@
 
 import tomllib
 from datetime import datetime
+from pathlib import Path
 
 from torch import Tensor
 
-from cpsl.app.config import Config, WarmUp
+from cpsl.app.config import PREVIOUS, STAGES, Config, WarmUp
 from cpsl.app.datasets import domains, open_dataset
+from cpsl.app.domain import Domain
 from cpsl.app.evaluate import evenly_spaced
 from cpsl.app.reporting.content import UNRECORDED, DataSet
 from cpsl.app.run_record import read_sessions
@@ -14,13 +16,16 @@ from cpsl.app.settings import flatten, to_toml
 from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.app.stages import trained_stages
 from cpsl.app.titles import title_of
-from cpsl.app.words import plural, sizes
+from cpsl.app.words import listing, plural, sizes
 from cpsl.data.reading import read_header
 from cpsl.data.sample import files_of
 from cpsl.training import Process, load
 
 MEASURED = 50
 """Most images of a data set, evenly spaced, whose sizes are read."""
+
+UNNAMED = ("/", ".", "..", "image", "images", "img", "imgs", "rgb", "train", "val", "test")
+"""Folders in a data set whose names do not tell which one it is."""
 
 SELECTED = {
     "last": "its last weights",
@@ -60,6 +65,23 @@ def describe_data(config: Config, process: Process) -> list[DataSet]:
     return described
 
 
+def describe_adaptation(config: Config) -> str:
+    """Returns a title that tells what was adapted to what, as far as the names of the folders do."""
+    used = [*config.sources, config.target]
+    *sources, target = (_name(domain) for domain in used)
+    generated = " (generated streets)" if all(domain.streets for domain in used) else ""
+    return f"Adaptation from {listing(dict.fromkeys(sources))} to {target}{generated}"
+
+
+def _name(domain: Domain) -> str:
+    """Returns the name of a data set, or of the folder that holds it."""
+    if domain.dataset != "folder" and not domain.streets:
+        return {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes"}[domain.dataset]
+    folder = domain.images or domain.root or Path()
+    parts = [part for part in folder.parts if part.lower() not in UNNAMED]
+    return "/".join(parts[-2:] if parts and parts[-1] in ("source", "target") else parts[-1:]) or "images"
+
+
 def describe_run(config: Config, chosen: str) -> dict[str, list[str]]:
     """Returns the facts of a run by what they are about, each as lines of text."""
     sessions = read_sessions(config.output)
@@ -94,9 +116,15 @@ def describe_run(config: Config, chosen: str) -> dict[str, list[str]]:
 
 
 def describe_settings(config: Config) -> dict[str, tuple[str, bool]]:
-    """Returns each setting by its key, and whether it is the default."""
+    """Returns each setting by its key, and whether it is the default; not those of stages that do not run."""
     settings, defaults = (flatten(tomllib.loads(to_toml(c))) for c in (config, Config()))
-    return {key: (_value(value), defaults.get(key) == value) for key, value in settings.items()}
+    tables = {stage: "distill" if stage in PREVIOUS else stage for stage in STAGES}
+    unused = set(tables.values()) - {tables[stage] for stage in config.stages}
+    return {
+        key: (_value(value), defaults.get(key) == value)
+        for key, value in settings.items()
+        if key.partition(".")[0] not in unused
+    }
 
 
 def iterations(config: Config) -> dict[str, int]:
@@ -110,7 +138,7 @@ def _stage(config: Config, stage: str) -> str:
     settings = config.settings_of(stage)
     start = getattr(settings, "start", getattr(settings, "student", ""))
     weights = {
-        "pretrained": "pretrained weights",
+        "pretrained": "pretrained weights" if config.model.weights else f"{_published(config)} weights",
         "random": "random weights",
         "source_only": "the source-only network",
         "previous": "the network of the stage before",
@@ -126,10 +154,26 @@ def _network(config: Config, chosen: str) -> str:
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     count = sum(value.numel() for name, value in state.items() if not name.endswith(buffers))
     arguments = ", ".join(f"{key} = {value}" for key, value in config.model.arguments.items())
-    parts = [config.model.network, f"{count / 1e6:.1f} million weights" if count else "", arguments]
+    parts = [_called(config.model.network), f"{count / 1e6:.1f} million weights" if count else "", arguments]
     if config.model.weights:
         parts.append(f"pretrained weights from {config.model.weights}")
     return ", ".join(part for part in parts if part)
+
+
+def _called(network: str) -> str:
+    """Returns the name of a network as papers have it, if the settings have a shorter one.
+
+    Example:
+        >>> _called("lite0"), _called("deeplabv2:resnet101"), _called("smp:Unet/resnet34")
+        ('EfficientNet-Lite0', 'DeepLabV2 with resnet101', 'smp:Unet/resnet34')
+    """
+    return "EfficientNet-Lite0" if network == "lite0" else network.replace("deeplabv2:", "DeepLabV2 with ")
+
+
+def _published(config: Config) -> str:
+    """Returns what the published weights were trained on, where it is known."""
+    known = config.model.network == "lite0" or config.model.network.startswith("deeplabv2:")
+    return "ImageNet" if known else "pretrained"
 
 
 def _date(started: str) -> str:

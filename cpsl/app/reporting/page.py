@@ -12,10 +12,11 @@ import torch
 
 from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting import charts
+from cpsl.app.reporting.changes import class_changes
 from cpsl.app.reporting.compare import ImageResult, confusions, normalized
 from cpsl.app.reporting.content import UNRECORDED, Report
 from cpsl.app.reporting.pictures import draw
-from cpsl.app.reporting.verdict import class_changes, judge
+from cpsl.app.reporting.verdict import judge
 from cpsl.app.titles import SCORES, title_of
 from cpsl.app.words import DASH, difference, duration, number, plural, share, size
 from cpsl.training.checkpoints import write_text
@@ -146,10 +147,9 @@ def _use_of_labels(report: Report) -> str:
 
 def _at_a_glance(report: Report) -> dict[str, str]:
     """Returns the few facts that a reader needs first."""
-    glance = {}
+    glance = {"Folder": PurePosixPath(report.model).parent.as_posix()}
     if not report.facts.get("Started", [UNRECORDED])[0].startswith(UNRECORDED):
         glance["Started"] = report.facts["Started"][0]
-    glance["Folder"] = PurePosixPath(report.model).parent.as_posix()
     for data in report.data_sets:
         labels = "" if data.labels is None else ", with labels" if data.labels else ", without labels"
         glance[data.name.capitalize()] = plural(data.images, "image") + labels
@@ -162,8 +162,8 @@ def _at_a_glance(report: Report) -> dict[str, str]:
 def _choice(report: Report) -> str:
     """Returns how the images of the report were chosen, in a sentence."""
     if report.comparison is None or len(report.pictures) >= len(report.comparison.images):
-        return "All evaluation images."
-    of = f"of {plural(len(report.comparison.images), 'evaluation image')}"
+        return f"All {report.evaluated}s."
+    of = f"of {plural(len(report.comparison.images), report.evaluated)}"
     if report.comparison.labeled:
         return f"The best, median and worst {of} by mean IoU after adaptation; none is picked by hand."
     return (

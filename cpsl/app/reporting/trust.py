@@ -1,14 +1,20 @@
 """How far to trust the result of a run, for somebody who decides."""
 
+from statistics import median
+
 from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting.content import Kind, Report
-from cpsl.app.words import listing, number, plural
+from cpsl.app.unpredicted import describe_unpredicted
+from cpsl.app.words import listing, number, plural, share
 
 ENOUGH_IMAGES = 50
 """Labeled images from which on the figures are reliable."""
 
 RARE = 0.002
 """Share of the pixels below which a class is rare."""
+
+FEW_CONFIDENT = 0.1
+"""Share of confident pseudo labels below which the target loss, which is weighted by it, hardly counts."""
 
 IN_BRIEF: dict[Kind, str] = {
     "unclear": "Open: a different choice of images could explain the change.",
@@ -71,14 +77,20 @@ def trust(report: Report, kind: Kind) -> list[str]:
             "The scores without labels compare networks of this run; they are not accuracies. A network "
             "that is consistently wrong scores well."
         )
-        if report.metrics[report.chosen].get("collapses") == []:
-            found.append("No class is lost and none takes nearly all pixels: the common failures are absent.")
+        chosen = report.metrics[report.chosen]
+        unpredicted = describe_unpredicted(chosen, report.source_labels, report.classes)
+        if unpredicted == "" and chosen.get("collapses") == []:
+            found.append(
+                "All classes of the source are predicted, none is lost and none takes nearly all pixels: the "
+                "common failures are absent."
+            )
         found.append("The pictures below tell more than the scores: look for classes that are gone.")
     elif kind == "untested":
         found.append(
             "The labels cannot be read any more, so that nothing tells how much of the change is due to the "
             "choice of images."
         )
+    found += _of_few_pseudo_labels(report)
     if kind != "single" and after is not None:
         found.append(
             "This is one run with one seed; another seed can give a figure that differs by a point or more."
@@ -88,11 +100,21 @@ def trust(report: Report, kind: Kind) -> list[str]:
     return found
 
 
+def _of_few_pseudo_labels(report: Report) -> list[str]:
+    confident = report.curves.get(report.ends[1], {}).get("confident", [])
+    if not confident or (last := median(value for _, value in confident[-5:])) >= FEW_CONFIDENT:
+        return []
+    return [
+        f"At the end only {share(last)} of the pseudo labels were confident, so that the network learned "
+        "little from the target images."
+    ]
+
+
 def _of_shared_images(report: Report, images: int) -> list[str]:
     found = []
     for name, count in report.shared.items():
         if count:
-            which = f"{'All' if count == images else f'{count} of the'} {images} evaluation images are also"
+            which = f"{'All' if count == images else f'{count} of the'} {images} {report.evaluated}s are also"
             how = "adapted to them, without" if name == "target" else "trained on them, with"
             found.append(
                 f"{which} images of the {name}: the network was {how} their labels. Others may have a lower "

@@ -252,3 +252,14 @@ def test_shared_images_are_counted_whatever_their_paths(
         str(tmp_path / "labels"),
     ]
     assert count_shared(parse([*words, *evaluation, "--classes", "x"])) == {"source": 2, "target": 1}
+
+
+def test_without_evaluation_images_the_words_are_those_of_target_images(tmp_path: Path) -> None:
+    several = [torch.zeros(8, 8, dtype=torch.int64)] * 9
+    made = build_report(("road", "sky"), [None] * 9, {"source_only": several, "online": several})
+    assert "Those of 9 evaluation images" in page_of(made, tmp_path).text
+    text = page_of(replace(made, data_sets=made.data_sets[:2]), tmp_path).text
+    assert "Those of 9 target images" in text
+    assert "at most 100 target images" in text
+    assert "evaluation image" not in text
+    assert "switch between before and after" in text

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from app.sample_report import build_report
 from cpsl.app.command_line import parse, read_layers
+from cpsl.app.reporting.changes import class_changes
 from cpsl.app.reporting.content import DataSet, Kind, Report
-from cpsl.app.reporting.verdict import class_changes, judge
+from cpsl.app.reporting.verdict import judge
 from cpsl.app.settings import to_toml
 
 TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
@@ -211,7 +214,67 @@ def test_without_labels_the_classes_that_grew_and_shrank_are_named() -> None:
     assert "road" not in text
     same = judge(report(TRUTH, TRUTH, labeled=False))
     assert "grew" not in " ".join(same.sentences)
-    assert any("No class is lost" in sentence for sentence in same.trust)
+    assert any("failures are absent" in sentence for sentence in same.trust)
     collapsed = report(TRUTH, TRUTH, labeled=False)
     collapsed.metrics["online"]["collapses"] = ["sky is lost"]
-    assert not any("No class is lost" in sentence for sentence in judge(collapsed).trust)
+    assert not any("failures are absent" in sentence for sentence in judge(collapsed).trust)
+
+
+@settings(max_examples=25, deadline=None)
+@given(after=st.lists(st.integers(0, 2), min_size=8, max_size=8), labeled=st.booleans())
+def test_failures_are_absent_only_if_all_classes_of_the_source_are_predicted(
+    after: list[int], labeled: bool
+) -> None:
+    prediction = torch.tensor([after]).repeat(4, 1)
+    verdict = judge(report(prediction, prediction, labeled=labeled, images=2))
+    missing = {CLASSES[k] for k in range(3) if k not in after}
+    said = [sentence for sentence in verdict.sentences if "of the source" in sentence]
+    assert bool(said) == (bool(missing) and not labeled)
+    if said:
+        assert f"{len(missing)} of 3 classes of the source" in said[0]
+        assert {name for name in CLASSES if f"{name} (33 %" in said[0]} == missing
+    assert any("failures are absent" in s for s in verdict.trust) == (not missing and not labeled)
+    unknown = replace(report(prediction, prediction, labeled=labeled, images=2), source_labels={})
+    assert "failures are absent" not in " ".join(judge(unknown).trust)
+
+
+@pytest.mark.parametrize(
+    ("after", "agree"), [(0.53, "more than before"), (0.47, "less than before"), (0.51, "about as much as")]
+)
+def test_a_small_change_of_the_consistency_is_no_gain(after: float, agree: str) -> None:
+    made = report(BAD, GOOD, labeled=False)
+    made.metrics["online"] |= {"scores": {"flip_miou": after}, "mirrored": 5}
+    text = " ".join(judge(made).sentences)
+    assert f"agree {agree}" in text
+    assert f"0.500 before, {after:.3f} after on 5 images" in text
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_few_confident_pseudo_labels_at_the_end_are_a_reason_for_doubt(labeled: bool) -> None:
+    def trust(*confident: float) -> str:
+        curve = list(enumerate(confident))
+        return " ".join(judge(report(BAD, GOOD, labeled, curves={"online": {"confident": curve}})).trust)
+
+    assert "only 3.0 % of the pseudo labels" in trust(0.5, 0.5, *[0.03] * 5)
+    assert "pseudo labels" not in trust(0.01, *[0.6] * 5)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_figures_of_a_collapse_are_said_once(labeled: bool) -> None:
+    made = report(TRUTH, TRUTH.clamp(max=1), labeled, chosen="source_only", reason="it is excluded (0.00 %)")
+    made.metrics["online"]["collapses"] = ["car is lost: 0.00 % of the predicted pixels, 50.00 % before"]
+    verdict = judge(made)
+    text = " ".join(verdict.sentences)
+    assert "collapsed, since car is lost." in text
+    assert "0.00 %" not in text
+    assert text.count("car shrank from 50 % to 0 %") == 1
+    assert "50.00 % before" in verdict.problems[0]
+
+
+def test_a_rejected_network_needs_a_better_start_unless_the_labels_prefer_it() -> None:
+    def advised(before: Tensor, after: Tensor) -> bool:
+        steps = judge(report(before, after, chosen="source_only")).steps
+        return any("needs a good start" in step.text for step in steps)
+
+    assert advised(GOOD, BAD)
+    assert not advised(BAD, GOOD)

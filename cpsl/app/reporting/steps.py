@@ -1,0 +1,164 @@
+"""What to do next after a run, with the commands for it."""
+
+from pathlib import PurePosixPath
+from shlex import quote
+from typing import NamedTuple
+
+from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
+from cpsl.app.reporting.compare import normalized
+from cpsl.app.reporting.content import Kind, Report
+from cpsl.app.reporting.trust import RARE
+from cpsl.app.titles import title_of
+from cpsl.app.words import listing, number, share
+
+
+class Step(NamedTuple):
+    """What to do next, and the command for it if there is one."""
+
+    text: str
+    command: str = ""
+
+
+def steps_after(report: Report, kind: Kind) -> list[Step]:
+    """Returns what to do next after a run of some outcome."""
+    _, after = report.mious
+    use = Step("Use the network:", _prediction(report))
+    if kind == "unfinished":
+        return [
+            Step("Finish the run; what was computed is kept:", _continuation(report)),
+            Step(f"Use the network of “{title_of(report.chosen)}” until then:", _prediction(report)),
+        ]
+    if kind == "short":
+        return [
+            Step("Train longer, on more images, before you judge; the recipe “cpu” has 1,000 steps a stage.")
+        ]
+    found = [] if kind in ("worse", "rejected") else [use]
+    first = report.ends[0]
+    if kind == "worse":
+        found.append(
+            Step(f"Use the network of “{title_of(first)}” instead of model.pt:", _prediction(report, first))
+        )
+    if kind == "rejected":
+        found += _steps_after_rejection(report)
+    if kind == "unclear":
+        found.append(Step("Train longer, or evaluate on more labeled images, until the change is clear."))
+    if after is None:
+        found.append(
+            Step(
+                "Label about twenty target images and name them in [evaluation]: the report then has figures."
+            )
+        )
+    elif kind != "rejected":
+        found += map(Step, _advice_on_classes(report))
+    if kind in ("better", "unclear", "untested", "worse"):
+        found.append(_repetition(report))
+    return found
+
+
+def _prediction(report: Report, stage: str = "") -> str:
+    """Returns the command that predicts with the network of a stage, or with that of the run."""
+    weights = str(PurePosixPath(report.model).parent / stage / "model.pt") if stage else report.weights
+    return f"cpsl predict --weights {quote(weights)} --input IMAGES --output RESULTS"
+
+
+def _continuation(report: Report) -> str:
+    """Returns the command that resumes the run, whose folder may have been moved."""
+    run = PurePosixPath(report.model).parent
+    return f"cpsl adapt --config {quote(str(run / 'config.toml'))} --output {quote(str(run))}"
+
+
+def _repetition(report: Report) -> Step:
+    run, seed = PurePosixPath(report.model).parent, report.seed + 1
+    config, output = run / "config.toml", f"{run}_seed_{seed}" if run.name else f"seed_{seed}"
+    return Step(
+        "Repeat with other seeds before you rely on a difference of a point or two:",
+        f"cpsl adapt --config {quote(str(config))} --seed {seed} --output {quote(output)}",
+    )
+
+
+def _steps_after_rejection(report: Report) -> list[Step]:
+    first, last = report.ends
+    found = [
+        Step(
+            f"model.pt is the network of “{title_of(first)}”. Look at the pictures for what went wrong; "
+            "check that both domains have the same classes, labeled in the same way."
+        )
+    ]
+    if report.comparison and report.comparison.gain and report.comparison.gain.low > 0:
+        found.append(
+            Step(
+                f"By the labels “{title_of(last)}” is better. If what it lost does not matter to you, use "
+                "its network instead:",
+                _prediction(report, last),
+            )
+        )
+    else:
+        found.append(
+            Step(
+                f"Self-training needs a good start: train “{title_of(first)}” for more steps, or on more "
+                "varied source images, and adapt it again."
+            )
+        )
+    return found
+
+
+def _advice_on_classes(report: Report) -> list[str]:
+    """Returns what the classes with the lowest IoU, and those that lost, are taken for."""
+    after = report.metrics[report.ends[1]]["iou"]
+    weak = sorted((iou, name) for name, iou in after.items() if iou is not None and iou < 20)[:3]
+    advice = []
+    if weak:
+        text = f"Weakest classes: {listing(f'{name} ({number(iou)})' for iou, name in weak)}."
+        advice.append(text + (_rarity(report, [n for _, n in weak]) or _main_error(report, weak[0][1])))
+    lost = [
+        c for c in class_changes(report) if c.clear and (c.gain or 0) <= -NOTABLE and (c.after or 0) >= 20
+    ]
+    advice += [text for change in reversed(lost[-2:]) if (text := _main_loss(report, change))]
+    return advice
+
+
+def _rarity(report: Report, names: list[str]) -> str:
+    most = [max(shares) for shares in zip(*report.source_labels.values(), strict=True)]
+    rare = [n for n, share_of_source in zip(report.classes, most, strict=False) if share_of_source < RARE]
+    if not (rare := [name for name in names if name in rare]):
+        return ""
+    return f" The source has few pixels of {listing(rare)}: add labeled images with them."
+
+
+def _main_error(report: Report, name: str) -> str:
+    """Returns what most of the wrong predictions of a class are, or most of its missed pixels."""
+    if report.comparison is None or not report.comparison.labeled:
+        return ""
+    matrix, k = report.comparison.confusion[1], report.classes.index(name)
+    labeled, predicted = int(matrix[k].sum()), int(matrix[:, k].sum())
+    others = matrix.clone()
+    others[k, k] = 0
+    if predicted > 2 * labeled:
+        source = int(others[:, k].argmax())
+        times = (
+            f"{predicted / labeled:.1f} times as often as it is labeled" if labeled else "and nowhere labeled"
+        )
+        wrong = share(float(others[source, k]) / predicted)
+        return (
+            f" {name} is predicted {times}; {wrong} of these pixels are {report.classes[source]}. Compare "
+            "how source and target label both."
+        )
+    other = int(others[k].argmax())
+    missed = float(others[k, other]) / max(labeled, 1)
+    return f" {share(missed)} of {name} is taken for {report.classes[other]}." if missed else ""
+
+
+def _main_loss(report: Report, change: Change) -> str:
+    """Returns which confusion of a class grew the most, "" if none did."""
+    if report.comparison is None:
+        return ""
+    before, after = (normalized(matrix)[change.class_index] for matrix in report.comparison.confusion)
+    grown = after - before
+    grown[change.class_index] = 0
+    other = int(grown.argmax())
+    if grown[other] <= 0:
+        return ""
+    return (
+        f"{change.name} lost {number(abs(change.gain or 0))} points: {share(float(after[other]))} of it is "
+        f"taken for {report.classes[other]}, {share(float(before[other]))} before."
+    )
