@@ -147,6 +147,13 @@ class ScalarLog:
             self._writer.close()
 
 
+def write_result(folder: Path, group: str, iteration: int, values: Mapping[str, float]) -> None:
+    """Writes figures of a finished stage, by their titles, to TensorBoard; `scalars.jsonl` has the curves."""
+    with SummaryWriter(str(folder)) as writer:
+        for title, value in values.items():
+            writer.add_scalar(f"{group}/{title}", value, iteration)
+
+
 def read_scalars(folder: Path) -> list[dict[str, float]]:
     """Reads the curves of a stage: one dictionary per logged iteration; damaged lines are omitted."""
     path = folder / "scalars.jsonl"
