@@ -21,7 +21,7 @@ from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.evaluate import evaluate, read_metrics
-from cpsl.app.networks import build_model, load_model, save_model
+from cpsl.app.networks import build_model, custom_builder, load_model, save_model
 from cpsl.app.run_record import record_session
 from cpsl.app.selection import describe_collapses, earlier_metrics, summarize
 from cpsl.app.settings import flatten, read_toml, to_toml
@@ -126,6 +126,10 @@ def begin_run(config: Config, arguments: Sequence[str] = ()) -> Iterator[Process
             remove_partial_files(config.output)
             if changed := changed_settings(config):
                 raise SystemExit(changed)
+            try:
+                custom_builder(config.model.network)  # a wrong name ends the run before scenes are generated
+            except ValueError as error:
+                raise SystemExit(f"model.network: {error}") from error
             write_text(config.output / "config.toml", to_toml(config))
             if not all((config.output / stage / "metrics.json").exists() for stage in config.stages):
                 record_session(config.output, arguments, process)
