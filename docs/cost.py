@@ -2,20 +2,25 @@
 
     python docs/cost.py
 
-    hours = operations per step x steps / (peak of the GPU x utilization) / 3600
+    hours = steps x max(operations / (peak of the GPU x utilization), calls x time of a call) / 3600
 
-The operations of a network are counted on a device without memory. A step is a number of passes; a backward
-pass costs two forward ones. Data loading and evaluation are not part of it.
+Operations are those of a step. Calls are those of PyTorch's functions: the processor makes them one by one,
+and a fast GPU waits for it. Both are counted on a device without memory. A step is a number of passes; a
+backward pass has twice the operations of a forward pass. Data loading and evaluation are not part of it.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpsl.app.command_line import read_layers
 from cpsl.app.config import Config
 from cpsl.app.networks import build_model
+from cpsl.app.sizes import fit_crop, fit_size
 from cpsl.app.stages import trained_stages
 from cpsl.models import SegmentationNetwork, build_network, segment
 from cpsl.training.log import text_table
@@ -35,7 +40,14 @@ Compared with quotations of these documents, for V100, A100 and H100 those in Py
 UTILIZATION = (0.1, 0.4)
 """Shares of the peak that a training reaches, as assumed: the hours are between those of both."""
 
-RECIPES = ("gta5_to_cityscapes", "", "online_mit_b5", "online_dinov2")
+CALL_SECONDS = (30e-6, 10e-6)
+"""Seconds of the processor per call. The larger is about that of one core of ours: a forward and a backward
+pass of MiT-B5 with few channels and tiny images took 0.09 s. The smaller is assumed, for faster ones."""
+
+IMAGES = (1080, 1920)
+"""Size of the images for the recipe `gpu`, whose sizes are those of someone's images."""
+
+RECIPES = ("gta5_to_cityscapes", "", "gpu", "online_mit_b5", "online_dinov2")
 """The recipes of the table; "" are the defaults of all settings."""
 
 MIT_B5 = {"depths": [3, 6, 40, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
@@ -47,6 +59,21 @@ class Passes(NamedTuple):
 
     crop: int
     whole: int = 0
+
+
+class Step(NamedTuple):
+    """What a training step costs: operations of the network, calls of PyTorch."""
+
+    operations: float
+    calls: int
+
+    def seconds(self, peak: float) -> tuple[float, float]:
+        """Returns the seconds on a GPU at both assumptions, the longer first."""
+        most, least = (
+            max(self.operations / (peak * share), self.calls * call)
+            for share, call in zip(UTILIZATION, CALL_SECONDS, strict=True)
+        )
+        return most, least
 
 
 def passes(config: Config, stage: str) -> Passes:
@@ -70,24 +97,54 @@ def operations(network: SegmentationNetwork, size: tuple[int, int]) -> int:
     return int(counter.get_total_flops())
 
 
-def step_operations(network: SegmentationNetwork, config: Config, stage: str) -> int:
-    """Returns the operations of a training step."""
+class Calls(TorchDispatchMode):
+    """Counts calls of PyTorch, without those that only view a tensor differently."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def calls(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[int, int]:
+    """Counts the calls of a forward pass, and of a backward pass."""
+    with Calls() as forward:
+        logits = segment(network, torch.zeros(1, 3, *size, device="meta")).logits
+    with Calls() as backward:
+        logits.sum().backward()
+    return forward.count, backward.count
+
+
+def step(network: SegmentationNetwork, config: Config, stage: str) -> Step:
+    """Returns the cost of a training step."""
     needed, views = passes(config, stage), config.views
     per_image = needed.crop * operations(network, views.crop)
     if needed.whole:
         per_image += needed.whole * operations(network, views.full_size)
-    return per_image * config.settings_of(stage).batch_size
+    trained, only_forward = divmod(needed.crop, 3)
+    forward, backward = calls(network, views.crop)
+    return Step(
+        per_image * config.settings_of(stage).batch_size,
+        (trained + only_forward + needed.whole) * forward + trained * backward,
+    )
 
 
-def hours(operations: float, peak: float) -> str:
-    """Returns the hours at both utilizations, such as "6 to 24"."""
-    most, least = (operations / (peak * share) / 3600 for share in UTILIZATION)
+def hours(stages: Sequence[tuple[int, Step]], peak: float) -> str:
+    """Returns the hours of stages, given as number and cost of their steps, such as "6 to 24"."""
+    seconds = [[steps * value for value in cost.seconds(peak)] for steps, cost in stages]
+    most, least = (sum(values) / 3600 for values in zip(*seconds, strict=True))
     return " to ".join(f"{value:.0f}" if value > 9.5 else f"{value:.1f}" for value in (least, most))
 
 
 def read(name: str) -> tuple[Config, SegmentationNetwork]:
     """Returns the settings of a recipe, and its network on a device without memory."""
     config = read_layers([name] if name else [])
+    if name == "gpu":
+        whole = fit_size(IMAGES, config.views.pixels)
+        config = replace(config, views=replace(config.views, full_size=whole, crop=fit_crop(whole)))
     if config.model.network == "transformers:nvidia/mit-b5":
         network = build_network("transformers:segformer", 19, weights="random", **MIT_B5)
     else:
@@ -99,19 +156,20 @@ def read(name: str) -> tuple[Config, SegmentationNetwork]:
 def rows(name: str) -> list[tuple[str, ...]]:
     """Returns the rows of a recipe: one for each stage, then the total."""
     config, network = read(name)
-    table, total = [], 0.0
+    title, table, parts = name or "no recipe", list[tuple[str, ...]](), list[tuple[int, Step]]()
     for stage in trained_stages(config):
-        steps, per_step = config.settings_of(stage).iterations, step_operations(network, config, stage)
-        total += steps * per_step
-        of_gpus = (hours(steps * per_step, peak) for peak in PEAKS.values())
-        table.append((name or "no recipe", stage, f"{steps:,}", f"{per_step / 1e12:.1f}", *of_gpus))
-    of_gpus = (hours(total, peak) for peak in PEAKS.values())
-    return [*table, (name or "no recipe", "total", "", "", *of_gpus)]
+        steps, cost = config.settings_of(stage).iterations, step(network, config, stage)
+        parts.append((steps, cost))
+        of_gpus = (hours(parts[-1:], peak) for peak in PEAKS.values())
+        counts = f"{steps:,}", f"{cost.operations / 1e12:.1f}", f"{cost.calls:,}"
+        table.append((title, stage, *counts, *of_gpus))
+    of_gpus = (hours(parts, peak) for peak in PEAKS.values())
+    return [*table, (title, "total", "", "", "", *of_gpus)]
 
 
 def main() -> None:
     """Prints the table."""
-    head = ("recipe", "stage", "steps", "TFLOP per step", *(f"{gpu}, h" for gpu in PEAKS))
+    head = ("recipe", "stage", "steps", "TFLOP per step", "calls", *(f"{gpu}, h" for gpu in PEAKS))
     print(text_table([head, *(row for name in RECIPES for row in rows(name))]))
 
 

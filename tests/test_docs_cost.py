@@ -45,7 +45,7 @@ def test_the_operations_of_a_step_are_those_of_its_passes(stage: str) -> None:
     else:
         method = build(name, **options)
         source, target = batches(name)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, cost.Calls() as calls:
         for loss in method.losses(source, target):
             loss.backward()
     passes = cost.passes(config, stage.partition(" ")[0])
@@ -55,12 +55,15 @@ def test_the_operations_of_a_step_are_those_of_its_passes(stage: str) -> None:
     expected += passes.whole * cost.operations(model, tuple(whole))
     # The first layer has no gradient of its input; the discriminator and the prototypes cost little.
     assert counter.get_total_flops() == pytest.approx(images * expected, rel=0.1)
+    # The calls of losses, mixing and clustering are not counted.
+    config = replace(config, views=replace(config.views, crop=tuple(crop), full_size=tuple(whole)))
+    assert 0 < cost.step(model, config, stage.partition(" ")[0]).calls < calls.count
 
 
 @cache
 def hours_of(recipe: str) -> dict[str, dict[str, str]]:
     """Returns the hours that the script prints for a recipe, by stage and GPU."""
-    return {row[1]: dict(zip(cost.PEAKS, row[4:], strict=True)) for row in cost.rows(recipe)}
+    return {row[1]: dict(zip(cost.PEAKS, row[5:], strict=True)) for row in cost.rows(recipe)}
 
 
 def test_the_page_names_the_gpus_and_their_peaks() -> None:
@@ -72,6 +75,7 @@ def test_the_page_has_the_hours_that_the_script_prints(recipe: str) -> None:
     if recipe == "online_mit_b5":
         pytest.importorskip("transformers", reason="extra networks")
     title = f"`{recipe}`" if recipe else "no recipe, at the crops of the paper"
+    title += f", for images of {'×'.join(map(str, cost.IMAGES))}" * (recipe == "gpu")
     hours = hours_of(recipe)["total"]
     assert f"| {title} | {' | '.join(hours.values())} |" in PAGE
     stated = re.search(rf"^\| {title.partition(',')[0]}: .*estimated (.+?) h on an? (.+?) \|", PAGE, re.M)
@@ -86,7 +90,21 @@ def test_other_statements_about_hours_are_those_of_the_script() -> None:
     assert f"estimates {hours['total']['A100']} hours for all stages on one A100" in reproduce
 
 
-def test_hours_are_between_those_of_both_utilizations() -> None:
-    low, high = cost.hours(0.4 * 3600 * 1e15, 1e12).split(" to ")
-    assert (low, high) == ("1000", "4000")
-    assert cost.hours(0.4 * 3600 * 1e12, 1e12) == "1.0 to 4.0"
+def test_calls_that_decide_are_in_the_page() -> None:
+    pytest.importorskip("transformers", reason="extra networks")
+    [_, online, _] = cost.rows("online_mit_b5")
+    assert f"{online[4]} calls per step" in PAGE
+    assert len(set(online[5:])) == 1
+    least, most = (round(seconds * 1e6) for seconds in reversed(cost.CALL_SECONDS))
+    assert f"We assume {least} and {most} µs per call" in PAGE
+
+
+def test_hours_are_between_those_of_both_assumptions() -> None:
+    def hours(operations: float, calls: int) -> str:
+        return str(cost.hours([(1000, cost.Step(operations, calls))], 1e12))
+
+    assert hours(0.4 * 3600 * 1e12, 0) == "1000 to 4000"
+    assert hours(0.4 * 3.6 * 1e12, 0) == "1.0 to 4.0"
+    # The processor takes 10 to 30 microseconds per call, which a GPU cannot hide.
+    assert hours(0.4 * 3.6 * 1e12, 720_000) == "2.0 to 6.0"
+    assert hours(0.4 * 3.6 * 1e12, 720) == "1.0 to 4.0"

@@ -83,8 +83,8 @@ def check(config: Config, process: Process) -> None:
     warnings = data.warnings + [f"Warning: {line}" for line in advised]
     for line in warnings:
         logger.warning(line)
-    # A known problem may stop the dry run as well.
-    failed = _check_cost(config, process, report=not problems)
+    # Without its data the dry run cannot start; another known problem may stop it as well.
+    failed = [] if opened.problems else _check_cost(config, process, report=not problems)
     for problem in failed:
         logger.error(problem)
     if count := len(problems) + len(failed):
@@ -150,7 +150,6 @@ def _check_cost(config: Config, process: Process, report: bool) -> list[str]:
 
     An error of the dry run is reported as a problem only with `report`.
     """
-    logger.info("dry run: some iterations of each stage")
     try:
         parts = dry_run(config, process)
     except torch.OutOfMemoryError as error:

@@ -61,11 +61,12 @@ def dry_run(config: Config, process: Process) -> list[Part]:
 
     config.output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".dry-run-", dir=config.output) as name, ExitStack() as stack:
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel("ERROR")
         folder = Path(name)
         small = _shorten(config, folder, process)
         model = build_model(small, "random").to(process.device)
+        logger.info("dry run: some iterations of each stage")
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel("ERROR")
         for stage in ("warmup", "self_label", "distill_1"):
             save_model(folder / stage / "model.pt", model, small)
         for stage in trained_stages(config):

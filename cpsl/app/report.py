@@ -118,7 +118,8 @@ def _clustering(config: Config, process: Process) -> dict[str, list[float]]:
 
 def _read_curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]]]:
     rows = read_scalars(config.output / stage)
-    names = dict.fromkeys(name for row in rows for name in row if name != "iteration")
+    given = ("iteration", "learning_rate")  # known from the settings
+    names = dict.fromkeys(name for row in rows for name in row if name not in given)
     return {name: [(int(row["iteration"]), row[name]) for row in rows if name in row] for name in names}
 
 

@@ -16,17 +16,19 @@ from cpsl._internal.files import check_sums
 from cpsl._internal.randomness import derive_seed
 from cpsl.app.class_shares import source_distribution
 from cpsl.app.config import METHODS, STAGES, Config
+from cpsl.app.curves import result_by_title
 from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import draw_streets
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.evaluate import evaluate, read_metrics
-from cpsl.app.networks import build_model, load_model, save_model
+from cpsl.app.networks import build_model, custom_builder, load_model, save_model
 from cpsl.app.run_record import record_session
 from cpsl.app.selection import describe_collapses, earlier_metrics, summarize
 from cpsl.app.settings import flatten, read_toml, to_toml
 from cpsl.data import HardLabelStore
 from cpsl.training import Cost, Process, logger, start_logging, start_process
 from cpsl.training.checkpoints import exclusive_run, remove_partial_files, write_text
+from cpsl.training.log import write_result
 from cpsl.training.signals import exit_when_stopped
 
 FREE_SETTINGS = ("output", "device", "workers", "checkpoint_every", "trace_non_finite", "debug")
@@ -50,7 +52,8 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
             logger.info(f"{stage}: already finished{_evaluated(earlier)}")
             return
     process.barrier()  # before rank 0 writes, all have read
-    title = f"stage {config.stages.index(stage) + 1} of {len(config.stages)}: {stage}"
+    number = config.stages.index(stage) + 1
+    title = f"stage {number} of {len(config.stages)}: {stage}"
     if trained:
         logger.info(f"{title}: evaluated again, not trained again")
         cost = Cost(*(earlier.get(name, 0) for name in Cost._fields))
@@ -77,6 +80,8 @@ def run_stage(stage: str, train: Callable[[Config, Process], Cost], config: Conf
         metrics["collapses"] = describe_collapses(metrics, earlier_metrics(config, stage), config, source)
         result = {**metrics, **cost._asdict(), "evaluation_data": version}
         write_text(folder / "metrics.json", json.dumps(result, indent=1))
+        iterations = config.settings_of(stage).iterations
+        write_result(folder, f"{number} {stage}, result", iterations, result_by_title(metrics))
         labeled = "no labels" if metrics["miou"] is None else f"mIoU {metrics['miou']:.1f}"
         logger.info(
             f"{stage}: {labeled}, trained in {describe_duration(cost.seconds)}, "
@@ -121,6 +126,10 @@ def begin_run(config: Config, arguments: Sequence[str] = ()) -> Iterator[Process
             remove_partial_files(config.output)
             if changed := changed_settings(config):
                 raise SystemExit(changed)
+            try:
+                custom_builder(config.model.network)  # a wrong name ends the run before scenes are generated
+            except ValueError as error:
+                raise SystemExit(f"model.network: {error}") from error
             write_text(config.output / "config.toml", to_toml(config))
             if not all((config.output / stage / "metrics.json").exists() for stage in config.stages):
                 record_session(config.output, arguments, process)

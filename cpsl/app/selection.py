@@ -93,17 +93,22 @@ def earlier_metrics(config: Config, stage: str, latest: bool = False) -> Metrics
     return next(iter(reversed(finished.values()) if latest else finished.values()), None)
 
 
-def evaluation_in_brief(metrics: Metrics) -> str:
+def evaluation_in_brief(metrics: Metrics, earlier: bool = False) -> str:
     """Returns the mIoU of an evaluation, without labels its score, for a line about the progress.
+
+    That of an earlier stage says so, lest it reads as a result of the stage that is trained.
 
     Example:
         >>> evaluation_in_brief({"miou": 41.38}), evaluation_in_brief({"miou": None, "scores": {}})
         ('mIoU 41.4', '')
+        >>> evaluation_in_brief({"miou": 36.4}, earlier=True)
+        'mIoU before: 36.4'
     """
+    before = " before:" if earlier else ""
     if metrics["miou"] is not None:
-        return f"mIoU {metrics['miou']:.1f}"
+        return f"mIoU{before} {metrics['miou']:.1f}"
     score = _score(metrics)
-    return "" if score == -math.inf else f"consistency {score:.3f}"
+    return "" if score == -math.inf else f"consistency{before} {score:.3f}"
 
 
 def describe_collapses(
@@ -138,8 +143,10 @@ class CheckpointSelection:
 
     def start(self, loop: TrainingLoop) -> None:
         """Evaluates the weights before the first step, if they are a candidate; call it on every rank."""
-        latest = self._last or earlier_metrics(self._config, self._stage, latest=True)
-        loop.evaluated = evaluation_in_brief(latest) if latest else ""
+        if self._last is not None:  # resumed
+            loop.evaluated = evaluation_in_brief(self._last)
+        elif earlier := earlier_metrics(self._config, self._stage, latest=True):
+            loop.evaluated = evaluation_in_brief(earlier, earlier=True)
         if self._mode == "best" or not self._evaluates:
             return
         if loop.start == 0 and _starts_trained(self._config, self._stage):

@@ -278,7 +278,7 @@ def train(
                 for loss in losses:
                     optimization.backward(loss)
                     total += loss.detach()
-            loop.record({"loss": total, **method.metrics})
+            loop.record({"loss": total, "learning_rate": optimization.learning_rate, **method.metrics})
             images += source.names + ([] if target is None else target.names)
             if part == 0 and loop.shows(iteration):
                 _log_picture(loop, iteration, method, target, config)

@@ -42,7 +42,7 @@ class State(NamedTuple):
         total: All iterations.
         step_seconds: Seconds per iteration, None until it is known.
         loss: Mean of the last iterations, None until it is known.
-        evaluated: Result of the last evaluation, such as "mIoU 41.4".
+        evaluated: Result of the last evaluation, "mIoU 41.4", or of an earlier stage, "mIoU before: 36.4".
     """
 
     stage: str
@@ -78,7 +78,7 @@ def describe_line(state: State) -> str:
 
     Example:
         >>> describe_line(State("source_only", Position(1, 2, 300), 225, 500, 0.5, 0.835, "mIoU 23.1"))
-        'stage 1 of 2: source_only, 225 of 500, loss 0.835, mIoU 23.1, 2 min left (run about 5 min)'
+        'stage 1 of 2: source_only, 225 of 500, loss 0.835, mIoU 23.1, stage 2 min, run about 5 min left'
     """
     parts = [state.title, f"{state.done} of {state.total}", _loss(state), state.evaluated]
     return ", ".join(filter(None, [*parts, _left(state, "about ")]))
@@ -89,8 +89,10 @@ def describe_bar(state: State, columns: int) -> tuple[str, str]:
 
     Example:
         >>> state = State("source_only", Position(1, 2, 300), 225, 500, 0.5, 0.835, "mIoU 23.1")
+        >>> describe_bar(state, 90)
+        ('source_only 1/2', 'loss 0.835, mIoU 23.1, stage 2 min, run 5 min left')
         >>> describe_bar(state, 80)
-        ('source_only 1/2', 'loss 0.835, mIoU 23.1, 2 min left (run 5 min)')
+        ('source_only 1/2', 'loss 0.835, mIoU 23.1, run 5 min left')
         >>> describe_bar(state, 60)
         ('source_only 1/2', 'loss 0.835, run 5 min left')
     """
@@ -117,8 +119,9 @@ def _loss(state: State) -> str:
 
 
 def _left(state: State, about: str = "") -> str:
-    run = f" (run {about}{state.left_of_run})" if state.left_of_run else ""
-    return f"{state.left} left{run}" if state.left else ""
+    if state.left_of_run:
+        return f"stage {state.left}, run {about}{state.left_of_run} left"
+    return f"{state.left} left" if state.left else ""
 
 
 class Progress:

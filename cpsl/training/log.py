@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import sys
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -14,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cpsl._internal.durations import describe_duration
 from cpsl._internal.terminal import MARGIN, columns_of, columns_taken, fit
 from cpsl.training.process import Process
 
@@ -75,14 +77,21 @@ def progress(items: Iterable[T], title: str, process: Process, **options: int) -
     if not (process.is_main and sys.stderr.isatty()):
         yield from items
         return
-    with logging_redirect_tqdm([logger]):
-        known = "{desc} |{bar}| {n_fmt}/{total_fmt}, {remaining} left"
-        form = known if options.get("total") else "{desc}: {n_fmt}"
-        columns = columns_of(sys.stderr) - MARGIN
-        bar = tqdm(items, title, leave=False, ncols=columns, bar_format=form, **options)
-        for item in bar:
-            bar.ncols = columns_of(sys.stderr) - MARGIN  # the window may have another size now
+    known = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
+    form = known if options.get("total") else "{desc}: {n_fmt}"
+    columns = columns_of(sys.stderr) - MARGIN
+    begun = time.perf_counter()
+    with (
+        logging_redirect_tqdm([logger]),
+        tqdm(desc=title, leave=False, ncols=columns, bar_format=form, **options) as bar,
+    ):
+        for done, item in enumerate(items, 1):
             yield item
+            bar.ncols = columns_of(sys.stderr) - MARGIN  # the window may have another size now
+            if bar.total:
+                left = (time.perf_counter() - begun) / done * (bar.total - done)
+                bar.set_postfix_str(f"{describe_duration(left)} left", refresh=False)
+            bar.update()
 
 
 def text_table(rows: Sequence[Sequence[str]], gap: int = 3) -> str:
@@ -145,6 +154,13 @@ class ScalarLog:
         """Flushes the buffers and closes the files."""
         if self._writer is not None:
             self._writer.close()
+
+
+def write_result(folder: Path, group: str, iteration: int, values: Mapping[str, float]) -> None:
+    """Writes figures of a finished stage, by their titles, to TensorBoard; `scalars.jsonl` has the curves."""
+    with SummaryWriter(str(folder)) as writer:
+        for title, value in values.items():
+            writer.add_scalar(f"{group}/{title}", value, iteration)
 
 
 def read_scalars(folder: Path) -> list[dict[str, float]]:

@@ -86,6 +86,12 @@ class Optimization:
         self._losses: list[Tensor] = []
         self._keep_statistics()
 
+    @property
+    def learning_rate(self) -> Tensor:
+        """The highest learning rate of the first optimizer, a scalar on the device."""
+        rates = [group["lr"] for group in self.optimizers[0].param_groups]
+        return torch.full((), max(rates), device=self._device)
+
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss of one micro-batch."""
         self._losses.append(loss.detach())

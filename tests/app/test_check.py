@@ -159,3 +159,12 @@ def test_problems_end_the_command_before_the_first_stage(finished: Run, tmp_path
     assert ended.code == 1
     assert "settings.toml" in ended.text
     assert "Traceback" not in ended.text
+
+
+@pytest.mark.parametrize("option", ["source.images", "target.images", "model.network"])
+def test_a_dry_run_that_cannot_start_is_not_announced(tmp_path: Path, option: str) -> None:
+    words = [*write_folders(tmp_path), "--output", tmp_path / "run", "--config", "cpu", "--workers", 0]
+    ended = cpsl("check", *words, f"--{option}", "absent")
+    assert ended.code == 1
+    assert "absent" in ended.text
+    assert "dry run" not in ended.text

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from app.tiny import cpsl
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.errors import friendly_errors
@@ -202,3 +203,11 @@ def test_iterations_of_later_stages_count_by_what_they_cost(tmp_path: Path) -> N
     assert position_of("online", settings(tmp_path, *online)).later_iterations == 0
     paper = settings(tmp_path)
     assert position_of("warmup", paper).later_iterations > position_of("self_label", paper).later_iterations
+
+
+def test_a_wrong_network_ends_a_run_before_scenes_are_generated(tmp_path: Path) -> None:
+    ended = cpsl("demo", "--model.network", "nosuch", "--output", tmp_path / "run")
+    assert ended.code == 1
+    assert "model.network: the network 'nosuch' cannot be imported" in ended.text
+    assert "generated street scenes" not in ended.text
+    assert not (tmp_path / "run" / "config.toml").exists()

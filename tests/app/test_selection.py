@@ -37,8 +37,11 @@ def train(
     scores: dict[int, float] | None = None,
     lost: tuple[int, ...] = (),
     stage: str = "warmup",
-) -> None:
-    """Trains a model whose bias counts the iterations; `lost` are those that predict the first class only."""
+) -> list[str]:
+    """Trains a model whose bias counts the iterations; `lost` are those that predict the first class only.
+
+    Returns the evaluations that the progress showed, at the start and after each iteration.
+    """
     model = DeepLabV2(2, "resnet_tiny", 8)
     bias = model.backbone.bn1.bias
     with torch.no_grad():
@@ -62,13 +65,16 @@ def train(
         checkpoint_every=3,
     )
     checkpoints.start(loop)
+    shown = [loop.evaluated]
     for iteration in loop:
         if iteration == stop_at:
             raise StoppedError
         with torch.no_grad():
             bias.add_(1)
         checkpoints.update(loop, iteration)
+        shown.append(loop.evaluated)
     checkpoints.save()
+    return shown
 
 
 def saved(folder: Path, stage: str = "warmup") -> int:
@@ -139,6 +145,32 @@ def test_nothing_is_evaluated_by_default(tmp_path: Path, monkeypatch: pytest.Mon
     train(settings(tmp_path, "--evaluate-every", "0"), monkeypatch)
     assert read_scalars(tmp_path / "warmup") == []
     assert saved(tmp_path) == 7
+
+
+@pytest.mark.parametrize(
+    ("miou", "before"), [(36.4, "mIoU before: 36.4"), (None, "consistency before: 0.717")]
+)
+def test_the_progress_says_that_a_result_is_of_an_earlier_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, miou: float | None, before: str
+) -> None:
+    scores = {"flip_miou": 0.717}
+    earlier = {"miou": miou, "iou": {}, "scores": scores, "seconds": 1.0, "class_frequency": FINE}
+    for run in "ab":
+        (tmp_path / run / "source_only").mkdir(parents=True)
+        (tmp_path / run / "source_only" / "metrics.json").write_text(json.dumps(earlier))
+    never = settings(tmp_path / "a", "--evaluate-every", "0")
+    assert train(never, monkeypatch) == 8 * [before]
+    often = settings(tmp_path / "b")
+    with pytest.raises(StoppedError):
+        train(often, monkeypatch, stop_at=1)
+    assert train(often, monkeypatch)[:3] == [before, before, "mIoU 10.0"]
+
+
+def test_a_resumed_stage_shows_its_own_last_evaluation(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(StoppedError):
+        train(settings(tmp_path), monkeypatch, stop_at=3)
+    shown = train(settings(tmp_path), monkeypatch)
+    assert (shown[0], shown[-1]) == ("mIoU 10.0", "mIoU 25.0")
 
 
 def metrics(score: float | None, *collapses: str) -> dict[str, Any]:

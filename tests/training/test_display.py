@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpsl._internal.durations import describe_duration
-from cpsl.training import Process, TrainingLoop, logger, start_logging
+from cpsl.training import Process, TrainingLoop, logger, progress, start_logging
 from cpsl.training.display import Position, Progress, State, describe_bar, describe_line
 
 HERE = Process(torch.device("cpu"))
@@ -52,9 +52,10 @@ def test_the_time_left_is_unknown_until_it_is_measured(state: State) -> None:
     assert (" left" in line) == (state.step_seconds is not None)
     assert state.title in line
     known = state.step_seconds is not None and state.position.later_iterations > 0
-    assert ("(run about" in line) == known
+    assert (f", stage {state.left}, run about " in line) == known
     if state.step_seconds is not None:
-        assert f"{describe_duration(state.step_seconds * (state.total - state.done))} left" in line
+        assert f" {describe_duration(state.step_seconds * (state.total - state.done))}" in line
+        assert line.endswith(" left")
 
 
 def lines(folder: Path) -> list[str]:
@@ -124,4 +125,19 @@ def test_a_loop_reports_its_place_and_its_loss(tmp_path: Path, monkeypatch: pyte
     assert len(written) == 4
     assert "stage 1 of 3: toy, 1 of 4, loss 0.250, mIoU 41.4" in written[0]
     assert "left" not in written[0]  # the speed of the first iteration is not that of others
-    assert "stage 1 of 3: toy, 4 of 4, loss 0.250, mIoU 41.4, 0 s left" in written[-1]
+    assert "stage 1 of 3: toy, 4 of 4, loss 0.250, mIoU 41.4, stage 0 s, run about 0 s left" in written[-1]
+
+
+def test_a_bar_of_images_says_the_time_left_like_that_of_a_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    seconds = iter(range(0, 10_000, 60))
+    monkeypatch.setattr("cpsl.training.log.time.perf_counter", lambda: next(seconds))
+    assert list(progress("abcd", "evaluation", HERE, total=4, mininterval=0)) == list("abcd")
+    assert list(progress(iter("abcd"), "frames", HERE)) == list("abcd")
+    written = capsys.readouterr().err
+    for text in ("1/4, 3 min left", "2/4, 2 min left", "3/4, 1 min left", "4/4, 0 s left"):
+        assert text in written
+    assert written.count("left") == 4  # the number of frames is unknown
