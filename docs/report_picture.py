@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH, HEIGHT = 1100, 1140  # header, verdict and stages
+WIDTH, HEIGHT = 1100, 1118  # header, verdict and stages
 
 report = Path("runs/demo/report.html").resolve()
 picture = Path(__file__).parent / "pictures/report.png"
