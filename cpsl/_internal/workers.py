@@ -24,6 +24,8 @@ def usable_cores() -> int:
 def map_in_processes(function: Callable[[int], T], count: int, workers: int) -> Generator[T, None, None]:
     """Yields function(0), ..., function(count - 1) in this order, computed by processes of one thread each.
 
+    Without workers this process computes them.
+
     Example:
         >>> list(map_in_processes(abs, 3, workers=1))
         [0, 1, 2]

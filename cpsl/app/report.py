@@ -25,7 +25,7 @@ from cpsl.app.reporting.facts import describe_adaptation, describe_run, describe
 from cpsl.app.reporting.page import write_report
 from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError, to_toml
-from cpsl.app.titles import TITLES
+from cpsl.app.titles import STAGE_TITLES
 from cpsl.app.usage import how_to_use, list_next, require_one_process
 from cpsl.data import SegmentationDataset, whole_image
 from cpsl.data.sample import read_label
@@ -42,7 +42,7 @@ def collect(config: Config, process: Process) -> Report:
     """Reads metrics, curves and predictions of a run, and rectifies the pseudo labels of some images."""
     classes, metrics = label_space(config), read_metrics(config)
     missing = tuple(stage for stage in config.stages if stage not in metrics)
-    chosen, reason = choose(metrics, TITLES)
+    chosen, reason = choose(metrics, STAGE_TITLES)
     curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
     evidence = gather(config, process, compared_stages(list(metrics), chosen))
     shown = {

@@ -1,6 +1,6 @@
 """Titles of stages and of label-free scores, in the report and in the terminal."""
 
-TITLES = {
+STAGE_TITLES = {
     "source_only": "Source only",
     "warmup": "Warm-up",
     "self_label": "Self-labeling",
@@ -33,4 +33,4 @@ SHORT_SCORES = {
 
 def title_of(stage: str) -> str:
     """Returns the name of a stage in the report."""
-    return TITLES.get(stage, stage)
+    return STAGE_TITLES.get(stage, stage)

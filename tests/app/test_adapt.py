@@ -18,7 +18,7 @@ from app.conftest import Run
 from app.tiny import COMMAND, ENVIRONMENT, STAGES, TORCHRUN, cpsl, write_settings
 from cpsl.app import adapt
 from cpsl.app.selection import choose
-from cpsl.app.titles import TITLES
+from cpsl.app.titles import STAGE_TITLES
 from cpsl.data.streets import draw_street
 from cpsl.losses import prototype_consistency
 from cpsl.methods import self_labeling
@@ -59,7 +59,7 @@ def test_the_model_of_a_run_is_the_stage_with_the_best_score(finished: Run) -> N
     assert f"from {chosen}: {reason}" in finished.printed
     report = (finished.folder / "report.html").read_text()
     assert "Scores without labels" in report
-    in_words = choose(metrics_of(finished.folder), TITLES)[1]
+    in_words = choose(metrics_of(finished.folder), STAGE_TITLES)[1]
     assert in_words in html.unescape(report)
     assert "_" not in in_words
 

@@ -13,7 +13,7 @@ from cpsl.app.config import METHODS, STAGES, Config
 from cpsl.app.domain import Domain
 from cpsl.app.settings import UsageError, override, schema, to_toml
 from cpsl.app.stages import TRAINERS
-from cpsl.app.titles import TITLES
+from cpsl.app.titles import STAGE_TITLES
 
 OVERLAYS = {"authors", "cpu", "gpu", "one_gpu_16gb", "one_gpu_24gb", "one_gpu_80gb"}
 
@@ -247,7 +247,7 @@ def test_each_stage_of_a_method_has_settings_and_can_be_read_from_a_file() -> No
     for stage in STAGES:
         assert config.settings_of(stage).iterations > 0
         assert getattr(config.init_from, stage) is None
-        assert stage in TITLES
+        assert stage in STAGE_TITLES
         assert stage in TRAINERS
 
 

@@ -15,7 +15,7 @@ from cpsl.app import report
 from cpsl.app.command_line import read_layers
 from cpsl.app.evaluate import read_metrics
 from cpsl.app.settings import UsageError
-from cpsl.app.titles import TITLES
+from cpsl.app.titles import STAGE_TITLES
 
 
 def test_the_report_is_written_from_a_run_that_was_moved(finished: Run, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_report_of_an_unfinished_run_offers_a_network_that_exists(
     assert all(Path(file).is_file() for file in offered)
     assert str(run / "model.pt") not in text
     sentence = text.partition("This run is not finished.")[2].partition("The figures are")[0]
-    assert all((TITLES[stage] in sentence) == (stage in STAGES[ended:]) for stage in STAGES)
+    assert all((STAGE_TITLES[stage] in sentence) == (stage in STAGES[ended:]) for stage in STAGES)
     assert f"cpsl adapt --config {run / 'config.toml'} --output {run}" in text
     assert "not finished" not in words_of(finished.folder / "report.html")
 

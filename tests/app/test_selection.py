@@ -12,7 +12,7 @@ from cpsl.app import selection
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.selection import choose
-from cpsl.app.titles import TITLES
+from cpsl.app.titles import STAGE_TITLES
 from cpsl.models import DeepLabV2
 from cpsl.training import Process, TrainingLoop, load, read_scalars
 
@@ -197,7 +197,7 @@ def test_the_last_stage_is_chosen_if_none_has_a_score() -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(TITLES)),
+        st.sampled_from(sorted(STAGE_TITLES)),
         st.tuples(st.none() | st.floats(0, 1), st.booleans()),
         min_size=1,
         max_size=5,
@@ -208,7 +208,7 @@ def test_the_reason_of_a_report_is_in_plain_words(stages: dict[str, tuple[float 
         name: {"scores": {"flip_miou": score}, "collapses": ["sky is lost"] * lost}
         for name, (score, lost) in stages.items()
     }
-    _, reason = choose(candidates, TITLES)
+    _, reason = choose(candidates, STAGE_TITLES)
     assert "_" not in reason
     assert "inf" not in reason
     assert ("consistency" in reason) == any(

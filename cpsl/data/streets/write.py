@@ -4,7 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -98,16 +98,30 @@ def write_streets(
     if layout not in ("gta5", "cityscapes"):
         raise ValueError(f'layout must be "gta5" or "cityscapes", got {layout!r}')
     _check(style, size)
-    root, scenes = Path(root), {"style": style, "split": split, "count": count, "size": [*size], "seed": seed}
+    root, settings = (
+        Path(root),
+        {"style": style, "split": split, "count": count, "size": [*size], "seed": seed},
+    )
     if layout == "gta5":
-        _claim(root / "streets.json", scenes, root / "images")
+        _claim(root / "streets.json", settings, root / "images")
     else:
-        _claim(root / f"streets-{split}.json", scenes, root / "leftImg8bit" / split)
-    missing = [i for i in range(count) if not all(path.exists() for path in _files(root, layout, split, i))]
-    write = partial(_write_scene, root, layout, style, split, size, seed, missing)
-    written = map_in_processes(write, len(missing), workers) if workers else map(write, range(len(missing)))
-    for _ in written:
+        _claim(root / f"streets-{split}.json", settings, root / "leftImg8bit" / split)
+    scenes = [
+        _Scene(derive_seed(seed, "streets", split, index), *_files(root, layout, split, index))
+        for index in range(count)
+    ]
+    missing = [scene for scene in scenes if not (scene.image.exists() and scene.label.exists())]
+    write = partial(_write_scene, missing, style, size, layout == "gta5")
+    for _ in map_in_processes(write, len(missing), workers):
         pass
+
+
+class _Scene(NamedTuple):
+    """Seed and files of a scene."""
+
+    seed: int
+    image: Path
+    label: Path
 
 
 def _files(root: Path, layout: str, split: str, index: int) -> tuple[Path, Path]:
@@ -116,25 +130,18 @@ def _files(root: Path, layout: str, split: str, index: int) -> tuple[Path, Path]
         name = f"{index + 1:05d}.png"
         return root / "images" / name, root / "labels" / name
     name = f"{split}/streets/streets_{index:06d}_000000"
-    return (root / "leftImg8bit" / f"{name}_leftImg8bit.png", root / "gtFine" / f"{name}_gtFine_labelIds.png")
+    return root / "leftImg8bit" / f"{name}_leftImg8bit.png", root / "gtFine" / f"{name}_gtFine_labelIds.png"
 
 
 def _write_scene(
-    root: Path,
-    layout: str,
-    style: Style,
-    split: str,
-    size: tuple[int, int],
-    seed: int,
-    missing: list[int],
-    number: int,
+    scenes: list[_Scene], style: Style, size: tuple[int, int], with_colors: bool, index: int
 ) -> None:
-    index = missing[number]
-    image, label = draw_street(derive_seed(seed, "streets", split, index), style, size)
+    """Draws a scene and writes its files; labels of GTA5 have a palette."""
+    seed, image_path, label_path = scenes[index]
+    image, label = draw_street(seed, style, size)
     ids = Image.fromarray(_LABEL_IDS[label.numpy()])
-    if layout == "gta5":
+    if with_colors:
         ids.putpalette(_COLORS.tobytes())
-    image_path, label_path = _files(root, layout, split, index)
     _write_png(image_path, Image.fromarray(image.permute(1, 2, 0).numpy()))
     _write_png(label_path, ids)
 

@@ -19,7 +19,7 @@ from cpsl.app.evaluate import metrics_table
 from cpsl.app.reporting.content import Report
 from cpsl.app.reporting.evidence import count_shared
 from cpsl.app.reporting.page import write_report
-from cpsl.app.titles import TITLES
+from cpsl.app.titles import STAGE_TITLES
 from cpsl.app.words import number
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
@@ -34,7 +34,7 @@ def page_of(report: Report, folder: Path) -> Outline:
 @st.composite
 def reports(draw: st.DrawFn) -> Report:
     """Reports of runs of any method, with or without labels, scores and records."""
-    stages = draw(st.sampled_from([("source_only",), ("source_only", "online"), tuple(TITLES)[:5]]))
+    stages = draw(st.sampled_from([("source_only",), ("source_only", "online"), tuple(STAGE_TITLES)[:5]]))
     classes = tuple(f"class {chr(97 + k)}" for k in range(draw(st.integers(1, 6))))
     images, labeled = draw(st.integers(1, 12)), draw(st.booleans())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
