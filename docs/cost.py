@@ -41,8 +41,7 @@ UTILIZATION = (0.1, 0.4)
 """Shares of the peak that a training reaches, as assumed: the hours are between those of both."""
 
 CALL_SECONDS = (30e-6, 10e-6)
-"""Seconds of the processor per call. The larger is about that of one core of ours: a forward and a backward
-pass of MiT-B5 with few channels and tiny images took 0.09 s. The smaller is assumed, for faster ones."""
+"""Seconds of the processor per call, as assumed for slow and fast processors."""
 
 IMAGES = (1080, 1920)
 """Size of the images for the recipe `gpu`, whose sizes are those of someone's images."""
