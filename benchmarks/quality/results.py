@@ -14,8 +14,8 @@ from .rows import Row
 from .runs import Run
 
 SCORES = {
-    "flip_miou": 1,
     "information": 1,
+    "flip_miou": 1,
     "flip_agreement": 1,
     "density": 1,
     "entropy": -1,

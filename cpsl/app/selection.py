@@ -18,10 +18,10 @@ from cpsl.app.titles import SCORES
 from cpsl.models import SegmentationNetwork
 from cpsl.training import Process, TrainingLoop, load, logger, save
 
-SCORE = "flip_miou"
+SCORE = "information"
 """The label-free score that selects networks; higher is better. docs/choosing.md compares the scores."""
 
-SCORE_IN_WORDS = "consistency with mirrored images"
+SCORE_IN_WORDS = "information (certain predictions of many classes)"
 """What `SCORE` measures, for people."""
 
 Metrics = Mapping[str, Any]
@@ -40,12 +40,15 @@ def choose(candidates: Mapping[str, Metrics], titles: Mapping[str, str] | None =
         name of the last.
 
     Example:
-        >>> low, high = {"scores": {"flip_miou": 0.4}}, {"scores": {"flip_miou": 0.5}}
-        >>> choose({"source_only": low, "warmup": high})
-        ('warmup', 'its consistency with mirrored images is the highest: 0.500 (source_only 0.400)')
+        >>> low, high = {"scores": {"information": 0.4}}, {"scores": {"information": 0.5}}
+        >>> name, reason = choose({"source_only": low, "warmup": high})
+        >>> print(name)
+        warmup
+        >>> print(reason)
+        its information (certain predictions of many classes) is the highest: 0.500 (source_only 0.400)
         >>> lost = {**high, "collapses": ["pole is lost"]}
-        >>> choose({"source_only": low, "warmup": lost}, {"warmup": "Warm-up"})[1]
-        'its consistency with mirrored images is 0.400, and Warm-up is excluded (pole is lost)'
+        >>> print(choose({"source_only": low, "warmup": lost}, {"warmup": "Warm-up"})[1])
+        its information (certain predictions of many classes) is 0.400, and Warm-up is excluded (pole is lost)
     """
     values = {name: _score(metrics) for name, metrics in candidates.items()}
     lost = {name: metrics["collapses"] for name, metrics in candidates.items() if metrics.get("collapses")}
@@ -108,7 +111,7 @@ def evaluation_in_brief(metrics: Metrics, earlier: bool = False) -> str:
     if metrics["miou"] is not None:
         return f"mIoU{before} {metrics['miou']:.1f}"
     score = _score(metrics)
-    return "" if score == -math.inf else f"consistency{before} {score:.3f}"
+    return "" if score == -math.inf else f"information{before} {score:.3f}"
 
 
 def describe_collapses(

@@ -11,19 +11,19 @@ STAGE_TITLES = {
 """Titles of the stages."""
 
 SCORES = {
-    "flip_miou": "Consistency with the mirrored image, mean of the classes (higher is better)",
     "information": "Certain predictions of many classes: mutual information (higher is better)",
+    "flip_miou": "Consistency with the mirrored image, mean of the classes (higher is better)",
     "flip_agreement": "Pixels with the same class in the mirrored image (higher is better)",
     "density": "Pixels that resemble each other: soft neighborhood density (higher is better)",
     "entropy": "Uncertainty of the predictions: entropy (lower is more confident)",
     "class_variation": "Distance to the class frequencies of the source (lower is closer)",
 }
-"""Label-free scores of the report, in order, with their titles."""
+"""Label-free scores of the report, that which chooses first, with their titles."""
 
 SHORT_SCORES = {
+    "information": "information (+)",
     "flip_miou": "consistency (+)",
     "flip_agreement": "agreement (+)",
-    "information": "information (+)",
     "density": "density (+)",
     "entropy": "entropy (-)",
     "class_variation": "distance (-)",

@@ -10,6 +10,7 @@ from torch import Tensor
 from cpsl import class_counts
 from cpsl.app.reporting.compare import chosen_images, compare
 from cpsl.app.reporting.content import Clusters, DataSet, Picture, Report, compared_stages
+from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.metrics import ConfusionMatrix
 
 STAGES = ("source_only", "warmup", "self_label", "distill_1", "distill_2")
@@ -36,7 +37,7 @@ def metrics_of(
         "class_frequency": (counts / counts.sum()).tolist(),
         "confidence": 0.8,
         "changed": changed,
-        "scores": {"flip_miou": 0.5, "entropy": 0.2, "flip_agreement": None},
+        "scores": {SCORE: 0.5, "flip_miou": 0.5, "entropy": 0.2, "flip_agreement": None},
         "collapses": [],
         "seconds": 7500.0,
         "seconds_per_iteration": 0.25,
@@ -86,7 +87,7 @@ def build_report(
         "config": 'output = "runs/x"\n',
         "settings": {"seed": ("0", True), "views.width": ("400", False)},
         "chosen": chosen,
-        "reason": "its consistency with mirrored images is the highest: 0.500",
+        "reason": f"its {SCORE_IN_WORDS} is the highest: 0.500",
         "iterations": dict.fromkeys(stages, 1000),
         "comparison": comparison,
         "data_sets": [

@@ -17,7 +17,7 @@ from PIL import Image
 from app.conftest import Run
 from app.tiny import COMMAND, ENVIRONMENT, STAGES, TORCHRUN, cpsl, write_settings
 from cpsl.app import adapt
-from cpsl.app.selection import choose
+from cpsl.app.selection import SCORE, SCORE_IN_WORDS, choose
 from cpsl.app.titles import STAGE_TITLES
 from cpsl.data.streets import draw_street
 from cpsl.losses import prototype_consistency
@@ -70,11 +70,11 @@ def test_a_collapsed_stage_is_not_the_model_of_a_run(finished: Run, tmp_path: Pa
     for stage, score, collapses in (("self_label", 0.9, []), ("distill_1", 0.95, ["pole is lost"])):
         path = run / stage / "metrics.json"
         metrics = json.loads(path.read_text())
-        metrics["scores"]["flip_miou"], metrics["collapses"] = score, collapses
+        metrics["scores"][SCORE], metrics["collapses"] = score, collapses
         path.write_text(json.dumps(metrics))
     ended = cpsl("adapt", "--config", finished.config, "--output", run)
     assert ended.code == 0, ended.text
-    assert "from self_label: its consistency with mirrored images is the highest: 0.900" in ended.text
+    assert f"from self_label: its {SCORE_IN_WORDS} is the highest: 0.900" in ended.text
     assert "distill_1 is excluded (pole is lost)" in ended.text
     model, expected = (load(file)["model"] for file in (run / "model.pt", run / "self_label" / "model.pt"))
     torch.testing.assert_close(model, expected, rtol=0, atol=0)
@@ -169,10 +169,10 @@ def test_weights_are_selected_without_labels(finished: Run, tmp_path: Path) -> N
     assert ended.code == 0, ended.text
     metrics = metrics_of(tmp_path / "run")
     for stage in STAGES:
-        curve = [row["flip_miou"] for row in read_scalars(tmp_path / "run" / stage) if "flip_miou" in row]
+        curve = [row[SCORE] for row in read_scalars(tmp_path / "run" / stage) if SCORE in row]
         assert len(curve) == 2
         if stage == "source_only":  # later ones have another candidate, their start, and may collapse
-            assert metrics[stage]["scores"]["flip_miou"] == pytest.approx(max(curve))
+            assert metrics[stage]["scores"][SCORE] == pytest.approx(max(curve))
     for line in ("warmup: mIoU", "before the first iteration", "after 2 iterations"):
         assert line in ended.text
     assert "a score without target labels" in (tmp_path / "run" / "report.html").read_text()

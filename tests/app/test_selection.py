@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cpsl.app import selection
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
-from cpsl.app.selection import choose
+from cpsl.app.selection import SCORE, SCORE_IN_WORDS, choose
 from cpsl.app.titles import STAGE_TITLES
 from cpsl.models import DeepLabV2
 from cpsl.training import Process, TrainingLoop, load, read_scalars
@@ -49,7 +49,7 @@ def train(
 
     def evaluate(*_: Any, **__: Any) -> dict[str, Any]:
         done = round(float(bias[0].detach()))
-        score = {"flip_miou": (scores or {}).get(done, 0.5)}
+        score = {SCORE: (scores or {}).get(done, 0.5)}
         return {"miou": MIOUS[done], "scores": score, "class_frequency": LOST if done in lost else FINE}
 
     monkeypatch.setattr(selection, "evaluate", evaluate)
@@ -110,7 +110,7 @@ def test_the_selected_weights_are_saved(
     curve = {row["iteration"]: row["miou"] for row in rows}
     assert curve == {done: miou for done, miou in MIOUS.items() if done}
     assert len(rows) == len(curve)
-    assert [row["flip_miou"] for row in rows] == [scores[done] for done in curve]
+    assert [row[SCORE] for row in rows] == [scores[done] for done in curve]
 
 
 def test_start_and_end_are_candidates_without_evaluations_between(tmp_path: Path, monkeypatch) -> None:
@@ -148,12 +148,12 @@ def test_nothing_is_evaluated_by_default(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("miou", "before"), [(36.4, "mIoU before: 36.4"), (None, "consistency before: 0.717")]
+    ("miou", "before"), [(36.4, "mIoU before: 36.4"), (None, "information before: 0.717")]
 )
 def test_the_progress_says_that_a_result_is_of_an_earlier_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, miou: float | None, before: str
 ) -> None:
-    scores = {"flip_miou": 0.717}
+    scores = {SCORE: 0.717}
     earlier = {"miou": miou, "iou": {}, "scores": scores, "seconds": 1.0, "class_frequency": FINE}
     for run in "ab":
         (tmp_path / run / "source_only").mkdir(parents=True)
@@ -174,7 +174,7 @@ def test_a_resumed_stage_shows_its_own_last_evaluation(tmp_path: Path, monkeypat
 
 
 def metrics(score: float | None, *collapses: str) -> dict[str, Any]:
-    return {"scores": {"flip_miou": score}, "collapses": list(collapses)}
+    return {"scores": {SCORE: score}, "collapses": list(collapses)}
 
 
 def test_a_stage_is_chosen_by_its_score_unless_it_collapsed() -> None:
@@ -205,12 +205,12 @@ def test_the_last_stage_is_chosen_if_none_has_a_score() -> None:
 )
 def test_the_reason_of_a_report_is_in_plain_words(stages: dict[str, tuple[float | None, bool]]) -> None:
     candidates = {
-        name: {"scores": {"flip_miou": score}, "collapses": ["sky is lost"] * lost}
+        name: {"scores": {SCORE: score}, "collapses": ["sky is lost"] * lost}
         for name, (score, lost) in stages.items()
     }
     _, reason = choose(candidates, STAGE_TITLES)
     assert "_" not in reason
-    assert "inf" not in reason
-    assert ("consistency" in reason) == any(
+    assert "inf" not in reason.replace(SCORE_IN_WORDS, "")
+    assert (SCORE_IN_WORDS in reason) == any(
         f"{score:.3f}" in reason for score, _ in stages.values() if score is not None
     )

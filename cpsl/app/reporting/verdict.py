@@ -1,12 +1,14 @@
 """The verdict of a report: what adaptation brought, what it cost, how far to trust it, what to do next."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from cpsl.app.comparable import SHORTEST
 from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
 from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.steps import Step, steps_after
 from cpsl.app.reporting.trust import trust, trust_in_brief
+from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import difference, duration, listing, number, plural, share, size
@@ -15,7 +17,7 @@ FEW_IMAGES = 10
 """With fewer images nothing can be said about a data set."""
 
 SAME_SCORE = 0.02
-"""Change of the consistency that is no evidence: on `streets`, `dusk` and `night` seeds differ by 0.02."""
+"""Change of a score that is no evidence: on `streets`, `dusk` and `night` seeds differ by almost 0.02."""
 
 BADGES: dict[Kind, str] = {
     "better": "Adaptation helped",
@@ -179,20 +181,39 @@ def _outcome_without_labels(report: Report) -> list[str]:
             f"“{title_of(last)}” predicts another class than “{title_of(first)}” for "
             f"{share(changed)} of the pixels.{_changed_shares(report)}"
         )
-    old, new = ((report.metrics[stage].get("scores") or {}).get("flip_miou") for stage in (first, last))
-    if old is not None and new is not None:
-        gain = new - old
-        agree = "about as much as" if abs(gain) < SAME_SCORE else "more than" if gain > 0 else "less than"
-        mirrored = report.metrics[last].get("mirrored")
-        on = f" on {plural(mirrored, 'image')}" if mirrored else ""
-        sentences.append(
-            f"Its predictions for an image and for the mirrored image agree {agree} before: {number(old, 3)} "
-            f"before, {number(new, 3)} after{on}, where 1 is "
-            "full agreement."
-        )
+    sentences += _score_changes(report)
     if report.chosen == first:
         sentences.append(f"The run therefore ends with “{title_of(first)}”: {_rejection(report)}")
     return sentences
+
+
+def _score_changes(report: Report) -> list[str]:
+    """Returns how the score that chooses changed, and the agreement with mirrored images."""
+    first, last = report.ends
+    scores = [report.metrics[stage].get("scores") or {} for stage in (first, last)]
+    found = []
+    if (ends := _before_and_after(scores, SCORE)) and report.chosen != first:  # else the rejection has it
+        word = _compared(*ends, "about as high as", "higher than", "lower than")
+        figures = f"{number(ends[0], 3)} before, {number(ends[1], 3)} after"
+        found.append(f"Its {SCORE_IN_WORDS}, by which the run chooses, is {word} before: {figures}.")
+    if ends := _before_and_after(scores, "flip_miou"):
+        agree = _compared(*ends, "about as much as", "more than", "less than")
+        mirrored = report.metrics[last].get("mirrored")
+        on = f" on {plural(mirrored, 'image')}" if mirrored else ""
+        found.append(
+            f"Its predictions for an image and for the mirrored image agree {agree} before: "
+            f"{number(ends[0], 3)} before, {number(ends[1], 3)} after{on}, where 1 is full agreement."
+        )
+    return found
+
+
+def _before_and_after(scores: list[dict[str, Any]], name: str) -> tuple[float, float] | None:
+    before, after = (of_stage.get(name) for of_stage in scores)
+    return None if before is None or after is None else (float(before), float(after))
+
+
+def _compared(before: float, after: float, same: str, higher: str, lower: str) -> str:
+    return same if abs(after - before) < SAME_SCORE else higher if after > before else lower
 
 
 def _rejection(report: Report) -> str:

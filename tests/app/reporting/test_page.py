@@ -19,6 +19,7 @@ from cpsl.app.evaluate import metrics_table
 from cpsl.app.reporting.content import Report
 from cpsl.app.reporting.evidence import count_shared
 from cpsl.app.reporting.page import write_report
+from cpsl.app.selection import SCORE_IN_WORDS
 from cpsl.app.titles import STAGE_TITLES
 from cpsl.app.words import number
 
@@ -176,7 +177,7 @@ def test_a_run_of_one_stage_has_no_comparison(tmp_path: Path) -> None:
 def test_collapses_and_the_reason_of_the_choice_are_reported(tmp_path: Path) -> None:
     text = page_of(sample_report(labeled=False), tmp_path).text
     assert "“Self-labeling” collapsed: sky is lost." in text
-    assert "“Distillation 2”, chosen without target labels: its consistency" in text
+    assert f"“Distillation 2”, chosen without target labels: its {SCORE_IN_WORDS}" in text
 
 
 def test_corrected_and_regressed_pixels_are_counted(tmp_path: Path) -> None:

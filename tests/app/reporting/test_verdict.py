@@ -13,6 +13,7 @@ from cpsl.app.command_line import parse, read_layers
 from cpsl.app.reporting.changes import class_changes
 from cpsl.app.reporting.content import DataSet, Kind, Report
 from cpsl.app.reporting.verdict import judge
+from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.settings import to_toml
 
 TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
@@ -247,6 +248,18 @@ def test_a_small_change_of_the_consistency_is_no_gain(after: float, agree: str) 
     text = " ".join(judge(made).sentences)
     assert f"agree {agree}" in text
     assert f"0.500 before, {after:.3f} after on 5 images" in text
+
+
+@pytest.mark.parametrize(("after", "word"), [(0.53, "higher"), (0.47, "lower"), (0.51, "about as high as")])
+def test_the_score_that_chooses_is_said_once(after: float, word: str) -> None:
+    made = report(BAD, GOOD, labeled=False)
+    for stage, value in zip(made.metrics, (0.5, after), strict=True):
+        made.metrics[stage] |= {"scores": {SCORE: value}}
+    text = " ".join(judge(made).sentences)
+    assert f"{SCORE_IN_WORDS}, by which the run chooses, is {word}" in text
+    assert f"0.500 before, {after:.3f} after" in text
+    kept = replace(made, chosen="source_only", reason=f"its {SCORE_IN_WORDS} is the highest: 0.500")
+    assert " ".join(judge(kept).sentences).count(SCORE_IN_WORDS) == 1
 
 
 @pytest.mark.parametrize("labeled", [True, False])
