@@ -26,7 +26,7 @@ FOLDER = Path(__file__).with_name("measured")
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 """The page with the tables."""
 
-KEPT = ("miou", "iou", "seconds", "scores", "collapses")
+KEPT = ("miou", "iou", "class_frequency", "seconds", "scores", "collapses")
 """What is kept of the metrics of a stage."""
 
 OF_A_RUN = ("images", "labels", "root", "seed", *FREE_SETTINGS)
