@@ -15,7 +15,7 @@ from cpsl._internal.files import read_tensors, write_atomically
 from cpsl._internal.plain_values import is_stored, plain
 from cpsl.authors.checkpoints import load_release_checkpoint
 from cpsl.data.labels import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, check_names
-from cpsl.data.palette import distinct_palette
+from cpsl.data.palette import class_colors
 from cpsl.data.pictures import read_image
 from cpsl.data.training import whole_image
 from cpsl.models.adapters.fitting import refuse_integers
@@ -162,7 +162,7 @@ class Segmenter:
         path = Path(path)
         if classes is not None and not isinstance(classes, LabelSpace):
             check_names(classes)
-            classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
+            classes = LabelSpace(tuple(classes), class_colors(classes))
         saved = _load_release(path, classes) if path.suffix == ".pkl" else _load_model(path, classes, build)
         _check_parameters(path, saved.model)
         network = saved.model.to(device).eval()

@@ -283,7 +283,7 @@ class Config:
     classes: tuple[str, ...] = ("cityscapes-19",)
     """Names of the classes in order; or cityscapes-19, or cityscapes-16 (SYNTHIA's)."""
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
-    """Color of each class, red green blue in 0...255; chosen automatically if empty."""
+    """Color of each class, red green blue in 0...255; if empty, chosen by class name."""
     seed: int = 0
     """Seed of the run; the same seed gives the same result on the same machine with as many threads."""
     device: str = "auto"

@@ -38,8 +38,7 @@ def label_space(config: Config) -> data.LabelSpace:
     spaces = {"cityscapes-19": data.CITYSCAPES_19, "cityscapes-16": data.CITYSCAPES_16}
     known = spaces.get(config.classes[0] if len(config.classes) == 1 else "")
     names = known.names if known else config.classes
-    colors = known.palette if known else data.distinct_palette(len(names))
-    return data.LabelSpace(names, config.palette or colors)
+    return data.LabelSpace(names, config.palette or data.class_colors(names))
 
 
 def domains(config: Config) -> dict[str, Domain]:

@@ -30,6 +30,7 @@ from cpsl.app.settings import UsageError
 from cpsl.app.titles import SHORT_SCORES, title_of
 from cpsl.app.usage import list_next, program
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore
+from cpsl.data.legends import write_legend
 from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.data.views import render_label
 from cpsl.geometry import View
@@ -384,6 +385,8 @@ def main(arguments: list[str]) -> None:
             print(fit(f"without labels: {describe_scores(metrics['scores'])}", sys.stdout))
             for store in stores:
                 print(f"predictions in {store.folder}")
+            if options.colors and (legend := write_legend(options.colors, classes)):
+                print(f"colors: {legend}")
             if not stores:
                 again = join(["evaluate", *arguments, "--colors", "colors"])
                 print(

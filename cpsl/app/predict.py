@@ -1,7 +1,8 @@
 """`cpsl predict`: label maps and pictures of images, folders of images and videos.
 
-An interrupted run resumes with the same command. In the output, `prediction.json` describes the results, and
-`inputs.jsonl` has size and time of their files: those that were overwritten are predicted again.
+An interrupted run resumes with the same command. In the output, `prediction.json` describes the results,
+`legend.png` shows the colors of the classes, and `inputs.jsonl` has size and time of the predicted files:
+those that were overwritten are predicted again.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import read_frames
 from cpsl.data.appearance import Appearance, appearance_of, value_range_of
 from cpsl.data.files import describe_skipped, find_files
+from cpsl.data.legends import LEGEND, is_legend
 from cpsl.data.names import IMAGE_SUFFIXES
 from cpsl.data.pictures import Range, read_picture
 from cpsl.inference import Prediction
@@ -124,6 +126,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         if frames and is_video and "overlay" in arguments.write:
             output.join(name, frames, path)
         counts["predicted" if predicted else "kept"] += 1
+    output.write_legend()
     if process.is_main:
         print(_summary(counts, len(unreadable), inputs.gone(found)))
         if skipped:
@@ -255,6 +258,8 @@ def main(arguments: list[str]) -> None:
         unreadable = predict_all(options, process)
         if process.is_main:
             print(f"results in {options.output}")
+            if is_legend(legend := options.output / LEGEND):
+                print(f"colors: {legend}")
             if steps := _next_steps(options):
                 print(list_next(steps))
         if unreadable:

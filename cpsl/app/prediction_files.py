@@ -18,6 +18,7 @@ from cpsl._internal.files import write_atomically
 from cpsl.app.video import frame_rate, write_video
 from cpsl.data import HardLabelStore
 from cpsl.data.formats import naming
+from cpsl.data.legends import write_legend
 from cpsl.data.pictures import read_image
 from cpsl.data.predictions import ColorStore
 from cpsl.data.pseudo_labels import path_of, save_png
@@ -81,8 +82,8 @@ class Output:
     def __init__(self, folder: Path, kinds: Collection[Kind], segmenter: Segmenter) -> None:
         self._folder, self._kinds = folder, kinds
         self.description = folder / "prediction.json"
-        self._palette = segmenter.classes.palette
-        self._labels = HardLabelStore(self._folder / "labels", self._palette)
+        self._classes = segmenter.classes
+        self._labels = HardLabelStore(self._folder / "labels", segmenter.classes.palette)
         self._colors = ColorStore(self._folder / "colors", segmenter.classes)
 
     def __contains__(self, name: str) -> bool:
@@ -105,6 +106,11 @@ class Output:
                 "with --output"
             )
 
+    def write_legend(self) -> None:
+        """Writes the colors of the classes, if any pictures show them."""
+        if {"colors", "overlay"} & set(self._kinds):
+            write_legend(self._folder, self._classes)
+
     def _paths(self, kind: Kind, name: str) -> list[Path]:
         """Returns the possible files of one kind of result: an overlay is a JPEG or a PNG."""
         path = path_of(self._folder / kind, name)
@@ -121,7 +127,7 @@ class Output:
             gray = (255 * prediction.confidence).round().to(torch.uint8).cpu()
             save_png(self._paths("confidence", name)[0], Image.fromarray(gray.numpy()))
         if "overlay" in self._kinds:
-            mixed = overlay(image, labels, self._palette).permute(1, 2, 0).contiguous()
+            mixed = overlay(image, labels, self._classes.palette).permute(1, 2, 0).contiguous()
             picture, (jpeg, png) = Image.fromarray(mixed.numpy()), self._paths("overlay", name)
             if max(picture.size) > JPEG_SIDE:
                 save_png(png, picture)

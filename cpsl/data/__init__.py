@@ -10,7 +10,7 @@ from cpsl.data.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19, IGNORE
 from cpsl.data.loader import domain_loaders, training_loader
 from cpsl.data.names import Pattern
 from cpsl.data.orientation import rotated_images
-from cpsl.data.palette import distinct_palette
+from cpsl.data.palette import class_colors
 from cpsl.data.propose import propose_settings
 from cpsl.data.pseudo_labels import HardLabelStore, SoftLabelStore
 from cpsl.data.rare_classes import RareClassSampling, count_classes, rare_class_probabilities
@@ -62,10 +62,10 @@ __all__ = [
     "TargetViews",
     "WeakView",
     "check_dataset",
+    "class_colors",
     "collate",
     "count_classes",
     "count_stored_values",
-    "distinct_palette",
     "domain_loaders",
     "propose_settings",
     "rare_class_probabilities",

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from cpsl.data.legends import is_legend
 from cpsl.data.names import UNREAD_SUFFIXES, Pattern
 
 SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
@@ -25,9 +26,9 @@ def find_files(
 ) -> dict[str, Path]:
     """Finds the files below a folder, sorted by key: the relative path without extension.
 
-    Linked folders are searched too; hidden files and folders and those of `SYSTEM_FOLDERS` are not. Keys must
-    differ, and must be valid in names of other files on all systems; composed and decomposed Unicode letters
-    (NFC, NFD) are the same.
+    Linked folders are searched too; hidden files and folders, those of `SYSTEM_FOLDERS` and legends of colors
+    (`cpsl.data.legends`) are not. Keys must differ, and must be valid in names of other files on all systems;
+    composed and decomposed Unicode letters (NFC, NFD) are the same.
 
     Args:
         folder: Where to search.
@@ -132,7 +133,7 @@ def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             # Only links need another system call; for all files they would take minutes on a network drive.
             if path.is_dir() if entry.is_symlink() else entry.is_dir():
                 yield from _files_below(path, (*above, here))
-            elif entry.is_symlink() or entry.is_file():
+            elif (entry.is_symlink() or entry.is_file()) and not is_legend(path):
                 yield path
 
 

@@ -18,7 +18,7 @@ from cpsl.data.matching import (
 )
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, find_near_names, match_labels
 from cpsl.data.orientation import Convention
-from cpsl.data.palette import distinct_palette
+from cpsl.data.palette import class_colors
 from cpsl.data.propose import is_suspicious_mask
 from cpsl.data.sample import Files
 from cpsl.data.values import ClassMap, Ids, count_stored_values
@@ -38,7 +38,8 @@ class SegmentationFolder(Files):
         labels: Folder of labels; None if there are none.
         classes: Names of the classes in the order of their indices, or a label space. Without labels they may
             be omitted: `label_space` then has the single class "unlabeled".
-        palette: Colors (R, G, B) of the classes, 0...255; generated, or the label space's, if None.
+        palette: Colors (R, G, B) of the classes, 0...255; those of `class_colors`, or the label
+            space's, if None.
         ids: Stored number, or color "#rrggbb", to class name or index, or to 255 to ignore it; None if class
             indices are stored. See `ClassMap`.
         image_pattern: Names of the images in their folder, such as "*_image.png"; see `Pattern`.
@@ -100,7 +101,7 @@ class SegmentationFolder(Files):
             classes = ("unlabeled",)
         if not isinstance(classes, LabelSpace):
             check_names(classes)
-            classes = LabelSpace(tuple(classes), distinct_palette(len(classes)))
+            classes = LabelSpace(tuple(classes), class_colors(classes))
         if palette is not None:
             classes = LabelSpace(classes.names, tuple(palette))
         self._class_map = ClassMap(

@@ -24,6 +24,7 @@ from cpsl.app.evaluate import Arguments, evaluate, evaluating, evenly_spaced, pr
 from cpsl.app.settings import UsageError
 from cpsl.authors import save_release_checkpoint
 from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, Cityscapes, HardLabelStore, LabelSpace, write_streets
+from cpsl.data.legends import is_legend
 from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.metrics import ConfusionMatrix
 from cpsl.models import DeepLabV2
@@ -295,7 +296,7 @@ def test_an_authors_checkpoint_is_evaluated_by_the_command(streets: Path, tmp_pa
     ids = np.array(Image.open(next((tmp_path / "ids").rglob("*.png"))))
     assert ids.shape == (64, 128)
     assert set(np.unique(ids)) <= {7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33}
-    assert Image.open(next((tmp_path / "colors").rglob("*.png"))).mode == "RGB"
+    assert Image.open(next((tmp_path / "colors").rglob("streets*.png"))).mode == "RGB"
 
 
 def test_a_run_and_its_images_in_folders_give_the_same_figures(finished: Run, tmp_path: Path) -> None:
@@ -356,7 +357,9 @@ def test_the_command_after_an_evaluation_writes_its_predictions(
     (words,) = printed_commands(ended.text)
     again = cpsl(*words)
     assert again.code == 0, again.text
-    assert list((tmp_path / "colors").rglob("*.png"))
+    assert f"colors: {Path('colors', 'legend.png')}" in again.text
+    assert is_legend(tmp_path / "colors" / "legend.png")
+    assert len(list((tmp_path / "colors").rglob("*.png"))) > 1
     assert "Next" not in again.text
 
 

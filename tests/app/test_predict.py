@@ -21,6 +21,7 @@ from cpsl.app import video
 from cpsl.app.predict import Arguments, predict_all
 from cpsl.app.prediction_files import Kind
 from cpsl.data import LabelSpace
+from cpsl.data.legends import is_legend
 from cpsl.data.pictures import read_image
 from cpsl.models import DeepLabV2, NetworkSpec
 from cpsl.training import Precision, Process
@@ -347,6 +348,20 @@ def test_files_that_are_no_results_are_kept(
     assert [path for path in output.rglob("*") if path.is_file()] == [foreign]
 
 
+def test_a_picture_named_legend_is_kept(weights: Path, photos: Path, tmp_path: Path) -> None:
+    save(tmp_path / "out" / "legend.png", picture(7))
+    assert predict_all(Arguments(weights, photos, tmp_path / "out"), PROCESS) == []
+    assert torch.equal(read(tmp_path / "out" / "legend.png").movedim(-1, 0), picture(7))
+
+
+@pytest.mark.parametrize("kinds", [("labels",), ("confidence",)])
+def test_results_without_colors_have_no_legend(
+    weights: Path, photos: Path, tmp_path: Path, kinds: tuple[Kind, ...]
+) -> None:
+    predict_all(Arguments(weights, photos, tmp_path / "out", kinds), PROCESS)
+    assert not (tmp_path / "out" / "legend.png").exists()
+
+
 def test_hidden_files_are_no_results(weights: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "labels").mkdir(parents=True)
     (tmp_path / "out" / "labels" / ".DS_Store").touch()
@@ -418,6 +433,8 @@ def test_the_steps_after_a_prediction_work_as_printed(
     assert ended.code == 0, ended.text
     picture = next(line.strip() for line in ended.text.splitlines() if f"/{shown}/" in line)
     read(Path(*shlex.split(picture)))
+    assert f"colors: {tmp_path / 'a b' / 'legend.png'}" in ended.text
+    assert is_legend(tmp_path / "a b" / "legend.png")
     (command,) = printed_commands(ended.text)
     assert command[0] == "evaluate"
     scored = cpsl(*command)
@@ -497,7 +514,7 @@ def test_a_video_that_is_cut_off_is_predicted_with_a_warning(
     path.write_bytes(data[:800])
     (message,) = predict_all(Arguments(weights, path, output), PROCESS)
     assert str(path) in message
-    assert not [file for file in output.rglob("*.*g") if file.is_file()]
+    assert [file.name for file in output.rglob("*.*g") if file.is_file()] == ["legend.png"]
 
 
 def test_a_damaged_video_is_named(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from cpsl.data.labels import (
     SYNTHIA_IDS,
     LabelSpace,
 )
-from cpsl.data.palette import distinct_palette
+from cpsl.data.palette import class_colors
 
 RED = (255, 0, 0)
 
@@ -86,4 +86,4 @@ def test_a_subset_of_unknown_classes_is_refused() -> None:
 )
 def test_names_that_look_the_same_or_are_empty_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="class name"):
-        LabelSpace(names, distinct_palette(2))
+        LabelSpace(names, class_colors(names))

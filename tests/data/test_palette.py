@@ -1,4 +1,6 @@
-"""Colors of classes are distinct, for any number of them."""
+"""Colors of classes: those of Cityscapes by name, and distinct ones for any number of others."""
+
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -6,35 +8,81 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpsl.data import LabelSpace, distinct_palette
+from cpsl.data import CITYSCAPES_16, CITYSCAPES_19, LabelSpace, class_colors
 from cpsl.data.color import rgb_to_lab
+from cpsl.data.palette import SYNONYMS
+
+OTHERS = [f"class {number}" for number in range(255)]
+COLOR_OF = dict(zip(CITYSCAPES_19.names, CITYSCAPES_19.palette, strict=True))
 
 
-def positions(colors: tuple[tuple[int, int, int], ...]) -> Tensor:
+def positions(colors: Iterable[tuple[int, int, int]]) -> Tensor:
     """Returns the colors in CIELAB (N, 3)."""
-    return rgb_to_lab(torch.tensor(colors, dtype=torch.uint8).T[..., None])[..., 0].T
+    return rgb_to_lab(torch.tensor(list(colors), dtype=torch.uint8).T[..., None])[..., 0].T
+
+
+def smallest_difference(colors: Iterable[tuple[int, int, int]]) -> float:
+    """Returns the smallest distance of two colors in CIELAB; 2.3 is just noticeable (Mahy et al., 1994)."""
+    found = positions(colors)
+    return float(torch.cdist(found, found).fill_diagonal_(torch.inf).min())
 
 
 @given(st.integers(0, 255), st.integers(0, 255))
-def test_a_longer_palette_begins_with_a_shorter_one(one: int, other: int) -> None:
+def test_more_classes_leave_the_first_colors(one: int, other: int) -> None:
     short, long = sorted((one, other))
-    assert distinct_palette(long)[:short] == distinct_palette(short)
-    assert len(distinct_palette(long)) == long
+    assert class_colors(OTHERS[:long])[:short] == class_colors(OTHERS[:short])
 
 
-# A difference of 2.3 is just noticeable (Mahy et al., 1994).
 @pytest.mark.parametrize(("count", "least"), [(5, 55), (11, 45), (19, 30), (64, 15), (255, 8)])
 def test_colors_differ_from_each_other_and_from_black_and_white(count: int, least: float) -> None:
-    colors = (*distinct_palette(count), (0, 0, 0), (255, 255, 255))
-    distances = torch.cdist(positions(colors), positions(colors)).fill_diagonal_(torch.inf)
-    assert distances[:-2].min() >= least
+    assert smallest_difference([*class_colors(OTHERS[:count]), (0, 0, 0), (255, 255, 255)]) >= least
+
+
+@given(st.lists(st.sampled_from([*COLOR_OF, *SYNONYMS, *OTHERS[:30]]), unique=True))
+def test_street_classes_share_no_color_with_others(names: list[str]) -> None:
+    colors = class_colors(names)
+    given_by_name = [i for i, color in enumerate(colors) if color in COLOR_OF.values()]
+    street = [colors[i] for i in given_by_name]
+    others = [color for i, color in enumerate(colors) if i not in given_by_name]
+    assert len(set(street)) == len(street)
+    means = [SYNONYMS.get(name, name) for name in names]
+    assert set(street) == {COLOR_OF[name] for name in means if name in COLOR_OF}
+    if others and len(colors) > 1:
+        distances = torch.cdist(positions(others), positions([*colors, (0, 0, 0), (255, 255, 255)]))
+        assert distances.masked_fill(distances == 0, torch.inf).min() >= 15  # as pole and fence
+        assert len(set(colors)) == len(colors)
+
+
+@given(st.sampled_from(list(COLOR_OF)), st.sampled_from(["", " ", "_", "-"]), st.booleans())
+def test_case_and_separators_do_not_matter(name: str, separator: str, upper: bool) -> None:
+    written = name.replace(" ", separator)
+    assert class_colors([written.upper() if upper else written]) == (COLOR_OF[name],)
+
+
+@pytest.mark.parametrize("space", [CITYSCAPES_19, CITYSCAPES_16])
+def test_cityscapes_has_its_own_palette(space: LabelSpace) -> None:
+    assert class_colors(space.names) == space.palette
+
+
+def test_classes_of_camvid_have_the_colors_of_cityscapes() -> None:
+    names = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian")
+    means = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car")
+    assert class_colors((*names, "bicyclist")) == tuple(
+        COLOR_OF[name] for name in (*means, "person", "rider")
+    )
+
+
+@pytest.mark.parametrize("names", [("tree", "vegetation"), ("vegetation", "tree")])
+def test_the_name_of_cityscapes_precedes_its_synonym(names: tuple[str, ...]) -> None:
+    colors = dict(zip(names, class_colors(names), strict=True))
+    assert colors["vegetation"] == COLOR_OF["vegetation"] != colors["tree"]
 
 
 def test_255_classes_have_colors() -> None:
-    assert len(set(LabelSpace(tuple(map(str, range(255))), distinct_palette(255)).palette)) == 255
+    names = (*CITYSCAPES_19.names, *OTHERS[:236])
+    assert smallest_difference(LabelSpace(names, class_colors(names)).palette) >= 7
 
 
-@pytest.mark.parametrize("count", [-1, 256])
-def test_a_number_outside_the_range_is_named(count: int) -> None:
-    with pytest.raises(ValueError, match=str(count)):
-        distinct_palette(count)
+def test_more_than_255_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="256"):
+        class_colors([*OTHERS, "one more"])

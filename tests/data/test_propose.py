@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cpsl.data.labels import LabelSpace
-from cpsl.data.palette import distinct_palette
+from cpsl.data.palette import class_colors
 from cpsl.data.propose import propose_values
 from cpsl.data.values import ClassMap, StoredValues
 
@@ -21,7 +21,7 @@ from cpsl.data.values import ClassMap, StoredValues
 def test_proposed_numbers_are_accepted_once_their_classes_are_known(
     numbers: dict[int, int], mode: str
 ) -> None:
-    classes = LabelSpace(("a", "b", "c"), distinct_palette(3))
+    classes = LabelSpace(("a", "b", "c"), class_colors("abc"))
     proposal = propose_values(StoredValues(1, {mode: 1}, numbers, {}, []), classes)
     lines = tomllib.loads("\n".join(proposal.lines).replace('"?"', '"a"'))
     ids = {int(key): value for key, value in lines.get("ids", {}).items()}
@@ -36,7 +36,7 @@ def test_proposed_numbers_are_accepted_once_their_classes_are_known(
 @given(numbers=st.dictionaries(st.integers(-300, 70_000), st.integers(1, 50), min_size=1, max_size=9))
 def test_gray_labels_among_colors_may_hold_any_number(numbers: dict[int, int]) -> None:
     stored = StoredValues(2, {"RGB": 1, "I": 1}, numbers, {"#010203": 7}, [])
-    classes = LabelSpace(("a", "b"), distinct_palette(2))
+    classes = LabelSpace(("a", "b"), class_colors("ab"))
     (line,) = propose_values(stored, classes).lines
     grays = {f"#{number:02x}{number:02x}{number:02x}" for number in numbers if 0 <= number < 256}
     assert tomllib.loads(line)["ids"].keys() == {"#010203", *grays}

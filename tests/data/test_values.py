@@ -14,11 +14,11 @@ from PIL import Image
 
 from cpsl.data.formats import PNG_SIGNATURE
 from cpsl.data.labels import IGNORE_INDEX, LabelSpace
-from cpsl.data.palette import distinct_palette
+from cpsl.data.palette import class_colors
 from cpsl.data.reading import read_stored, read_stored_label
 from cpsl.data.values import ClassMap, count_runs, count_stored_values, format_color, parse_color
 
-CLASSES = LabelSpace(("road", "car", "sky"), distinct_palette(3))
+CLASSES = LabelSpace(("road", "car", "sky"), class_colors(("road", "car", "sky")))
 PATH = Path("label.png")
 
 

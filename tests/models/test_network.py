@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cpsl import ClassBalancedPrototypeClustering, Segmenter
-from cpsl.data import LabelSpace, distinct_palette
+from cpsl.data import LabelSpace, class_colors
 from cpsl.methods import OnlineSelfLabeling
 from cpsl.models import (
     DeepLabV2,
@@ -245,7 +245,7 @@ def test_attributes_may_be_scalars_of_numpy(size: Any) -> None:
         setattr(network, name, value)
     assert check_network(network) is network
     batches, losses = training_batches(3), []
-    classes = LabelSpace(("a", "b", "c"), distinct_palette(3))
+    classes = LabelSpace(("a", "b", "c"), class_colors("abc"))
     for each in (plain, network):
         clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
         clustering.initialize(torch.eye(3, 8), torch.ones(3))

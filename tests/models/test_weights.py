@@ -340,11 +340,11 @@ def test_a_checkpoint_of_mmsegmentation_is_read(tmp_path: Path) -> None:
 
 def test_a_model_of_this_package_is_loaded_with_its_head_and_normalization(tmp_path: Path) -> None:
     from cpsl import Segmenter
-    from cpsl.data import LabelSpace, distinct_palette
+    from cpsl.data import LabelSpace, class_colors
 
     arguments: dict[str, Any] = {"weights": "random", "feature_dim": 8}
     given = build_network("deeplabv2:resnet_tiny", 3, mean=(0, 0, 0), std=(1, 1, 1), **arguments)
-    Segmenter(given, LabelSpace(("a", "b", "c"), distinct_palette(3)), (32, 64)).save(tmp_path / "model.pt")
+    Segmenter(given, LabelSpace(("a", "b", "c"), class_colors("abc")), (32, 64)).save(tmp_path / "model.pt")
     arguments["weights"] = tmp_path / "model.pt"
     loaded = build_network("deeplabv2:resnet_tiny", 3, **arguments).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in given.state_dict().items())

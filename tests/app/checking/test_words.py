@@ -24,9 +24,9 @@ from cpsl.app.checking.words import (
     summary,
 )
 from cpsl.app.domain import Domain
-from cpsl.data import ClassMap, DatasetCheck, Finding, LabelSpace, distinct_palette
+from cpsl.data import ClassMap, DatasetCheck, Finding, LabelSpace, class_colors
 
-SPACE = LabelSpace(("ground", "car", "sky"), distinct_palette(3))
+SPACE = LabelSpace(("ground", "car", "sky"), class_colors(("ground", "car", "sky")))
 FOLDER = Domain()
 
 VALUES = st.dictionaries(st.integers(3, 254), st.integers(1, 24), min_size=1, max_size=5)
@@ -250,7 +250,7 @@ def test_warnings_name_exactly_the_classes_that_no_source_shows(
 
 @pytest.mark.parametrize("name", ["source", "evaluation"])
 def test_masks_of_0_and_255_are_recognized(name: str) -> None:
-    space = LabelSpace(("background", "disc"), distinct_palette(2))
+    space = LabelSpace(("background", "disc"), class_colors(("background", "disc")))
     results = {name: checked([80, 0], ignored=20)}
     (text,) = find_warnings(results, {name: FOLDER}, space)
     words = " ".join(text.split())
