@@ -10,9 +10,19 @@ from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting.compare import Comparison
 
 Kind = Literal[
-    "better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single", "unfinished"
+    "better",
+    "worse",
+    "unclear",
+    "untested",
+    "rejected",
+    "overlooked",
+    "short",
+    "unlabeled",
+    "open",
+    "single",
+    "unfinished",
 ]
-"""Outcome of a run."""
+"""Outcome of a run; "overlooked" and "open" if it ends with the first stage, though no later one failed."""
 
 UNRECORDED = "not recorded: the run was begun with an earlier version"
 
@@ -84,8 +94,17 @@ class Report:
     @property
     def weights(self) -> str:
         """The file of the network: the run's model or, before the run has one, that of the chosen stage."""
+        return self.model if self.finished else self.weights_of(self.chosen)
+
+    def weights_of(self, stage: str) -> str:
+        """Returns the file of the network of a stage."""
         path = PurePosixPath(self.model)
-        return str(path if self.finished else path.parent / self.chosen / path.name)
+        return str(path.parent / stage / path.name)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the later of the compared stages is that of the model."""
+        return self.chosen == self.ends[1]
 
     @property
     def evaluated(self) -> str:

@@ -19,8 +19,9 @@ FEW_CONFIDENT = 0.1
 IN_BRIEF: dict[Kind, str] = {
     "unclear": "Open: a different choice of images could explain the change.",
     "untested": "Open: nothing tells whether the change is more than chance.",
-    "rejected": "The run chose by a score without labels, which can be wrong.",
+    "rejected": "The run chose without labels, which can be wrong.",
     "short": "Not at all: the run shows only that everything works.",
+    "open": "Unknown: the score that chose can be wrong, and nothing in this report measures accuracy.",
     "unlabeled": "Unknown: without labels nothing in this report measures accuracy.",
     "single": "",
     "unfinished": "Open: the run is not finished.",
@@ -29,9 +30,9 @@ IN_BRIEF: dict[Kind, str] = {
 
 def trust_in_brief(report: Report, kind: Kind) -> str:
     """Returns how far to trust a run in a sentence, "" if there is nothing to compare."""
-    if kind not in ("better", "worse"):
+    if kind not in ("better", "overlooked", "worse"):
         return IN_BRIEF[kind]
-    what = "helped" if kind == "better" else "did harm"
+    what = "did harm" if kind == "worse" else "helped"
     enough = report.comparison is not None and report.comparison.labeled >= ENOUGH_IMAGES
     sure, amount = ("well supported", "less certain") if enough else ("likely", "uncertain")
     return f"That adaptation {what} on images like these is {sure}; by how much is {amount}."

@@ -25,8 +25,10 @@ BADGES: dict[Kind, str] = {
     "unclear": "No clear change",
     "untested": "Change not tested",
     "rejected": "Adaptation was rejected",
+    "overlooked": "Adaptation helped, but was not chosen",
     "short": "Too short to judge",
     "unlabeled": "Accuracy unknown",
+    "open": "Open: the score prefers the network before adaptation",
     "single": "One network, no comparison",
     "unfinished": "Not finished",
 }
@@ -54,7 +56,7 @@ class Verdict:
 
     @property
     def badge(self) -> str:
-        """The outcome in three words."""
+        """The outcome in a few words."""
         return BADGES[self.kind]
 
 
@@ -81,15 +83,18 @@ def _kind(report: Report, short: bool) -> Kind:
         return "short"
     if first == last:
         return "single"
-    if report.chosen == first:
+    scores = report.metrics[last].get("scores") or {}
+    if not report.kept and (report.metrics[last].get("collapses") or scores.get("non_finite")):
         return "rejected"
     if before is None or after is None:
-        return "unlabeled"
+        return "unlabeled" if report.kept else "open"
     if report.comparison is None or not report.comparison.labeled:
         return "untested"
     gain = report.comparison.gain
     if gain is None or not gain.clear:
         return "unclear"
+    if not report.kept:
+        return "overlooked" if gain.low > 0 else "rejected"
     return "better" if gain.low > 0 else "worse"
 
 
@@ -137,9 +142,11 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
         f"(“{title_of(last)}”), {by}."
     )
     sentences = [sentence] if kind == "short" else [sentence, *_gains_and_losses(report)]
-    if kind == "rejected":
+    if report.finished and not report.kept and kind != "short":
         better = " although its mean IoU is lower" if after > before else ""
         sentences.append(f"The run ends with “{title_of(first)}”{better}: {_rejection(report)}")
+    if kind == "overlooked":
+        sentences.append(f"The network of “{title_of(last)}” is the file {report.weights_of(last)}.")
     return sentences
 
 
@@ -182,8 +189,8 @@ def _outcome_without_labels(report: Report) -> list[str]:
             f"{share(changed)} of the pixels.{_changed_shares(report)}"
         )
     sentences += _score_changes(report)
-    if report.chosen == first:
-        sentences.append(f"The run therefore ends with “{title_of(first)}”: {_rejection(report)}")
+    if not report.kept:
+        sentences.append(f"The run ends with “{title_of(first)}”: {_rejection(report)}")
     return sentences
 
 
@@ -192,7 +199,7 @@ def _score_changes(report: Report) -> list[str]:
     first, last = report.ends
     scores = [report.metrics[stage].get("scores") or {} for stage in (first, last)]
     found = []
-    if (ends := _before_and_after(scores, SCORE)) and report.chosen != first:  # else the rejection has it
+    if (ends := _before_and_after(scores, SCORE)) and report.kept:  # else the rejection has it
         word = _compared(*ends, "about as high as", "higher than", "lower than")
         figures = f"{number(ends[0], 3)} before, {number(ends[1], 3)} after"
         found.append(f"Its {SCORE_IN_WORDS}, by which the run chooses, is {word} before: {figures}.")
