@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from cpsl.app.comparable import counted_unequally
+from cpsl.app.comparable import FEW_IMAGES, counted_unequally
 from cpsl.app.reporting.compare import Comparison
 
 Kind = Literal[
@@ -83,6 +83,7 @@ class Report:
     missing: tuple[str, ...] = ()  # stages that have not ended
     seed: int = 0  # of the run
     iterations: dict[str, int] = field(default_factory=dict)  # of the stages that were trained
+    longer: str = ""  # command of a longer run, if a stage was too short
     comparison: Comparison | None = None  # of the stages before and after adaptation
     data_sets: list[DataSet] = field(default_factory=list)
     source_labels: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by source
@@ -105,6 +106,12 @@ class Report:
     def kept(self) -> bool:
         """Whether the later of the compared stages is that of the model."""
         return self.chosen == self.ends[1]
+
+    @property
+    def small_data_sets(self) -> list[DataSet]:
+        """Data sets with too few images, except for those of several sources; 0 images were not counted."""
+        alone = [data for data in self.data_sets if not data.name.startswith("source ")]
+        return [data for data in alone if 0 < data.images < FEW_IMAGES]
 
     @property
     def evaluated(self) -> str:

@@ -29,9 +29,10 @@ def steps_after(report: Report, kind: Kind) -> list[Step]:
             Step(f"Use the network of “{title_of(report.chosen)}” until then:", _prediction(report)),
         ]
     if kind == "short":
-        return [
-            Step("Train longer, on more images, before you judge; the recipe “cpu” has 1,000 steps a stage.")
-        ]
+        small = listing(f"{data.name} ({data.images})" for data in report.small_data_sets)
+        more = Step(f"Add images before you judge: {small}. Then begin a new run, with another --output.")
+        longer = Step("Train longer before you judge, in a new folder:", f"cpsl {report.longer}")
+        return [longer] * bool(report.longer) + [more] * bool(small)
     found = [] if kind in ("worse", "rejected", "overlooked", "open") else [use]
     first = report.ends[0]
     if kind == "worse":

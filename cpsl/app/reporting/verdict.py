@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpsl.app.comparable import SHORTEST
+from cpsl.app.comparable import FEW_IMAGES, SHORTEST
 from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
 from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.steps import Step, steps_after
@@ -12,9 +12,6 @@ from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import difference, duration, listing, number, plural, share, size
-
-FEW_IMAGES = 10
-"""With fewer images nothing can be said about a data set."""
 
 SAME_SCORE = 0.02
 """Change of a score that is no evidence: on `streets`, `dusk` and `night` seeds differ by almost 0.02."""
@@ -116,10 +113,9 @@ def _shortness(report: Report) -> list[str]:
             f"This run is too short to mean anything: {trained}. A network learns little in fewer than "
             f"{SHORTEST} steps; the figures below show only that everything runs."
         )
-    for data in report.data_sets:
-        if data.images < FEW_IMAGES and not (data.name.startswith("source ") or data.images == 0):
-            what = "target images to judge by" if data.name == "evaluation" else f"images in the {data.name}"
-            found.append(f"There are only {data.images} {what}; fewer than {FEW_IMAGES} say nothing.")
+    for data in report.small_data_sets:
+        what = "target images to judge by" if data.name == "evaluation" else f"images in the {data.name}"
+        found.append(f"There are only {data.images} {what}; fewer than {FEW_IMAGES} say nothing.")
     return found
 
 

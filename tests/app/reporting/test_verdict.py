@@ -55,7 +55,7 @@ BAD, GOOD = TRUTH.roll(3, dims=1), TRUTH.roll(1, dims=1)
         (failed(report(BAD, GOOD, labeled=False, chosen="source_only")), "rejected"),
         (failed(report(BAD, GOOD, labeled=False, chosen="source_only"), diverged=True), "rejected"),
         (report(BAD, GOOD, labeled=False), "unlabeled"),
-        (report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}), "short"),
+        (report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}, longer="adapt x"), "short"),
         (report(BAD, GOOD, data_sets=[DataSet("target", 3, None, "", "")]), "short"),
         (build_report(CLASSES, [TRUTH], {"online": [GOOD]}), "single"),
         (report(BAD, GOOD, finished=False, missing=("distill_1",)), "unfinished"),
@@ -138,6 +138,16 @@ def test_the_better_network_that_was_not_chosen_comes_first() -> None:
     after[:, 7] = 0
     (first, *_) = judge(report(before, after, chosen="source_only")).steps
     assert "losses of car" in first.text
+
+
+def test_a_run_that_is_too_short_has_the_command_of_a_longer_one() -> None:
+    command = "adapt --config mine.toml --output runs/x_longer"
+    made = report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}, longer=command)
+    (step,) = judge(made).steps
+    assert step.command == f"cpsl {command}"
+    few = replace(made, data_sets=[DataSet("target", 3, None, "", ""), DataSet("source 1", 2, 2, "", "")])
+    assert "target (3)" in judge(few).steps[1].text
+    assert "source" not in judge(few).steps[1].text
 
 
 def test_without_labels_both_networks_can_be_compared() -> None:
