@@ -3,7 +3,9 @@
 from statistics import median
 
 from cpsl.app.comparable import counted_unequally
+from cpsl.app.longer import recipe_steps
 from cpsl.app.reporting.content import Kind, Report
+from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import listing, number, plural, share
 
@@ -92,6 +94,7 @@ def trust(report: Report, kind: Kind) -> list[str]:
             "choice of images."
         )
     found += _of_few_pseudo_labels(report)
+    found += _of_few_steps(report)
     if kind != "single" and after is not None:
         found.append(
             "This is one run with one seed; another seed can give a figure that differs by a point or more."
@@ -108,6 +111,18 @@ def _of_few_pseudo_labels(report: Report) -> list[str]:
     return [
         f"At the end only {share(last)} of the pseudo labels were confident, so that the network learned "
         "little from the target images."
+    ]
+
+
+def _of_few_steps(report: Report) -> list[str]:
+    if any(data.generated for data in report.data_sets):  # scenes of the demo, which has its own recipe
+        return []
+    steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
+    return [
+        f"“{title_of(stage)}” was trained for {plural(count, 'step')}, the recipe “cpu” has "
+        f"{recipe_steps(stage):,}: more steps can change the figures."
+        for stage, count in steps.items()
+        if count < recipe_steps(stage) / 2
     ]
 
 

@@ -16,6 +16,7 @@ from app.outline import Outline
 from app.sample_report import build_report, sample_report
 from cpsl.app.command_line import parse
 from cpsl.app.evaluate import metrics_table
+from cpsl.app.reporting import charts
 from cpsl.app.reporting.content import Report
 from cpsl.app.reporting.evidence import count_shared
 from cpsl.app.reporting.page import write_report
@@ -197,6 +198,16 @@ def test_predictions_may_have_another_size_than_the_image(tmp_path: Path) -> Non
 def test_settings_that_differ_from_the_defaults_are_marked(tmp_path: Path) -> None:
     rows = [row.get("class") for row in page_of(sample_report(), tmp_path).all("tr")]
     assert rows.count("changed") == 1
+
+
+def test_losses_of_the_online_stage_without_effect_have_no_curve() -> None:
+    losses = {
+        name: [(20, 1.0), (40, 0.5)] for name in ("loss", "loss_source", "loss_target", "loss_self_label")
+    }
+    stages = dict.fromkeys(("self_label", "online"), losses)
+    drawn = charts.curves(sample_report(curves=stages))
+    assert [curve.name for curve in drawn["Self-labeling"]] == list(losses)
+    assert [curve.name for curve in drawn["Online self-labeling"]] == ["loss_source", "loss_target"]
 
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:

@@ -333,6 +333,19 @@ def test_few_confident_pseudo_labels_at_the_end_are_a_reason_for_doubt(labeled: 
 
 
 @pytest.mark.parametrize("labeled", [True, False])
+@pytest.mark.parametrize(("steps", "few"), [(100, True), (499, True), (500, False), (20_000, False)])
+def test_a_tenth_of_the_usual_steps_is_a_reason_for_doubt(steps: int, few: bool, labeled: bool) -> None:
+    made = report(BAD, GOOD, labeled, iterations={"source_only": 1000, "online": steps})
+    text = " ".join(judge(made).trust)
+    assert (
+        f"“Online self-labeling” was trained for {steps} steps, the recipe “cpu” has 1,000" in text
+    ) == few
+    assert "“Source only” was trained" not in text
+    streets = replace(made, data_sets=[DataSet("target", 200, None, "", "", generated=True)])
+    assert "recipe" not in " ".join(judge(streets).trust)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
 def test_the_figures_of_a_collapse_are_said_once(labeled: bool) -> None:
     made = report(TRUTH, TRUTH.clamp(max=1), labeled, chosen="source_only", reason="it is excluded (0.00 %)")
     made.metrics["online"]["collapses"] = ["car is lost: 0.00 % of the predicted pixels, 50.00 % before"]
