@@ -210,6 +210,18 @@ def class_shares(report: Report) -> list[Series]:
     return known
 
 
+def share_changes(shares: Sequence[Series]) -> list[float]:
+    """Returns how the share of each class in the predictions changed, in percentage points; [] if unknown.
+
+    Example:
+        >>> share_changes([Series("one", "before", [0.5, 0.5]), Series("other", "after", [0.25, 0.75])])
+        [-25.0, 25.0]
+    """
+    predicted = {series.sign: series.shares for series in shares}
+    ends = zip(predicted.get("before", []), predicted.get("after", []), strict=False)
+    return [100 * (after - before) for before, after in ends]
+
+
 def _shares(pixels: Tensor) -> list[float]:
     shares: list[float] = (pixels.double() / pixels.sum().clamp_min(1)).tolist()
     return shares

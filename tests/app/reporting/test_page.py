@@ -200,6 +200,20 @@ def test_settings_that_differ_from_the_defaults_are_marked(tmp_path: Path) -> No
     assert rows.count("changed") == 1
 
 
+def test_without_labels_the_classes_have_one_table_with_their_change(tmp_path: Path) -> None:
+    half, quarter = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 1]])
+    predictions = {"source_only": [half], "online": [quarter]}
+    page = page_of(build_report(("road", "sky"), [None], predictions, names=["one"]), tmp_path)
+    assert len([a for a in page.all("h2") if a.get("id") in ("classes", "distribution")]) == 1
+    assert "#classes" not in [a.get("href") for a in page.all("a")]
+    assert "50 % 50 % 25 % −25.0" in page.text  # source, before, after, change
+    assert "Predictions of every stage" not in page.text
+    assert "Predictions of every stage" in page_of(sample_report(labeled=False), tmp_path).text
+    labeled = page_of(build_report(("road", "sky"), [half], predictions, names=["one"]), tmp_path)
+    assert "#classes" in [a.get("href") for a in labeled.all("a")]
+    assert "percentage points" not in labeled.text
+
+
 def test_losses_of_the_online_stage_without_effect_have_no_curve() -> None:
     losses = {
         name: [(20, 1.0), (40, 0.5)] for name in ("loss", "loss_source", "loss_target", "loss_self_label")
