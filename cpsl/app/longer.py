@@ -13,14 +13,14 @@ from cpsl.app.stages import trained_stages
 
 
 @cache
-def recipe_steps(stage: str) -> int:
-    """Returns the steps of a stage in the recipe `cpu`, whose stages are the shortest that mean something.
+def recipe_steps(stage: str, name: str = "cpu") -> int:
+    """Returns the steps of a stage in a recipe; those of `cpu` are the fewest for images of one's own.
 
     Example:
-        >>> recipe_steps("online")
-        1000
+        >>> recipe_steps("online"), recipe_steps("online", "demo")
+        (1000, 240)
     """
-    return read_layers([str(recipe("cpu"))]).settings_of(stage).iterations
+    return read_layers([str(recipe(name))]).settings_of(stage).iterations
 
 
 def short_stages(config: Config) -> dict[str, int]:

@@ -115,14 +115,13 @@ def _of_few_pseudo_labels(report: Report) -> list[str]:
 
 
 def _of_few_steps(report: Report) -> list[str]:
-    if any(data.generated for data in report.data_sets):  # scenes of the demo, which has its own recipe
-        return []
+    name = "demo" if any(data.generated for data in report.data_sets) else "cpu"
     steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
     return [
-        f"“{title_of(stage)}” was trained for {plural(count, 'step')}, the recipe “cpu” has "
-        f"{recipe_steps(stage):,}: more steps can change the figures."
+        f"“{title_of(stage)}” was trained for {plural(count, 'step')}, the recipe “{name}” has "
+        f"{recipe_steps(stage, name):,}: more steps can change the figures."
         for stage, count in steps.items()
-        if count < recipe_steps(stage) / 2
+        if count < recipe_steps(stage, name) / 2
     ]
 
 
