@@ -22,6 +22,8 @@ Metrics = Mapping[str, Mapping[str, Any]]
 def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") -> str:
     """Returns the results of all stages as a table of text, with the change from the first to another stage.
 
+    The change stands beside that stage, whose name in its heading would not fit into 80 columns.
+
     With labels it has the IoU of each class. Without, it has the share of each class in the predictions, and
     the scores that need no labels.
 
@@ -46,13 +48,15 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
     other = chosen if chosen not in ("", first) else stages[-1]
     labeled = any(values["miou"] is not None for values in metrics.values())
     title = "IoU in %" if labeled else "pixels in %"
-    rows = [[title, *stages, "change"]]
+    column = stages.index(other) + 1  # of the change, among those of numbers
+    rows = [[title, *stages[:column], "change", *stages[column:]]]
 
     def add(name: str, digits: int, numbers: list[float | None]) -> None:
         before, after = (numbers[stages.index(stage)] for stage in (first, other))
         cells = ["-" if number is None else f"{number:.{digits}f}" for number in numbers]
         change = difference(before, after, digits)
-        rows.append([name, *cells, "-" if change is None else f"{change:{'+' if change else ''}.{digits}f}"])
+        cells.insert(column, "-" if change is None else f"{change:{'+' if change else ''}.{digits}f}")
+        rows.append([name, *cells])
 
     results = list(metrics.values())
     for index, name in enumerate(classes):
@@ -75,7 +79,7 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
         rule = "such a class counts 0 in the mIoU of stages that predict it"
         notes.append(fill(f"not in the labels: {listing(unequal)}; {rule}, and not in the row below it", 78))
     if other == first:
-        rows = [row[:-1] for row in rows]
+        rows = [row[:-1] for row in rows]  # nothing to compare
     else:
         notes.insert(0, f"change: {other} compared with {first}")
     times = [f"{stage} {describe_duration(values['seconds'])}" for stage, values in metrics.items()]

@@ -73,7 +73,10 @@ def test_the_change_is_that_of_the_chosen_stage() -> None:
         stage: {"miou": miou, "iou": {"road": miou}, "seconds": 60}
         for stage, miou in zip(METHODS["paper"], (10.0, 20.0, 40.0, 30.0, 30.0), strict=True)
     }
-    assert "+30.0\n" in results_table(metrics, ("road",), "self_label")
+    heading, road, *_ = results_table(metrics, ("road",), "self_label").splitlines()
+    assert heading.split("  ")[-4:] == ["self_label", "change", "distill_1", "distill_2"]
+    assert road.split()[-4:] == ["40.0", "+30.0", "30.0", "30.0"]
+    assert results_table(metrics, ("road",)).splitlines()[0].endswith("distill_2  change")
     assert "self_label compared with source_only" in results_table(metrics, ("road",), "self_label")
     assert "distill_2 compared with source_only" in results_table(metrics, ("road",), "source_only")
     alone = results_table({"source_only": metrics["source_only"]}, ("road",))
