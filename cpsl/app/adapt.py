@@ -15,7 +15,7 @@ from cpsl.app.evaluate import read_metrics
 from cpsl.app.pseudo_labels import describe_target
 from cpsl.app.report import collect
 from cpsl.app.reporting.page import write_report
-from cpsl.app.results import next_steps, results_table, too_short
+from cpsl.app.results import next_steps, results_table, too_short, unkept_stage
 from cpsl.app.run import begin_run, run_stage
 from cpsl.app.selection import choose
 from cpsl.app.stages import TRAINERS
@@ -56,7 +56,9 @@ def conclude(config: Config, process: Process) -> None:
         logger.warning(f"{missed}\n")
     if warning := too_short(config):
         logger.warning(f"{warning}\n")
-    logger.info(f"Model: {model}, from {chosen}: {reason}\n\n{next_steps(config)}")
+    unkept = unkept_stage(config, complete, chosen)
+    of_model = f"Model: {model}, from {chosen}: {reason}"
+    logger.info("\n".join(filter(None, [of_model, unkept, f"\n{next_steps(config, report.longer)}"])))
     if config.target.streets:
         logger.info(f"  adapt to your own images:\n    {program()} adapt")
 

@@ -55,13 +55,14 @@ def check(config: Config, process: Process) -> None:
     opened = open_domains(config)
     problems = validate(config, process, opened)
     problems += check_weights(config)
+    network = list[str]()
     if not problems:
         try:
-            logger.info(describe_network(config, process))
+            network.append(describe_network(config, process))
         except Exception as error:  # of any library
             problems.append(f"model.network {config.model.network}: {error}")
         starts = [f"{name} = {weights}" for name, weights, _ in initial_weights(config)]
-        logger.info(f"initial weights: {', '.join(starts)}")
+        network.append(f"initial weights: {', '.join(starts)}")
     if changed := changed_settings(config):
         problems.append(changed)
     if not problems and (changed := changed_data(config, opened.datasets)):
@@ -83,6 +84,8 @@ def check(config: Config, process: Process) -> None:
     warnings = data.warnings + [f"Warning: {line}" for line in advised]
     for line in warnings:
         logger.warning(line)
+    for line in network:
+        logger.info(line)
     # Without its data the dry run cannot start; another known problem may stop it as well.
     failed = [] if opened.problems else _check_cost(config, process, report=not problems)
     for problem in failed:
@@ -164,7 +167,8 @@ def _check_cost(config: Config, process: Process, report: bool) -> list[str]:
     needed, free = sum(part.disk for part in parts), shutil.disk_usage(config.output).free
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "CPU"
     logger.info(
-        f"{table(parts)}\nMeasured with one process on this machine ({device}, {os.cpu_count()} cores, "
+        f"{table(parts)}\nSteps of labels and of the evaluation are images. "
+        f"Measured with one process on this machine ({device}, {os.cpu_count()} cores, "
         f"torch {torch.__version__}, {config.precision}). N processes need about 1/N of the time.\n"
         f"Free disk space: {free / 1e9:.1f} GB"
     )

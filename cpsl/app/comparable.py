@@ -1,10 +1,13 @@
-"""Which results can be compared: of enough iterations, and of the same classes."""
+"""Which results can be compared: of enough iterations and images, and of the same classes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHORTEST = 100
 """Iterations of a stage below which its results mean nothing."""
+
+FEW_IMAGES = 10
+"""With fewer images nothing can be said about a data set."""
 
 
 def counted_unequally(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[float | None]]:

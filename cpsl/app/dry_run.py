@@ -97,13 +97,13 @@ def table(parts: list[Part]) -> str:
 
     Example:
         >>> print(table([Part("warmup", 0.5, 90_000, 12 * 10**9, 2 * 10**9)]))
-                 seconds    count          time   memory GB   disk GB
-        warmup      0.50   90,000   12 h 30 min        12.0       2.0
-        total                       12 h 30 min        12.0       2.0
+                 s per step    steps          time   memory GB   disk GB
+        warmup         0.50   90,000   12 h 30 min        12.0       2.0
+        total                          12 h 30 min        12.0       2.0
     """
     times = [part.seconds * part.times for part in parts]
     memory, disk = max(part.peak_memory for part in parts), sum(part.disk for part in parts)
-    rows = [["", "seconds", "count", "time", "memory GB", "disk GB"]]
+    rows = [["", "s per step", "steps", "time", "memory GB", "disk GB"]]
     for part, needed in zip(parts, times, strict=True):
         sizes = (f"{size / 1e9:.1f}" if size else "" for size in (part.peak_memory, part.disk))
         rows.append([part.name, f"{part.seconds:.2f}", f"{part.times:,}", describe_duration(needed), *sizes])

@@ -44,7 +44,10 @@ SCORED = 100
 """Most images, evenly spaced, whose label-free scores are computed."""
 
 MIRRORED = 5
-"""At most one of this many images is evaluated again, mirrored: a fifth more time."""
+"""One of this many images is evaluated again, mirrored: a fifth more time."""
+
+MIRRORED_AT_LEAST = 20
+"""Images that are mirrored of small data sets, whose fifth would be a few images; all if there are fewer."""
 
 SCORED_PIXELS = 8192
 """Pixels per image, about, that are scored, on a regular grid."""
@@ -85,7 +88,8 @@ def evaluate(
     sums = torch.zeros(5, dtype=torch.float64, device=process.device)
     scores = LabelFreeScores(len(names), source, ["flip"]).to(process.device)
     scored = evenly_spaced(len(dataset), SCORED)
-    wanted = 0 if flip else math.ceil(len(dataset) / MIRRORED)  # a mean with the mirror image is symmetric
+    wanted = max(math.ceil(len(dataset) / MIRRORED), MIRRORED_AT_LEAST)
+    wanted = 0 if flip else wanted  # a mean with the mirror image is symmetric
     mirrored = {scored[i] for i in evenly_spaced(len(scored), wanted)}
     for index in share_of_rank(range(len(dataset)), process, "evaluation"):
         sample = dataset[index]

@@ -16,6 +16,7 @@ from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import evaluation_dataset, label_space
 from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import read_metrics
+from cpsl.app.longer import longer_run
 from cpsl.app.networks import build_model
 from cpsl.app.pseudo_labels import read_start
 from cpsl.app.reporting.compare import chosen_images
@@ -67,6 +68,7 @@ def collect(config: Config, process: Process) -> Report:
         missing=missing,
         seed=config.seed,
         iterations=iterations(config),
+        longer=longer_run(config),
         comparison=evidence.comparison,
         data_sets=evidence.data_sets,
         source_labels=evidence.source_labels,

@@ -8,9 +8,9 @@ from textwrap import fill
 from typing import Any
 
 from cpsl._internal.durations import describe_duration
-from cpsl.app.comparable import SHORTEST, counted_unequally
+from cpsl.app.comparable import counted_unequally
 from cpsl.app.config import Config
-from cpsl.app.stages import trained_stages
+from cpsl.app.longer import short_stages
 from cpsl.app.titles import SHORT_SCORES
 from cpsl.app.usage import list_next, program, tensorboard
 from cpsl.app.words import difference, listing
@@ -21,6 +21,8 @@ Metrics = Mapping[str, Mapping[str, Any]]
 
 def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") -> str:
     """Returns the results of all stages as a table of text, with the change from the first to another stage.
+
+    The change stands beside that stage, whose name in its heading would not fit into 80 columns.
 
     With labels it has the IoU of each class. Without, it has the share of each class in the predictions, and
     the scores that need no labels.
@@ -46,13 +48,15 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
     other = chosen if chosen not in ("", first) else stages[-1]
     labeled = any(values["miou"] is not None for values in metrics.values())
     title = "IoU in %" if labeled else "pixels in %"
-    rows = [[title, *stages, "change"]]
+    column = stages.index(other) + 1  # of the change, among those of numbers
+    rows = [[title, *stages[:column], "change", *stages[column:]]]
 
     def add(name: str, digits: int, numbers: list[float | None]) -> None:
         before, after = (numbers[stages.index(stage)] for stage in (first, other))
         cells = ["-" if number is None else f"{number:.{digits}f}" for number in numbers]
         change = difference(before, after, digits)
-        rows.append([name, *cells, "-" if change is None else f"{change:{'+' if change else ''}.{digits}f}"])
+        cells.insert(column, "-" if change is None else f"{change:{'+' if change else ''}.{digits}f}")
+        rows.append([name, *cells])
 
     results = list(metrics.values())
     for index, name in enumerate(classes):
@@ -75,7 +79,7 @@ def results_table(metrics: Metrics, classes: Iterable[str], chosen: str = "") ->
         rule = "such a class counts 0 in the mIoU of stages that predict it"
         notes.append(fill(f"not in the labels: {listing(unequal)}; {rule}, and not in the row below it", 78))
     if other == first:
-        rows = [row[:-1] for row in rows]
+        rows = [row[:-1] for row in rows]  # nothing to compare
     else:
         notes.insert(0, f"change: {other} compared with {first}")
     times = [f"{stage} {describe_duration(values['seconds'])}" for stage, values in metrics.items()]
@@ -90,8 +94,7 @@ def _share(values: Mapping[str, Any], index: int) -> float | None:
 
 def too_short(config: Config) -> str:
     """Returns a warning if stages were trained too short for their results to mean anything, else ""."""
-    iterations = {stage: config.settings_of(stage).iterations for stage in trained_stages(config)}
-    short = [f"{stage} {count}" for stage, count in iterations.items() if count < SHORTEST]
+    short = [f"{stage} {count}" for stage, count in short_stages(config).items()]
     if not short:
         return ""
     return (
@@ -100,13 +103,34 @@ def too_short(config: Config) -> str:
     )
 
 
-def next_steps(config: Config) -> str:
-    """Returns the commands that use the results of a run, ready to be copied."""
+def unkept_stage(config: Config, metrics: Metrics, chosen: str) -> str:
+    """Returns where the network of the last stage is, and whether it is better, if a run ends without it.
+
+    Args:
+        config: Settings of the run.
+        metrics: Content of `metrics.json` by stage.
+        chosen: Stage whose network is the run's model.
+    """
+    last = list(metrics)[-1]
+    if last == chosen:
+        return ""
+    kept, other = counted_unequally([metrics[chosen], metrics[last]])[1]
+    higher = kept is not None and other is not None and round(other, 1) > round(kept, 1)
+    although = f", although its mIoU is higher ({other:.1f}, not {kept:.1f})" if higher else ""
+    return f"Not kept: {last}{although}. Its network: {config.output / last / 'model.pt'}"
+
+
+def next_steps(config: Config, longer: str = "") -> str:
+    """Returns the commands that use the results of a run, ready to be copied.
+
+    A run that was too short has a command `longer` as the first.
+    """
     run = program()
     model, results = config.output / "model.pt", config.output / "predictions"
     file = "model.onnx" if find_spec("onnxruntime") and find_spec("onnxscript") else "model.pt2"
     images = quote(str(target_images(config)))
-    steps = {
+    steps = {"train longer": f"{run} {longer}"} if longer else {}
+    steps |= {
         "open the report in a browser": quote(str(config.output / "report.html")),
         "segment images": f"{run} predict --weights {quote(str(model))} --input {images} "
         f"--output {quote(str(results))}",

@@ -76,6 +76,7 @@ def test_a_collapsed_stage_is_not_the_model_of_a_run(finished: Run, tmp_path: Pa
     assert ended.code == 0, ended.text
     assert f"from self_label: its {SCORE_IN_WORDS} is the highest: 0.900" in ended.text
     assert "distill_1 is excluded (pole is lost)" in ended.text
+    assert f"Its network: {run / 'distill_2' / 'model.pt'}" in ended.text
     model, expected = (load(file)["model"] for file in (run / "model.pt", run / "self_label" / "model.pt"))
     torch.testing.assert_close(model, expected, rtol=0, atol=0)
     assert "pole is lost" in (run / "report.html").read_text()

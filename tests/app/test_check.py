@@ -32,6 +32,9 @@ def test_a_check_reports_the_cost_of_a_run_and_keeps_pictures_alone(finished: Ru
         assert float(seconds) > 0
         assert int(times) == (4 if stage == "self_label" else 3)
         assert 0.1 < float(memory) < 8
+    header = ended.text.index("s per step")
+    for line in ("network: ", "initial weights: "):  # for experts: after what was found in the data
+        assert ended.text.index("target: ") < ended.text.index(line) < header
     # Four images after each of five stages, and one evaluation during each but two during self-labeling.
     assert int(rows["evaluation"][2]) == 4 * (5 + 1 + 1 + 2 + 1 + 1)
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]

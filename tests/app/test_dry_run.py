@@ -37,3 +37,11 @@ def test_the_time_of_an_image_does_not_depend_on_their_number(
     (part,) = dry_run.dry_run(parse(words), Process(torch.device("cpu")))
     assert (part.name, part.times) == ("evaluation", images)
     assert 0.19 < part.seconds < 0.38
+
+
+def test_the_largest_table_fits_80_columns() -> None:
+    stages = ("labels for distill_1", "source_only", "self_label", "evaluation")
+    parts = [dry_run.Part(stage, 9.99, 90_000, 99 * 10**9, 999 * 10**9) for stage in stages]
+    lines = dry_run.table(parts).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "s per step" in lines[0]

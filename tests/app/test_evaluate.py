@@ -118,6 +118,16 @@ def test_labels_can_be_compared_at_another_size(streets: Path) -> None:
     assert evaluate(model, config, PROCESS)["miou"] == pytest.approx(100 * float(confusion.miou), abs=1e-4)
 
 
+@pytest.mark.parametrize(("images", "mirrored"), [(3, 3), (21, 20), (105, 21)])
+def test_a_fifth_of_many_images_is_mirrored_but_no_few(
+    streets: Path, tmp_path: Path, images: int, mirrored: int
+) -> None:
+    for index in range(images):
+        Image.new("RGB", (16, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    config = replace(settings(streets), evaluation=Domain(images=tmp_path))
+    assert evaluate(Colors(19), config, PROCESS)["mirrored"] == mirrored
+
+
 def test_scores_need_no_labels_and_are_those_of_the_library(streets: Path, tmp_path: Path) -> None:
     config, images = settings(streets), tmp_path / "images"
     images.mkdir()
@@ -132,9 +142,9 @@ def test_scores_need_no_labels_and_are_those_of_the_library(streets: Path, tmp_p
     assert with_labels == without
     expected = LabelFreeScores(19, source, ["flip"])
     dataset, segmenter = Cityscapes(streets, "val"), Segmenter(Colors(19).eval(), CITYSCAPES_19, (64, 128))
-    for index, (image, _, _) in enumerate(dataset[i] for i in range(3)):
+    for image, _, _ in (dataset[i] for i in range(3)):
         mirrored = segmenter.predict(image.flip(-1)).scores.flip(-1)[None]
-        expected.update(segmenter.predict(image).scores[None], {"flip": mirrored} if index == 0 else {})
+        expected.update(segmenter.predict(image).scores[None], {"flip": mirrored})
     result = expected.compute()
     assert without["entropy"] == pytest.approx(float(result.entropy))
     assert without["density"] == pytest.approx(float(result.density))

@@ -3,10 +3,12 @@
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,11 @@ from app.conftest import Run
 from app.tiny import cpsl, printed_commands
 from cpsl.app.command_line import parse
 from cpsl.app.config import METHODS
-from cpsl.app.results import next_steps, results_table, too_short
+from cpsl.app.longer import longer_run, short_stages
+from cpsl.app.results import next_steps, results_table, too_short, unkept_stage
+from cpsl.app.run import changed_settings
+from cpsl.app.run_record import record_session
+from cpsl.training import Process
 
 CLASSES = ("road", "traffic light", "bicycle")
 percents = st.none() | st.floats(0, 100)
@@ -67,7 +73,10 @@ def test_the_change_is_that_of_the_chosen_stage() -> None:
         stage: {"miou": miou, "iou": {"road": miou}, "seconds": 60}
         for stage, miou in zip(METHODS["paper"], (10.0, 20.0, 40.0, 30.0, 30.0), strict=True)
     }
-    assert "+30.0\n" in results_table(metrics, ("road",), "self_label")
+    heading, road, *_ = results_table(metrics, ("road",), "self_label").splitlines()
+    assert heading.split("  ")[-4:] == ["self_label", "change", "distill_1", "distill_2"]
+    assert road.split()[-4:] == ["40.0", "+30.0", "30.0", "30.0"]
+    assert results_table(metrics, ("road",)).splitlines()[0].endswith("distill_2  change")
     assert "self_label compared with source_only" in results_table(metrics, ("road",), "self_label")
     assert "distill_2 compared with source_only" in results_table(metrics, ("road",), "source_only")
     alone = results_table({"source_only": metrics["source_only"]}, ("road",))
@@ -82,8 +91,8 @@ def test_only_a_run_of_some_length_means_anything() -> None:
 
 def test_the_commands_after_a_run_work_as_printed(finished: Run) -> None:
     commands = [words for words in printed_commands(finished.printed) if len(words) > 1]
-    assert [words[0] for words in commands] == ["predict", "export"]
-    for words in commands:
+    assert [words[0] for words in commands] == ["adapt", "predict", "export"]
+    for words in commands[1:]:  # the first is that of a longer run
         ended = cpsl(*words)
         assert ended.code == 0, ended.text
         written = Path(words[words.index("--output") + 1])
@@ -95,6 +104,55 @@ def test_the_commands_after_a_run_work_as_printed(finished: Run) -> None:
     assert str(finished.folder) in read.stdout
     assert "too short" in finished.printed
     assert "cpsl adapt" in finished.printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_the_command_of_a_longer_run_trains_enough_steps_in_a_new_folder(
+    finished: Run, tmp_path: Path, typed: bool
+) -> None:
+    run = tmp_path / "my run"
+    shutil.copytree(finished.folder, run)
+    if not typed:  # as of earlier versions
+        (run / "run.json").unlink()
+    begun = replace(parse(["--config", str(finished.config)]), output=run)
+    command, *words = shlex.split(longer_run(begun))
+    again = parse(words)
+    assert command == "adapt"
+    assert not short_stages(again)
+    assert not again.output.exists()
+    assert changed_settings(replace(again, output=run)).count(".iterations") == 4
+    assert (str(finished.config) in words) == typed
+    assert f"--output {finished.folder}_longer" in finished.printed
+
+
+@pytest.mark.parametrize("option", ["--online.iterations 20", "--online.iterations=20 --seed 3"])
+def test_a_longer_run_has_the_steps_of_its_recipe(option: str, tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    typed = [*option.split(), "--output", str(run)]
+    record_session(run, ["demo", *typed], Process(torch.device("cpu")))
+    begun = parse(typed, "demo", ("demo",))
+    command, *words = shlex.split(longer_run(begun))
+    assert command == "demo"
+    again, recipe = parse(words, "demo", ("demo",)), parse([], "demo", ("demo",))
+    assert replace(again, output=recipe.output) == replace(recipe, seed=begun.seed)
+    assert not longer_run(recipe)
+
+
+def test_the_last_stage_is_named_if_it_is_not_the_model() -> None:
+    config = parse(["--target.dataset", "gta5", "--target.root", "data", "--output", "runs/a"])
+
+    def said(before: float | None, after: float | None, chosen: str = "source_only") -> str:
+        mious = {"source_only": before, "online": after}
+        return unkept_stage(
+            config, {stage: {"miou": miou, "iou": {}} for stage, miou in mious.items()}, chosen
+        )
+
+    assert "runs/a/online/model.pt" in said(24.9, 29.9)
+    assert "higher (29.9, not 24.9)" in said(24.9, 29.9)
+    for ends in ((29.9, 24.9), (29.91, 29.94), (None, None)):
+        assert "runs/a/online/model.pt" in said(*ends)
+        assert "higher" not in said(*ends)
+    assert said(24.9, 29.9, "online") == ""
 
 
 @pytest.mark.parametrize(

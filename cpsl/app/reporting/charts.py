@@ -30,6 +30,9 @@ CURVES = {
 }
 """Titles of curves by their name in `scalars.jsonl`; `SCORES` has those of the scores."""
 
+WITHOUT_EFFECT = {"online": ("loss", "loss_self_label")}
+"""Omitted curves: the clustering loss of the online stage trains nothing, and is a part of the sum."""
+
 WIDTH, HEIGHT = 280, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 270, 10, 122  # of the area of a curve
 SIDE, MARGIN = 300, 38  # of the dots of images
@@ -104,7 +107,11 @@ class Series(NamedTuple):
 def curves(report: Report) -> dict[str, list[Curve]]:
     """Returns the curves of each stage by its title, without those that have no points."""
     drawn = {
-        title_of(stage): [curve(name, points) for name, points in of_stage.items() if points]
+        title_of(stage): [
+            curve(name, points)
+            for name, points in of_stage.items()
+            if points and name not in WITHOUT_EFFECT.get(stage, ())
+        ]
         for stage, of_stage in report.curves.items()
     }
     for stage, of_stage in drawn.items():
@@ -201,6 +208,18 @@ def class_shares(report: Report) -> list[Series]:
         if sum(shares) > 0:
             known.append(Series(f"predictions of “{title_of(stage)}”", sign, shares))
     return known
+
+
+def share_changes(shares: Sequence[Series]) -> list[float]:
+    """Returns how the share of each class in the predictions changed, in percentage points; [] if unknown.
+
+    Example:
+        >>> share_changes([Series("one", "before", [0.5, 0.5]), Series("other", "after", [0.25, 0.75])])
+        [-25.0, 25.0]
+    """
+    predicted = {series.sign: series.shares for series in shares}
+    ends = zip(predicted.get("before", []), predicted.get("after", []), strict=False)
+    return [100 * (after - before) for before, after in ends]
 
 
 def _shares(pixels: Tensor) -> list[float]:

@@ -6,13 +6,23 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from cpsl.app.comparable import counted_unequally
+from cpsl.app.comparable import FEW_IMAGES, counted_unequally
 from cpsl.app.reporting.compare import Comparison
 
 Kind = Literal[
-    "better", "worse", "unclear", "untested", "rejected", "short", "unlabeled", "single", "unfinished"
+    "better",
+    "worse",
+    "unclear",
+    "untested",
+    "rejected",
+    "overlooked",
+    "short",
+    "unlabeled",
+    "open",
+    "single",
+    "unfinished",
 ]
-"""Outcome of a run."""
+"""Outcome of a run; "overlooked" and "open" if it ends with the first stage, though no later one failed."""
 
 UNRECORDED = "not recorded: the run was begun with an earlier version"
 
@@ -73,6 +83,7 @@ class Report:
     missing: tuple[str, ...] = ()  # stages that have not ended
     seed: int = 0  # of the run
     iterations: dict[str, int] = field(default_factory=dict)  # of the stages that were trained
+    longer: str = ""  # command of a longer run, if a stage was too short
     comparison: Comparison | None = None  # of the stages before and after adaptation
     data_sets: list[DataSet] = field(default_factory=list)
     source_labels: dict[str, list[float]] = field(default_factory=dict)  # K frequencies by source
@@ -84,8 +95,23 @@ class Report:
     @property
     def weights(self) -> str:
         """The file of the network: the run's model or, before the run has one, that of the chosen stage."""
+        return self.model if self.finished else self.weights_of(self.chosen)
+
+    def weights_of(self, stage: str) -> str:
+        """Returns the file of the network of a stage."""
         path = PurePosixPath(self.model)
-        return str(path if self.finished else path.parent / self.chosen / path.name)
+        return str(path.parent / stage / path.name)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the later of the compared stages is that of the model."""
+        return self.chosen == self.ends[1]
+
+    @property
+    def small_data_sets(self) -> list[DataSet]:
+        """Data sets with too few images, except for those of several sources; 0 images were not counted."""
+        alone = [data for data in self.data_sets if not data.name.startswith("source ")]
+        return [data for data in alone if 0 < data.images < FEW_IMAGES]
 
     @property
     def evaluated(self) -> str:

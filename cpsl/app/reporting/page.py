@@ -58,6 +58,7 @@ def write_report(report: Report, path: Path) -> None:
             glance=_at_a_glance(report),
             use_of_labels=_use_of_labels(report),
             shares=shares,
+            moved=charts.share_changes(shares) if report.mious[1] is None else [],
             by_share=_by_share(shares),
             position=charts.position,
             mark_of_absent=f"{DASH} for a class that is neither labeled nor predicted.",

@@ -29,10 +29,11 @@ def steps_after(report: Report, kind: Kind) -> list[Step]:
             Step(f"Use the network of “{title_of(report.chosen)}” until then:", _prediction(report)),
         ]
     if kind == "short":
-        return [
-            Step("Train longer, on more images, before you judge; the recipe “cpu” has 1,000 steps a stage.")
-        ]
-    found = [] if kind in ("worse", "rejected") else [use]
+        small = listing(f"{data.name} ({data.images})" for data in report.small_data_sets)
+        more = Step(f"Add images before you judge: {small}. Then begin a new run, with another --output.")
+        longer = Step("Train longer before you judge, in a new folder:", f"cpsl {report.longer}")
+        return [longer] * bool(report.longer) + [more] * bool(small)
+    found = [] if kind in ("worse", "rejected", "overlooked", "open") else [use]
     first = report.ends[0]
     if kind == "worse":
         found.append(
@@ -40,6 +41,10 @@ def steps_after(report: Report, kind: Kind) -> list[Step]:
         )
     if kind == "rejected":
         found += _steps_after_rejection(report)
+    if kind == "overlooked":
+        found.append(_use_of_the_better(report))
+    if kind == "open":
+        found += _comparison(report)
     if kind == "unclear":
         found.append(Step("Train longer, or evaluate on more labeled images, until the change is clear."))
     if after is None:
@@ -48,17 +53,17 @@ def steps_after(report: Report, kind: Kind) -> list[Step]:
                 "Label about twenty target images and name them in [evaluation]: the report then has figures."
             )
         )
-    elif kind != "rejected":
+    elif report.kept or kind == "overlooked":  # else the advice is about a network that is not used
         found += map(Step, _advice_on_classes(report))
-    if kind in ("better", "unclear", "untested", "worse"):
+    if kind in ("better", "unclear", "untested", "worse", "overlooked"):
         found.append(_repetition(report))
     return found
 
 
-def _prediction(report: Report, stage: str = "") -> str:
+def _prediction(report: Report, stage: str = "", output: str = "RESULTS") -> str:
     """Returns the command that predicts with the network of a stage, or with that of the run."""
-    weights = str(PurePosixPath(report.model).parent / stage / "model.pt") if stage else report.weights
-    return f"cpsl predict --weights {quote(weights)} --input IMAGES --output RESULTS"
+    weights = report.weights_of(stage) if stage else report.weights
+    return f"cpsl predict --weights {quote(weights)} --input IMAGES --output {output}"
 
 
 def _continuation(report: Report) -> str:
@@ -74,6 +79,28 @@ def _repetition(report: Report) -> Step:
         "Repeat with other seeds before you rely on a difference of a point or two:",
         f"cpsl adapt --config {quote(str(config))} --seed {seed} --output {quote(output)}",
     )
+
+
+def _use_of_the_better(report: Report) -> Step:
+    last = report.ends[1]
+    lost = [c.name for c in class_changes(report) if c.clear and (c.gain or 0) <= -NOTABLE]
+    unless = f", unless the losses of {listing(lost)} matter more to you" if lost else ""
+    return Step(
+        f"Use the network of “{title_of(last)}”, which is better by the labels than model.pt{unless}:",
+        _prediction(report, last),
+    )
+
+
+def _comparison(report: Report) -> list[Step]:
+    first, last = report.ends
+    return [
+        Step(
+            "Let a person compare both networks, in the pictures below and on other images. "
+            f"That of “{title_of(first)}” is model.pt:",
+            _prediction(report, output=f"RESULTS/{first}"),
+        ),
+        Step(f"That of “{title_of(last)}”:", _prediction(report, last, f"RESULTS/{last}")),
+    ]
 
 
 def _steps_after_rejection(report: Report) -> list[Step]:

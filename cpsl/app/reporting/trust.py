@@ -3,7 +3,9 @@
 from statistics import median
 
 from cpsl.app.comparable import counted_unequally
+from cpsl.app.longer import recipe_steps
 from cpsl.app.reporting.content import Kind, Report
+from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import listing, number, plural, share
 
@@ -19,8 +21,9 @@ FEW_CONFIDENT = 0.1
 IN_BRIEF: dict[Kind, str] = {
     "unclear": "Open: a different choice of images could explain the change.",
     "untested": "Open: nothing tells whether the change is more than chance.",
-    "rejected": "The run chose by a score without labels, which can be wrong.",
+    "rejected": "The run chose without labels, which can be wrong.",
     "short": "Not at all: the run shows only that everything works.",
+    "open": "Unknown: the score that chose can be wrong, and nothing in this report measures accuracy.",
     "unlabeled": "Unknown: without labels nothing in this report measures accuracy.",
     "single": "",
     "unfinished": "Open: the run is not finished.",
@@ -29,9 +32,9 @@ IN_BRIEF: dict[Kind, str] = {
 
 def trust_in_brief(report: Report, kind: Kind) -> str:
     """Returns how far to trust a run in a sentence, "" if there is nothing to compare."""
-    if kind not in ("better", "worse"):
+    if kind not in ("better", "overlooked", "worse"):
         return IN_BRIEF[kind]
-    what = "helped" if kind == "better" else "did harm"
+    what = "did harm" if kind == "worse" else "helped"
     enough = report.comparison is not None and report.comparison.labeled >= ENOUGH_IMAGES
     sure, amount = ("well supported", "less certain") if enough else ("likely", "uncertain")
     return f"That adaptation {what} on images like these is {sure}; by how much is {amount}."
@@ -91,6 +94,7 @@ def trust(report: Report, kind: Kind) -> list[str]:
             "choice of images."
         )
     found += _of_few_pseudo_labels(report)
+    found += _of_few_steps(report)
     if kind != "single" and after is not None:
         found.append(
             "This is one run with one seed; another seed can give a figure that differs by a point or more."
@@ -107,6 +111,17 @@ def _of_few_pseudo_labels(report: Report) -> list[str]:
     return [
         f"At the end only {share(last)} of the pseudo labels were confident, so that the network learned "
         "little from the target images."
+    ]
+
+
+def _of_few_steps(report: Report) -> list[str]:
+    name = "demo" if any(data.generated for data in report.data_sets) else "cpu"
+    steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
+    return [
+        f"“{title_of(stage)}” was trained for {plural(count, 'step')}, the recipe “{name}” has "
+        f"{recipe_steps(stage, name):,}: more steps can change the figures."
+        for stage, count in steps.items()
+        if count < recipe_steps(stage, name) / 2
     ]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpsl.app.comparable import SHORTEST
+from cpsl.app.comparable import FEW_IMAGES, SHORTEST
 from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
 from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.steps import Step, steps_after
@@ -12,9 +12,6 @@ from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import difference, duration, listing, number, plural, share, size
-
-FEW_IMAGES = 10
-"""With fewer images nothing can be said about a data set."""
 
 SAME_SCORE = 0.02
 """Change of a score that is no evidence: on `streets`, `dusk` and `night` seeds differ by almost 0.02."""
@@ -25,8 +22,10 @@ BADGES: dict[Kind, str] = {
     "unclear": "No clear change",
     "untested": "Change not tested",
     "rejected": "Adaptation was rejected",
+    "overlooked": "Adaptation helped, but was not chosen",
     "short": "Too short to judge",
     "unlabeled": "Accuracy unknown",
+    "open": "Open: the score prefers the network before adaptation",
     "single": "One network, no comparison",
     "unfinished": "Not finished",
 }
@@ -54,7 +53,7 @@ class Verdict:
 
     @property
     def badge(self) -> str:
-        """The outcome in three words."""
+        """The outcome in a few words."""
         return BADGES[self.kind]
 
 
@@ -81,15 +80,18 @@ def _kind(report: Report, short: bool) -> Kind:
         return "short"
     if first == last:
         return "single"
-    if report.chosen == first:
+    scores = report.metrics[last].get("scores") or {}
+    if not report.kept and (report.metrics[last].get("collapses") or scores.get("non_finite")):
         return "rejected"
     if before is None or after is None:
-        return "unlabeled"
+        return "unlabeled" if report.kept else "open"
     if report.comparison is None or not report.comparison.labeled:
         return "untested"
     gain = report.comparison.gain
     if gain is None or not gain.clear:
         return "unclear"
+    if not report.kept:
+        return "overlooked" if gain.low > 0 else "rejected"
     return "better" if gain.low > 0 else "worse"
 
 
@@ -111,10 +113,9 @@ def _shortness(report: Report) -> list[str]:
             f"This run is too short to mean anything: {trained}. A network learns little in fewer than "
             f"{SHORTEST} steps; the figures below show only that everything runs."
         )
-    for data in report.data_sets:
-        if data.images < FEW_IMAGES and not (data.name.startswith("source ") or data.images == 0):
-            what = "target images to judge by" if data.name == "evaluation" else f"images in the {data.name}"
-            found.append(f"There are only {data.images} {what}; fewer than {FEW_IMAGES} say nothing.")
+    for data in report.small_data_sets:
+        what = "target images to judge by" if data.name == "evaluation" else f"images in the {data.name}"
+        found.append(f"There are only {data.images} {what}; fewer than {FEW_IMAGES} say nothing.")
     return found
 
 
@@ -137,9 +138,11 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
         f"(“{title_of(last)}”), {by}."
     )
     sentences = [sentence] if kind == "short" else [sentence, *_gains_and_losses(report)]
-    if kind == "rejected":
+    if report.finished and not report.kept and kind != "short":
         better = " although its mean IoU is lower" if after > before else ""
         sentences.append(f"The run ends with “{title_of(first)}”{better}: {_rejection(report)}")
+    if kind == "overlooked":
+        sentences.append(f"The network of “{title_of(last)}” is the file {report.weights_of(last)}.")
     return sentences
 
 
@@ -182,8 +185,8 @@ def _outcome_without_labels(report: Report) -> list[str]:
             f"{share(changed)} of the pixels.{_changed_shares(report)}"
         )
     sentences += _score_changes(report)
-    if report.chosen == first:
-        sentences.append(f"The run therefore ends with “{title_of(first)}”: {_rejection(report)}")
+    if not report.kept:
+        sentences.append(f"The run ends with “{title_of(first)}”: {_rejection(report)}")
     return sentences
 
 
@@ -192,7 +195,7 @@ def _score_changes(report: Report) -> list[str]:
     first, last = report.ends
     scores = [report.metrics[stage].get("scores") or {} for stage in (first, last)]
     found = []
-    if (ends := _before_and_after(scores, SCORE)) and report.chosen != first:  # else the rejection has it
+    if (ends := _before_and_after(scores, SCORE)) and report.kept:  # else the rejection has it
         word = _compared(*ends, "about as high as", "higher than", "lower than")
         figures = f"{number(ends[0], 3)} before, {number(ends[1], 3)} after"
         found.append(f"Its {SCORE_IN_WORDS}, by which the run chooses, is {word} before: {figures}.")

@@ -16,6 +16,7 @@ from app.outline import Outline
 from app.sample_report import build_report, sample_report
 from cpsl.app.command_line import parse
 from cpsl.app.evaluate import metrics_table
+from cpsl.app.reporting import charts
 from cpsl.app.reporting.content import Report
 from cpsl.app.reporting.evidence import count_shared
 from cpsl.app.reporting.page import write_report
@@ -197,6 +198,30 @@ def test_predictions_may_have_another_size_than_the_image(tmp_path: Path) -> Non
 def test_settings_that_differ_from_the_defaults_are_marked(tmp_path: Path) -> None:
     rows = [row.get("class") for row in page_of(sample_report(), tmp_path).all("tr")]
     assert rows.count("changed") == 1
+
+
+def test_without_labels_the_classes_have_one_table_with_their_change(tmp_path: Path) -> None:
+    half, quarter = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 1]])
+    predictions = {"source_only": [half], "online": [quarter]}
+    page = page_of(build_report(("road", "sky"), [None], predictions, names=["one"]), tmp_path)
+    assert len([a for a in page.all("h2") if a.get("id") in ("classes", "distribution")]) == 1
+    assert "#classes" not in [a.get("href") for a in page.all("a")]
+    assert "50 % 50 % 25 % −25.0" in page.text  # source, before, after, change
+    assert "Predictions of every stage" not in page.text
+    assert "Predictions of every stage" in page_of(sample_report(labeled=False), tmp_path).text
+    labeled = page_of(build_report(("road", "sky"), [half], predictions, names=["one"]), tmp_path)
+    assert "#classes" in [a.get("href") for a in labeled.all("a")]
+    assert "percentage points" not in labeled.text
+
+
+def test_losses_of_the_online_stage_without_effect_have_no_curve() -> None:
+    losses = {
+        name: [(20, 1.0), (40, 0.5)] for name in ("loss", "loss_source", "loss_target", "loss_self_label")
+    }
+    stages = dict.fromkeys(("self_label", "online"), losses)
+    drawn = charts.curves(sample_report(curves=stages))
+    assert [curve.name for curve in drawn["Self-labeling"]] == list(losses)
+    assert [curve.name for curve in drawn["Online self-labeling"]] == ["loss_source", "loss_target"]
 
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:

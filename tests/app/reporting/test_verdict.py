@@ -1,6 +1,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from app.sample_report import build_report
 from cpsl.app.command_line import parse, read_layers
 from cpsl.app.reporting.changes import class_changes
 from cpsl.app.reporting.content import DataSet, Kind, Report
-from cpsl.app.reporting.verdict import judge
+from cpsl.app.reporting.verdict import Verdict, judge
 from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.settings import to_toml
 
@@ -28,6 +29,14 @@ def report(
     return build_report(CLASSES, labels, predictions, **changes)
 
 
+def failed(made: Report, diverged: bool = False) -> Report:
+    """Returns the report of a run whose last stage collapsed, or diverged."""
+    last = made.metrics[made.ends[1]]
+    last["collapses"] = [] if diverged else ["sky is lost"]
+    last["scores"]["non_finite"] = 3 if diverged else 0
+    return made
+
+
 BAD, GOOD = TRUTH.roll(3, dims=1), TRUTH.roll(1, dims=1)
 
 
@@ -38,9 +47,15 @@ BAD, GOOD = TRUTH.roll(3, dims=1), TRUTH.roll(1, dims=1)
         (report(GOOD, BAD), "worse"),
         (report(BAD, BAD), "unclear"),
         (report(BAD, GOOD, images=1), "unclear"),
-        (report(BAD, GOOD, chosen="source_only"), "rejected"),
+        (report(GOOD, BAD, chosen="source_only"), "rejected"),
+        (report(BAD, GOOD, chosen="source_only"), "overlooked"),
+        (report(BAD, BAD, chosen="source_only"), "unclear"),
+        (report(BAD, GOOD, labeled=False, chosen="source_only"), "open"),
+        (failed(report(BAD, GOOD, chosen="source_only")), "rejected"),
+        (failed(report(BAD, GOOD, labeled=False, chosen="source_only")), "rejected"),
+        (failed(report(BAD, GOOD, labeled=False, chosen="source_only"), diverged=True), "rejected"),
         (report(BAD, GOOD, labeled=False), "unlabeled"),
-        (report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}), "short"),
+        (report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}, longer="adapt x"), "short"),
         (report(BAD, GOOD, data_sets=[DataSet("target", 3, None, "", "")]), "short"),
         (build_report(CLASSES, [TRUTH], {"online": [GOOD]}), "single"),
         (report(BAD, GOOD, finished=False, missing=("distill_1",)), "unfinished"),
@@ -104,8 +119,51 @@ def test_a_harmful_adaptation_names_the_other_network() -> None:
 
 
 def test_a_rejected_network_that_the_labels_prefer_is_named() -> None:
-    assert "online/model.pt" in judge(report(BAD, GOOD, chosen="source_only")).steps[-1].command
+    collapsed = failed(report(BAD, GOOD, chosen="source_only"))
+    assert "online/model.pt" in judge(collapsed).steps[-1].command
     assert not any(step.command for step in judge(report(GOOD, BAD, chosen="source_only")).steps)
+
+
+def test_the_better_network_that_was_not_chosen_comes_first() -> None:
+    verdict = judge(report(BAD, GOOD, chosen="source_only", model="runs/my run/model.pt"))
+    assert "--weights 'runs/my run/online/model.pt'" in verdict.steps[0].command
+    text = " ".join([*verdict.sentences, *(step.text for step in verdict.steps)])
+    assert "the file runs/my run/online/model.pt." in text
+    assert "although its mean IoU is lower" in text
+    assert "losses" not in text
+    assert "wrong" not in text
+    # Road and sky are found, a quarter of the car is lost.
+    before, after = TRUTH.clone(), TRUTH.clone()
+    before[:, 1:4] = 0
+    after[:, 7] = 0
+    (first, *_) = judge(report(before, after, chosen="source_only")).steps
+    assert "losses of car" in first.text
+
+
+def test_a_run_that_is_too_short_has_the_command_of_a_longer_one() -> None:
+    command = "adapt --config mine.toml --output runs/x_longer"
+    made = report(BAD, GOOD, iterations={"source_only": 1000, "online": 12}, longer=command)
+    (step,) = judge(made).steps
+    assert step.command == f"cpsl {command}"
+    few = replace(made, data_sets=[DataSet("target", 3, None, "", ""), DataSet("source 1", 2, 2, "", "")])
+    assert "target (3)" in judge(few).steps[1].text
+    assert "source" not in judge(few).steps[1].text
+
+
+def test_without_labels_both_networks_can_be_compared() -> None:
+    verdict = judge(report(BAD, GOOD, labeled=False, chosen="source_only", model="runs/x/model.pt"))
+    commands = [shlex.split(step.command) for step in verdict.steps if step.command]
+    assert [words[words.index("--weights") + 1] for words in commands] == [
+        "runs/x/model.pt",
+        "runs/x/online/model.pt",
+    ]
+    assert len({words[words.index("--output") + 1] for words in commands}) == 2
+    assert "wrong" not in " ".join(step.text for step in verdict.steps)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_run_has_a_headline(kind: Kind) -> None:
+    assert Verdict(kind).badge
 
 
 def test_a_collapse_and_divergence_are_problems() -> None:
@@ -201,8 +259,10 @@ def test_classes_are_sorted_by_their_gain_and_unknown_ones_come_last() -> None:
 def test_the_sentence_about_trust_is_no_stronger_than_the_evidence() -> None:
     assert "likely" in judge(report(BAD, GOOD)).trust_in_brief
     assert "well supported" in judge(report(BAD, GOOD, images=60)).trust_in_brief
+    assert "helped" in judge(report(BAD, GOOD, chosen="source_only")).trust_in_brief
     assert "did harm" in judge(report(GOOD, BAD)).trust_in_brief
-    for made in (report(BAD, BAD), report(BAD, GOOD, labeled=False), report(BAD, GOOD, chosen="source_only")):
+    collapsed = failed(report(BAD, GOOD, chosen="source_only"))
+    for made in (report(BAD, BAD), report(BAD, GOOD, labeled=False), collapsed):
         assert not {"helped", "harm"} & set(judge(made).trust_in_brief.split())
     short = report(BAD, GOOD, iterations={"online": 12})
     assert judge(short).trust_in_brief.startswith("Not at all")
@@ -270,6 +330,19 @@ def test_few_confident_pseudo_labels_at_the_end_are_a_reason_for_doubt(labeled: 
 
     assert "only 3.0 % of the pseudo labels" in trust(0.5, 0.5, *[0.03] * 5)
     assert "pseudo labels" not in trust(0.01, *[0.6] * 5)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+@pytest.mark.parametrize(("steps", "few"), [(100, True), (499, True), (500, False), (20_000, False)])
+def test_a_tenth_of_the_usual_steps_is_a_reason_for_doubt(steps: int, few: bool, labeled: bool) -> None:
+    made = report(BAD, GOOD, labeled, iterations={"source_only": 1000, "online": steps})
+    text = " ".join(judge(made).trust)
+    assert (
+        f"“Online self-labeling” was trained for {steps} steps, the recipe “cpu” has 1,000" in text
+    ) == few
+    assert "“Source only” was trained" not in text
+    streets = replace(made, data_sets=[DataSet("target", 200, None, "", "", generated=True)])
+    assert ("the recipe “demo” has 240" in " ".join(judge(streets).trust)) == (steps < 120)
 
 
 @pytest.mark.parametrize("labeled", [True, False])
