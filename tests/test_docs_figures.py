@@ -187,3 +187,40 @@ def test_loading_times_are_those_of_the_benchmark() -> None:
     total = sum(integers(value)[0] for value in samples)
     assert len(samples) == 2
     assert f"{total} ms" in (DOCS / "many_gpus.md").read_text()
+
+
+THREE_RESULTS = table("choosing.md", "Evidence without labels").rows
+
+
+@pytest.mark.parametrize(("run", "evidence", "miou"), THREE_RESULTS, ids=[row[0] for row in THREE_RESULTS])
+def test_the_results_that_show_evidence_are_stored(run: str, evidence: str, miou: str) -> None:
+    shift, name = re.findall(r"`(\w+)`", run)[-1], "ours" if "cpsl adapt" in run else "dacs_our_source"
+    seed = int(found[1]) if (found := re.search(r"seed (\d)", run)) else 0
+    stored = json.loads((ROOT / "benchmarks" / "quality" / "measured" / f"{shift}.json").read_text())
+    (stages,) = (
+        result["stages"]
+        for result in stored["results"]
+        if (result["row"]["name"], result["seed"]) == (name, seed)
+    )
+    before, after = stages["source_only"], stages["online"]
+    changes = dict(
+        re.findall(r"(information|consistency)`?(?: rises| falls)? from ([\d.]+ to [\d.]+)", evidence)
+    )
+    for title, key in (("information", "information"), ("consistency", "flip_miou")):
+        assert changes[title] == f"{before['scores'][key]:.3f} to {after['scores'][key]:.3f}"
+    quoted = re.findall(r'"(.+?)"', evidence)
+    assert all(any(reason.startswith(text) for reason in after["collapses"]) for text in quoted)
+    assert bool(after["collapses"]) == bool(quoted)
+    assert miou.startswith(f"{before['miou']:.1f} → {after['miou']:.1f}: ")
+
+
+def test_the_rank_correlations_are_those_of_the_tables() -> None:
+    page = (DOCS / "quality.md").read_text()
+    (sentence,) = re.findall(r"In the \[long runs\].+?\.\s", (DOCS / "choosing.md").read_text())
+    wanted = list[str]()
+    for score in ("information", "flip_miou"):
+        row = rf"<!-- begin (\w+) -->(?:(?!<!-- end).)*?\| `{score}` \| \+?([-\d.]+)"
+        found = dict(re.findall(row, page, re.DOTALL))
+        assert set(found) == set(re.findall(r"`(\w+)`", sentence)) - {"information", "flip_miou"}
+        wanted += [found[shift] for shift in re.findall(r"`(\w+)`", sentence) if shift in found]
+    assert re.findall(r"-?\d\.\d\d", sentence) == wanted
