@@ -117,12 +117,14 @@ def _of_few_pseudo_labels(report: Report) -> list[str]:
 def _of_few_steps(report: Report) -> list[str]:
     name = "demo" if any(data.generated for data in report.data_sets) else "cpu"
     steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
-    return [
-        f"“{title_of(stage)}” was trained for {plural(count, 'step')}, the recipe “{name}” has "
-        f"{recipe_steps(stage, name):,}: more steps can change the figures."
-        for stage, count in steps.items()
-        if count < recipe_steps(stage, name) / 2
-    ]
+    few = {stage: count for stage, count in steps.items() if count < recipe_steps(stage, name) / 2}
+    if not few:
+        return []
+    trained = listing(
+        f"“{title_of(stage)}” {plural(count, 'step')} instead of {recipe_steps(stage, name):,}"
+        for stage, count in few.items()
+    )
+    return [f"Few steps, compared with the recipe “{name}”: {trained}. More can change the figures."]
 
 
 def _of_shared_images(report: Report, images: int) -> list[str]:

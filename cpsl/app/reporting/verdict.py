@@ -207,7 +207,16 @@ def _score_changes(report: Report) -> list[str]:
             f"Its predictions for an image and for the mirrored image agree {agree} before: "
             f"{number(ends[0], 3)} before, {number(ends[1], 3)} after{on}, where 1 is full agreement."
         )
+        if ends[1] < ends[0] and (new := _newly_predicted(report)):
+            found.append(f"Newly predicted classes ({listing(new)}) lower this mean, right or wrong.")
     return found
+
+
+def _newly_predicted(report: Report, hardly: float = 1e-3) -> list[str]:
+    """Returns the classes that the first network hardly ever predicts, and the last one more often."""
+    shares = (report.metrics[stage].get("class_frequency") or [] for stage in report.ends)
+    pairs = zip(report.classes, *shares, strict=False)  # nothing if one is unknown
+    return [name for name, before, after in pairs if before < hardly and after > 2 * before]
 
 
 def _before_and_after(scores: list[dict[str, Any]], name: str) -> tuple[float, float] | None:

@@ -1,3 +1,4 @@
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -310,6 +311,21 @@ def test_a_small_change_of_the_consistency_is_no_gain(after: float, agree: str) 
     assert f"0.500 before, {after:.3f} after on 5 images" in text
 
 
+@given(st.lists(st.floats(0, 0.01), min_size=6, max_size=6), st.floats(0, 1))
+def test_newly_predicted_classes_explain_a_lower_consistency(shares: list[float], after: float) -> None:
+    made = report(BAD, GOOD, labeled=False)
+    ends = shares[:3], shares[3:]
+    for stage, score, of_stage in zip(made.metrics, (0.5, after), ends, strict=True):
+        made.metrics[stage] |= {"scores": {"flip_miou": score}, "class_frequency": of_stage}
+    (before, now), text = ends, " ".join(judge(made).sentences)
+    new = [name for name, b, a in zip(CLASSES, before, now, strict=True) if b < 0.001 and a > 2 * b]
+    assert ("Newly predicted" in text) == (bool(new) and after < 0.5)
+    if "Newly predicted" in text:
+        inside = re.search(r"Newly predicted classes \((.+?)\)", text)
+        assert inside
+        assert [name for name in CLASSES if name in inside[1]] == new
+
+
 @pytest.mark.parametrize(("after", "word"), [(0.53, "higher"), (0.47, "lower"), (0.51, "about as high as")])
 def test_the_score_that_chooses_is_said_once(after: float, word: str) -> None:
     made = report(BAD, GOOD, labeled=False)
@@ -337,12 +353,11 @@ def test_few_confident_pseudo_labels_at_the_end_are_a_reason_for_doubt(labeled: 
 def test_a_tenth_of_the_usual_steps_is_a_reason_for_doubt(steps: int, few: bool, labeled: bool) -> None:
     made = report(BAD, GOOD, labeled, iterations={"source_only": 1000, "online": steps})
     text = " ".join(judge(made).trust)
-    assert (
-        f"“Online self-labeling” was trained for {steps} steps, the recipe “cpu” has 1,000" in text
-    ) == few
-    assert "“Source only” was trained" not in text
+    assert (f"recipe “cpu”: “Online self-labeling” {steps} steps instead of 1,000" in text) == few
+    assert "“Source only” 1,000 steps" not in text
     streets = replace(made, data_sets=[DataSet("target", 200, None, "", "", generated=True)])
-    assert ("the recipe “demo” has 240" in " ".join(judge(streets).trust)) == (steps < 120)
+    shorter = f"recipe “demo”: “Online self-labeling” {steps} steps instead of 240"
+    assert (shorter in " ".join(judge(streets).trust)) == (steps < 120)
 
 
 @pytest.mark.parametrize("labeled", [True, False])
