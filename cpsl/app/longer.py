@@ -58,7 +58,7 @@ def _option(stage: str) -> str:
 
 
 def _without(words: list[str], dropped: set[str]) -> list[str]:
-    """Returns the words of a command line without some options, each of which has one value.
+    """Returns the words of a command line without some options and their values.
 
     Example:
         >>> _without(["--seed", "1", "--output", "a", "--online.iterations=9"], {"--output"})

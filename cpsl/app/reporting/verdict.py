@@ -198,7 +198,7 @@ def _score_changes(report: Report) -> list[str]:
     if (ends := _before_and_after(scores, SCORE)) and report.kept:  # else the rejection has it
         word = _compared(*ends, "about as high as", "higher than", "lower than")
         figures = f"{number(ends[0], 3)} before, {number(ends[1], 3)} after"
-        found.append(f"Its {SCORE_IN_WORDS}, by which the run chooses, is {word} before: {figures}.")
+        found.append(f"Its {SCORE_IN_WORDS}, the score that chooses, is {word} before: {figures}.")
     if ends := _before_and_after(scores, "flip_miou"):
         agree = _compared(*ends, "about as much as", "more than", "less than")
         mirrored = report.metrics[last].get("mirrored")

@@ -332,7 +332,7 @@ def test_the_score_that_chooses_is_said_once(after: float, word: str) -> None:
     for stage, value in zip(made.metrics, (0.5, after), strict=True):
         made.metrics[stage] |= {"scores": {SCORE: value}}
     text = " ".join(judge(made).sentences)
-    assert f"{SCORE_IN_WORDS}, by which the run chooses, is {word}" in text
+    assert f"{SCORE_IN_WORDS}, the score that chooses, is {word}" in text
     assert f"0.500 before, {after:.3f} after" in text
     kept = replace(made, chosen="source_only", reason=f"its {SCORE_IN_WORDS} is the highest: 0.500")
     assert " ".join(judge(kept).sentences).count(SCORE_IN_WORDS) == 1
