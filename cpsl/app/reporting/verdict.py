@@ -12,6 +12,7 @@ from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import difference, duration, listing, number, plural, share, size
+from cpsl.collapse import PRESENT
 
 SAME_SCORE = 0.02
 """Change of a score that is no evidence: on `streets`, `dusk` and `night` seeds differ by almost 0.02."""
@@ -208,15 +209,15 @@ def _score_changes(report: Report) -> list[str]:
             f"{number(ends[0], 3)} before, {number(ends[1], 3)} after{on}, where 1 is full agreement."
         )
         if ends[1] < ends[0] and (new := _newly_predicted(report)):
-            found.append(f"Newly predicted classes ({listing(new)}) lower this mean, right or wrong.")
+            found.append(f"Newly predicted classes ({listing(new)}) can lower this mean, right or wrong.")
     return found
 
 
-def _newly_predicted(report: Report, hardly: float = 1e-3) -> list[str]:
+def _newly_predicted(report: Report) -> list[str]:
     """Returns the classes that the first network hardly ever predicts, and the last one more often."""
     shares = (report.metrics[stage].get("class_frequency") or [] for stage in report.ends)
     pairs = zip(report.classes, *shares, strict=False)  # nothing if one is unknown
-    return [name for name, before, after in pairs if before < hardly and after > 2 * before]
+    return [name for name, before, after in pairs if before < PRESENT and after > 2 * before]
 
 
 def _before_and_after(scores: list[dict[str, Any]], name: str) -> tuple[float, float] | None:

@@ -17,6 +17,7 @@ from cpsl.app.reporting.content import DataSet, Kind, Report
 from cpsl.app.reporting.verdict import Verdict, judge
 from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.settings import to_toml
+from cpsl.collapse import PRESENT
 
 TRUTH = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2]]).repeat(4, 1)
 CLASSES = ("road", "sky", "car")
@@ -318,7 +319,7 @@ def test_newly_predicted_classes_explain_a_lower_consistency(shares: list[float]
     for stage, score, of_stage in zip(made.metrics, (0.5, after), ends, strict=True):
         made.metrics[stage] |= {"scores": {"flip_miou": score}, "class_frequency": of_stage}
     (before, now), text = ends, " ".join(judge(made).sentences)
-    new = [name for name, b, a in zip(CLASSES, before, now, strict=True) if b < 0.001 and a > 2 * b]
+    new = [name for name, b, a in zip(CLASSES, before, now, strict=True) if b < PRESENT and a > 2 * b]
     assert ("Newly predicted" in text) == (bool(new) and after < 0.5)
     if "Newly predicted" in text:
         inside = re.search(r"Newly predicted classes \((.+?)\)", text)
