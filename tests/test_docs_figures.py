@@ -64,9 +64,10 @@ def test_recipes_train_what_the_table_says(row: list[str]) -> None:
     iterations = {stage.iterations for stage in stages}
     batches = {stage.batch_size for stage in stages}
     assert len(iterations) == len(batches) == 1
-    assert row[1] == f"`{settings.model.network}`"
+    *_, network, trained = row
+    assert network == f"`{settings.model.network}`"
     adaptation = f"{len(stages)} × " * (len(stages) > 1) + f"{iterations.pop():,}, batch {batches.pop()}"
-    assert row[2] in (
+    assert trained in (
         f"{first.iterations:,}, batch {first.batch_size} + {adaptation}",
         f"{first.iterations:,} + {adaptation}" if first.batch_size == stages[0].batch_size else "",
     )
@@ -157,8 +158,11 @@ def test_results_of_the_streets_are_those_of_the_benchmark(page: Path) -> None:
 
 def test_results_of_the_readme_are_those_of_the_benchmark() -> None:
     results = next(found for found in tables(ROOT / "README.md") if found.header[0] == "Shift")
-    for shift, *stated in results.rows:
-        rows = measured(shift.split("`")[1])
+    overview = {row[0].split("`")[1]: row[1].count(",") + 1 for row in table("quality.md", "Seeds").rows}
+    for shift, seeds, *stated in results.rows:
+        name = shift.split("`")[1]
+        rows = measured(name)
+        assert int(seeds) == overview[name]
         dacs = rows.get("DACS-style, starting from our source-only network", "–")
         assert [cell.strip("*") for cell in stated] == [rows["source only"], dacs, rows["our recipe"]]
 
