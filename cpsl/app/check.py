@@ -24,6 +24,7 @@ from cpsl.app.checking.settings import (
     check_weights,
     initial_weights,
     open_domains,
+    unset_folders,
     validate,
 )
 from cpsl.app.checking.words import class_shares, describe_kinds, find_warnings, summary
@@ -135,7 +136,9 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
             logger.info(proposal)
         problems += describe_kinds(name, domain, result, classes, proposed=bool(proposal))
         complete += [f"{name}: {problem}" for problem in result.problems]
-        if name != "target" and not result.problems and not int(result.counts.sum()):
+        if name == "target" or f"{name}.labels" in unset_folders(config):
+            continue
+        if not result.problems and not int(result.counts.sum()):
             reason = "all pixels of all labels are ignored" if result.labeled else "no image has a label"
             problems.append(f"{name}: {reason}")
     if shares := class_shares(results, classes):

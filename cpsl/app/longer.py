@@ -1,6 +1,7 @@
-"""The command that repeats a run whose stages were too short, with more steps."""
+"""The command that repeats a run whose stages had few steps, with more."""
 
 import shlex
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,23 @@ def recipe_steps(stage: str, name: str = "cpu") -> int:
     return read_layers([str(recipe(name))]).settings_of(stage).iterations
 
 
+def usual_steps(steps: Mapping[str, int], name: str = "cpu", least: int = 0) -> dict[str, int]:
+    """Returns the steps in a recipe of the stages that have fewer than half of them, or fewer than `least`.
+
+    Example:
+        >>> usual_steps({"source_only": 500, "online": 150})
+        {'online': 1000}
+    """
+    usual = {stage: recipe_steps(stage, name) for stage in steps}
+    return {stage: count for stage, count in usual.items() if steps[stage] < max(count / 2, least)}
+
+
+def lacking_steps(config: Config) -> dict[str, int]:
+    """Returns the usual steps of the stages that were trained in far fewer."""
+    steps = {stage: config.settings_of(stage).iterations for stage in trained_stages(config)}
+    return usual_steps(steps, "demo" if config.target.streets else "cpu", SHORTEST)
+
+
 def short_stages(config: Config) -> dict[str, int]:
     """Returns the steps of the stages that were trained too short for their results to mean anything."""
     steps = {stage: config.settings_of(stage).iterations for stage in trained_stages(config)}
@@ -30,16 +48,16 @@ def short_stages(config: Config) -> dict[str, int]:
 
 
 def longer_run(config: Config) -> str:
-    """Returns the command, without the program's name, of a longer run; "" if no stage was too short.
+    """Returns the command, without the program's name, of a longer run; "" if no stage had few steps.
 
     It is what was typed, without a small number of steps and with another folder. Stages whose files of
-    settings have few steps get those of the recipe `cpu`. If the files have gone, it names the run's own.
+    settings have few steps get those of a recipe. If the files have gone, it names the run's own.
     """
-    if not (short := short_stages(config)):
+    if not (few := lacking_steps(config)):
         return ""
     sessions = read_sessions(config.output)
     typed = [shlex.split(session.command)[1:] for session in sessions[-1:]]
-    dropped = {"--output", *map(_option, short)}
+    dropped = {"--output", *map(_option, few)}
     name = f"{config.output}_longer" if config.output.name else "longer"
     for command, *options in [*typed, ["adapt", "--config", str(config.output / "config.toml")]]:
         words = _without(options, dropped)
@@ -47,7 +65,7 @@ def longer_run(config: Config) -> str:
             again = parse(words, command, (str(recipe("demo")),) if command == "demo" else ())
         except SystemExit:  # a file has gone
             continue
-        for option, count in {_option(stage): recipe_steps(stage) for stage in short_stages(again)}.items():
+        for option, count in {_option(stage): usual for stage, usual in lacking_steps(again).items()}.items():
             words += [option, str(count)]
         return shlex.join([command, *words, "--output", Path(name).as_posix()])
     return ""

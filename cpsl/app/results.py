@@ -10,7 +10,7 @@ from typing import Any
 from cpsl._internal.durations import describe_duration
 from cpsl.app.comparable import counted_unequally
 from cpsl.app.config import Config
-from cpsl.app.longer import short_stages
+from cpsl.app.longer import lacking_steps, short_stages
 from cpsl.app.titles import SHORT_SCORES
 from cpsl.app.usage import list_next, program, tensorboard
 from cpsl.app.words import difference, listing
@@ -93,14 +93,15 @@ def _share(values: Mapping[str, Any], index: int) -> float | None:
 
 
 def too_short(config: Config) -> str:
-    """Returns a warning if stages were trained too short for their results to mean anything, else ""."""
-    short = [f"{stage} {count}" for stage, count in short_stages(config).items()]
-    if not short:
-        return ""
-    return (
-        f"This run is too short for its figures to mean anything: iterations of {', '.join(short)}. "
-        "It shows that everything works."
-    )
+    """Returns a warning if the iterations of stages are too few to mean anything, or few, else ""."""
+    if short := [f"{stage} {count}" for stage, count in short_stages(config).items()]:
+        return (
+            f"This run is too short for its figures to mean anything: iterations of {', '.join(short)}. "
+            "It shows that everything works."
+        )
+    if few := [f"{count:,} of {stage}" for stage, count in lacking_steps(config).items()]:
+        return f"This run is a trial: repeat it with more iterations before you rely on it: {', '.join(few)}."
+    return ""
 
 
 def unkept_stage(config: Config, metrics: Metrics, chosen: str) -> str:
@@ -123,7 +124,7 @@ def unkept_stage(config: Config, metrics: Metrics, chosen: str) -> str:
 def next_steps(config: Config, longer: str = "") -> str:
     """Returns the commands that use the results of a run, ready to be copied.
 
-    A run that was too short has a command `longer` as the first.
+    A run that had few steps has a command `longer` as the first.
     """
     run = program()
     model, results = config.output / "model.pt", config.output / "predictions"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.check_report import DESKTOP, Page, chromium, problems
+from app.check_report import DESKTOP, PHONE, Page, chromium, problems
 from app.sample_report import sample_report
 from cpsl.app.reporting.page import write_report
 from cpsl.data import CITYSCAPES_19
@@ -67,3 +67,12 @@ def test_an_enlarged_picture_says_which_image_it_is(page: Page, tmp_path: Path) 
         assert heading in page.ask(said)
         assert caption in page.ask(said)
         page.ask("document.querySelector('dialog .next').click()")
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_no_picture_stands_beside_an_empty_half_on_a_phone(page: Page, tmp_path: Path, labeled: bool) -> None:
+    write_report(sample_report(labeled), tmp_path / "report.html")
+    page.open(tmp_path / "report.html", PHONE)
+    widths = page.ask("return [...document.querySelectorAll('.five figure')].map(f => f.clientWidth)")
+    assert len(widths) == 4 + labeled
+    assert (max(widths[:4]) < max(widths)) == labeled

@@ -86,7 +86,11 @@ def test_the_change_is_that_of_the_chosen_stage() -> None:
 def test_only_a_run_of_some_length_means_anything() -> None:
     domains = ["--source.images", "a", "--target.images", "b", "--online.iterations"]
     assert "online 99" in too_short(parse([*domains, "99"]))
-    assert not too_short(parse([*domains, "100"]))
+    assert "trial" not in too_short(parse([*domains, "99"]))
+    trial = too_short(parse([*domains, "100"]))
+    assert "trial" in trial
+    assert "1,000 of online" in trial
+    assert not too_short(parse([*domains, "500"]))
 
 
 def test_the_commands_after_a_run_work_as_printed(finished: Run) -> None:
@@ -136,6 +140,16 @@ def test_a_longer_run_has_the_steps_of_its_recipe(option: str, tmp_path: Path) -
     again, recipe = parse(words, "demo", ("demo",)), parse([], "demo", ("demo",))
     assert replace(again, output=recipe.output) == replace(recipe, seed=begun.seed)
     assert not longer_run(recipe)
+
+
+@pytest.mark.parametrize(("steps", "few"), [(499, True), (500, False)])
+def test_a_run_of_few_steps_has_the_command_of_a_longer_one(steps: int, few: bool, tmp_path: Path) -> None:
+    words = ["--config", "cpu", "--online.iterations", str(steps), "--output", str(tmp_path / "run")]
+    record_session(tmp_path / "run", ["adapt", *words], Process(torch.device("cpu")))
+    longer = longer_run(parse(words))
+    assert bool(longer) == few
+    if few:
+        assert parse(shlex.split(longer)[1:]).online.iterations == 1000
 
 
 def test_the_last_stage_is_named_if_it_is_not_the_model() -> None:

@@ -28,6 +28,31 @@ class Opened(NamedTuple):
     problems: dict[str, str]  # of the domains that cannot be opened
 
 
+ROLES = {"source": "labeled images", "target": "unlabeled images", "evaluation": "labeled target images"}
+"""What the images of a domain are."""
+
+
+def unset_folders(config: Config) -> dict[str, str]:
+    """Returns the missing settings of folders, with what to do about each."""
+    found = dict[str, str]()
+    labels_alone = {"evaluation": config.evaluation} if config.evaluation.labels else {}
+    for name, domain in (domains(config) | labels_alone).items():
+        role = name.partition(" ")[0]
+        needed = {"root": f"{domain.dataset}, as unpacked"}
+        if domain.dataset == "folder":
+            needed = {"images": f"the {ROLES[role]}"}
+            if role == "source" and trained_stages(config):
+                needed["labels"] = "their labels"
+        for option, what in needed.items():
+            if getattr(domain, option) is None:
+                setting = f"{name}.{option}"
+                where = f"under [{name}] or with --{setting} FOLDER"
+                if name.startswith("source "):
+                    where = "in its table [[source]]"
+                found[setting] = f"{setting} is not set: name the folder of {what}, in your file {where}"
+    return found
+
+
 def open_domains(config: Config) -> Opened:
     """Opens all data sets once, which searches their folders."""
     opened = Opened({}, {})
@@ -46,9 +71,12 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
     except ValueError as error:
         return [f"classes, palette: {error}"]
     opened = opened or open_domains(config)
-    problems = []
+    unset = unset_folders(config)
+    problems = list(unset.values())
+    if problems:
+        problems[-1] += "\n`cpsl adapt` without options shows the smallest file"
     for name, domain in domains(config).items():
-        if name in opened.problems:
+        if name in opened.problems and not {f"{name}.images", f"{name}.root"} & unset.keys():
             problems.append(f"{name}: {opened.problems[name]}")
         if name in ("target", "evaluation") and (domain.weight or domain.from_target or domain.size):
             problems.append(f"{name}: weight, from_target and size are settings of sources")

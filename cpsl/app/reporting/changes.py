@@ -6,7 +6,7 @@ from cpsl.app.reporting.content import Report
 from cpsl.app.words import difference
 
 NOTABLE = 1.0
-"""A class gained or lost if its IoU changed by at least this many points."""
+"""A class, or the mean of the classes, gained or lost if its IoU changed by at least this many points."""
 
 
 class Change(NamedTuple):

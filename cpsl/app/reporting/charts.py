@@ -26,7 +26,7 @@ CURVES = {
     "loss_discriminator": "Loss of the discriminator",
     "confidence": "Mean confidence of the pseudo labels",
     "confident": "Share of confident pseudo labels",
-    "marginal_error": "Error of the class distribution in the assignment",
+    "marginal_error": "How far the cluster sizes are from the class distribution (0 is exact)",
 }
 """Titles of curves by their name in `scalars.jsonl`; `SCORES` has those of the scores."""
 

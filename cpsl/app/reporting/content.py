@@ -12,6 +12,10 @@ from cpsl.app.reporting.compare import Comparison
 Kind = Literal[
     "better",
     "worse",
+    "small_gain",
+    "small_loss",
+    "trial_gain",
+    "trial_loss",
     "unclear",
     "untested",
     "rejected",
@@ -22,7 +26,11 @@ Kind = Literal[
     "single",
     "unfinished",
 ]
-"""Outcome of a run; "overlooked" and "open" if it ends with the first stage, though no later one failed."""
+"""Outcome of a run.
+
+A clear change is "small" if it is below `NOTABLE`, which seeds can explain, and of a "trial" if the steps
+were few. "overlooked" and "open" end with the first stage, though no later one failed.
+"""
 
 UNRECORDED = "not recorded: the run was begun with an earlier version"
 

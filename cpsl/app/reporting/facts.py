@@ -1,18 +1,20 @@
 """The facts of a run: what it was computed from, with what, where and when."""
 
 import tomllib
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from torch import Tensor
 
+from cpsl.app.command_line import read_layers
 from cpsl.app.config import PREVIOUS, STAGES, Config, WarmUp
 from cpsl.app.datasets import domains, open_dataset
 from cpsl.app.domain import Domain
 from cpsl.app.evaluate import evenly_spaced
 from cpsl.app.reporting.content import UNRECORDED, DataSet
 from cpsl.app.run_record import read_sessions
-from cpsl.app.settings import flatten, to_toml
+from cpsl.app.settings import UsageError, flatten, to_toml
 from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
 from cpsl.app.stages import trained_stages
 from cpsl.app.titles import title_of
@@ -98,7 +100,8 @@ def describe_run(config: Config, chosen: str) -> dict[str, list[str]]:
         facts["Started"] = facts["Command"] = [UNRECORDED]
     facts["Stages"] = [_stage(config, stage) for stage in config.stages]
     facts["Network"] = [_network(config, chosen)]
-    facts["Weights"] = [f"each stage ends with {SELECTED[config.select_checkpoint]}"]
+    facts["Initial weights"] = [_initial_weights(config)]
+    facts["Checkpoints"] = [f"each stage ends with {SELECTED[config.select_checkpoint]}"]
     facts["Seed"] = [str(config.seed)]
     facts["Precision"] = [config.precision]
     if sessions:
@@ -138,15 +141,36 @@ def _stage(config: Config, stage: str) -> str:
     settings = config.settings_of(stage)
     start = getattr(settings, "start", getattr(settings, "student", ""))
     weights = {
-        "pretrained": "pretrained weights" if config.model.weights else f"{_published(config)} weights",
-        "random": "random weights",
         "source_only": "the source-only network",
         "previous": "the network of the stage before",
         "": "the warm-up network",
-    }.get(start, start)
+    }.get(start, _weights(config, start))
     adapts = not isinstance(settings, WarmUp) or settings.adversarial_weight > 0
     images = plural(settings.batch_size, "image") + (" of each domain" if adapts else "")
     return f"{title_of(stage)}: {plural(settings.iterations, 'step')} of {images}, from {weights}"
+
+
+def _initial_weights(config: Config) -> str:
+    """Returns what the first network of a run began with; if it is a file of another run, what that says."""
+    stage = config.stages[0]
+    path: Path | None = getattr(config.init_from, stage)
+    if path is None:
+        return _weights(config, getattr(config.settings_of(stage), "start", ""))
+    other = path.parent.parent / "config.toml"
+    if path.parent.name == stage and other.is_file():
+        with suppress(UsageError):  # of another version
+            begun = read_layers([str(other)])
+            if getattr(begun.init_from, stage) != path:  # not the file itself
+                return _initial_weights(begun)
+    return f"weights of {path}"
+
+
+def _weights(config: Config, start: str) -> str:
+    """Returns a setting of initial weights in words."""
+    published = (
+        f"weights of {config.model.weights}" if config.model.weights else f"{_published(config)} weights"
+    )
+    return {"pretrained": published, "random": "random weights"}.get(start, f"weights of {start}")
 
 
 def _network(config: Config, chosen: str) -> str:
@@ -155,8 +179,6 @@ def _network(config: Config, chosen: str) -> str:
     count = sum(value.numel() for name, value in state.items() if not name.endswith(buffers))
     arguments = ", ".join(f"{key} = {value}" for key, value in config.model.arguments.items())
     parts = [_called(config.model.network), f"{count / 1e6:.1f} million weights" if count else "", arguments]
-    if config.model.weights:
-        parts.append(f"pretrained weights from {config.model.weights}")
     return ", ".join(part for part in parts if part)
 
 

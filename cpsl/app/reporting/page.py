@@ -157,6 +157,8 @@ def _at_a_glance(report: Report) -> dict[str, str]:
     for name in ("Network", "Seed"):
         if name in report.facts:
             glance[name] = report.facts[name][0].split(", ")[0]
+    if initial := report.facts.get("Initial weights"):
+        glance["Network"] = ", ".join([glance["Network"], *initial])
     return glance
 
 

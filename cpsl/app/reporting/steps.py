@@ -4,12 +4,19 @@ from pathlib import PurePosixPath
 from shlex import quote
 from typing import NamedTuple
 
+from cpsl.app.options import spell
 from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
-from cpsl.app.reporting.compare import normalized
+from cpsl.app.reporting.compare import confusions, normalized
 from cpsl.app.reporting.content import Kind, Report
-from cpsl.app.reporting.trust import RARE
+from cpsl.app.reporting.trust import RARE, few_steps
 from cpsl.app.titles import title_of
 from cpsl.app.words import listing, number, share
+
+LOSSES = ("worse", "small_loss", "trial_loss")
+"""Outcomes whose network of the first stage is better by the labels than that of the run."""
+
+MATTERS = 0.01
+"""Share of the labeled pixels from which on a confusion is worth advice."""
 
 
 class Step(NamedTuple):
@@ -33,9 +40,12 @@ def steps_after(report: Report, kind: Kind) -> list[Step]:
         more = Step(f"Add images before you judge: {small}. Then begin a new run, with another --output.")
         longer = Step("Train longer before you judge, in a new folder:", f"cpsl {report.longer}")
         return [longer] * bool(report.longer) + [more] * bool(small)
-    found = [] if kind in ("worse", "rejected", "overlooked", "open") else [use]
-    first = report.ends[0]
-    if kind == "worse":
+    found = [] if kind in (*LOSSES, "rejected", "overlooked", "open") else [use]
+    first, trial = report.ends[0], bool(few_steps(report))
+    if trial and report.longer:
+        longer = Step("Repeat this trial with more steps, in a new folder:", f"cpsl {report.longer}")
+        found = [longer, *(step._replace(text="Use the network until then:") for step in found)]
+    if kind in LOSSES:
         found.append(
             Step(f"Use the network of “{title_of(first)}” instead of model.pt:", _prediction(report, first))
         )
@@ -45,7 +55,7 @@ def steps_after(report: Report, kind: Kind) -> list[Step]:
         found.append(_use_of_the_better(report))
     if kind == "open":
         found += _comparison(report)
-    if kind == "unclear":
+    if kind == "unclear" and not trial:
         found.append(Step("Train longer, or evaluate on more labeled images, until the change is clear."))
     if after is None:
         found.append(
@@ -55,7 +65,7 @@ def steps_after(report: Report, kind: Kind) -> list[Step]:
         )
     elif report.kept or kind == "overlooked":  # else the advice is about a network that is not used
         found += map(Step, _advice_on_classes(report))
-    if kind in ("better", "unclear", "untested", "worse", "overlooked"):
+    if not trial and kind not in ("rejected", "open", "unlabeled", "single"):
         found.append(_repetition(report))
     return found
 
@@ -73,10 +83,16 @@ def _continuation(report: Report) -> str:
 
 
 def _repetition(report: Report) -> Step:
-    run, seed = PurePosixPath(report.model).parent, report.seed + 1
+    run, seed, first = PurePosixPath(report.model).parent, report.seed + 1, report.ends[0]
     config, output = run / "config.toml", f"{run}_seed_{seed}" if run.name else f"seed_{seed}"
+    same = ""
+    if first not in report.iterations:  # its file is a setting of the run
+        same = (
+            f". They start from the same network “{title_of(first)}”, so that their spread is a lower bound; "
+            f"{spell(f'init_from.{first}')} None trains it anew"
+        )
     return Step(
-        "Repeat with other seeds before you rely on a difference of a point or two:",
+        f"Repeat with other seeds before you rely on a difference of a point or two{same}:",
         f"cpsl adapt --config {quote(str(config))} --seed {seed} --output {quote(output)}",
     )
 
@@ -130,49 +146,48 @@ def _steps_after_rejection(report: Report) -> list[Step]:
 
 
 def _advice_on_classes(report: Report) -> list[str]:
-    """Returns what the classes with the lowest IoU, and those that lost, are taken for."""
+    """Returns the classes with the lowest IoU, the largest confusion, and what lost classes are taken for."""
     after = report.metrics[report.ends[1]]["iou"]
     weak = sorted((iou, name) for name, iou in after.items() if iou is not None and iou < 20)[:3]
     advice = []
     if weak:
-        text = f"Weakest classes: {listing(f'{name} ({number(iou)})' for iou, name in weak)}."
-        advice.append(text + (_rarity(report, [n for _, n in weak]) or _main_error(report, weak[0][1])))
-    lost = [
-        c for c in class_changes(report) if c.clear and (c.gain or 0) <= -NOTABLE and (c.after or 0) >= 20
-    ]
+        listed = listing(f"{name} ({number(iou)})" for iou, name in weak)
+        advice.append(f"Weakest classes: {listed}. {_remedy(report, [name for _, name in weak])}")
+    advice += _largest_confusion(report)
+    lost = [c for c in class_changes(report) if c.clear and (c.gain or 0) <= -NOTABLE]
     advice += [text for change in reversed(lost[-2:]) if (text := _main_loss(report, change))]
     return advice
 
 
-def _rarity(report: Report, names: list[str]) -> str:
+def _remedy(report: Report, weak: list[str]) -> str:
     most = [max(shares) for shares in zip(*report.source_labels.values(), strict=True)]
     rare = [n for n, share_of_source in zip(report.classes, most, strict=False) if share_of_source < RARE]
-    if not (rare := [name for name in names if name in rare]):
-        return ""
-    return f" The source has few pixels of {listing(rare)}: add labeled images with them."
+    if rare := [name for name in weak if name in rare]:
+        return f"The source has few pixels of {listing(rare)}: add labeled images with them."
+    return "More source images with them may help."
 
 
-def _main_error(report: Report, name: str) -> str:
-    """Returns what most of the wrong predictions of a class are, or most of its missed pixels."""
-    if report.comparison is None or not report.comparison.labeled:
-        return ""
-    matrix, k = report.comparison.confusion[1], report.classes.index(name)
-    labeled, predicted = int(matrix[k].sum()), int(matrix[:, k].sum())
-    others = matrix.clone()
-    others[k, k] = 0
+def _largest_confusion(report: Report) -> list[str]:
+    """Returns the confusion of most pixels, of which an over-predicted class may be the reason."""
+    if report.comparison is None:
+        return []
+    matrix = report.comparison.confusion[1]
+    largest = next(iter(confusions(matrix, report.classes, most=1)), None)
+    if largest is None or largest[2] < MATTERS:
+        return []
+    k, j, part = largest
+    label, prediction, pixels = report.classes[k], report.classes[j], float(matrix[k, j])
+    labeled, predicted = int(matrix[j].sum()), int(matrix[:, j].sum())
     if predicted > 2 * labeled:
-        source = int(others[:, k].argmax())
-        times = (
-            f"{predicted / labeled:.1f} times as often as it is labeled" if labeled else "and nowhere labeled"
-        )
-        wrong = share(float(others[source, k]) / predicted)
-        return (
-            f" {name} is predicted {times}; {wrong} of these pixels are {report.classes[source]}. Compare "
-            "how source and target label both."
-        )
-    other = int(others[k].argmax())
-    missed = float(others[k, other]) / max(labeled, 1)
-    return f" {share(missed)} of {name} is taken for {report.classes[other]}." if missed else ""
+        times = f"{predicted / labeled:.1f} times as often as it is" if labeled else "but nowhere"
+        of_these = f"{share(pixels / predicted)} of these pixels are {label}"
+        what = f"{prediction} is predicted {times} labeled; {of_these}"
+    else:
+        what = f"{share(pixels / int(matrix[k].sum()))} of {label} is taken for {prediction}"
+    return [
+        f"Largest confusion, {share(part)} of all labeled pixels: {what}. Look at the worst images: more "
+        "source images with both classes may help, or source and target label them differently."
+    ]
 
 
 def _main_loss(report: Report, change: Change) -> str:

@@ -3,7 +3,7 @@
 from statistics import median
 
 from cpsl.app.comparable import counted_unequally
-from cpsl.app.longer import recipe_steps
+from cpsl.app.longer import usual_steps
 from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
@@ -19,6 +19,10 @@ FEW_CONFIDENT = 0.1
 """Share of confident pseudo labels below which the target loss, which is weighted by it, hardly counts."""
 
 IN_BRIEF: dict[Kind, str] = {
+    "small_gain": "The images support a gain, but another seed can differ by more than it.",
+    "small_loss": "The images support a loss, but another seed can differ by more than it.",
+    "trial_gain": "",
+    "trial_loss": "",
     "unclear": "Open: a different choice of images could explain the change.",
     "untested": "Open: nothing tells whether the change is more than chance.",
     "rejected": "The run chose without labels, which can be wrong.",
@@ -32,12 +36,30 @@ IN_BRIEF: dict[Kind, str] = {
 
 def trust_in_brief(report: Report, kind: Kind) -> str:
     """Returns how far to trust a run in a sentence, "" if there is nothing to compare."""
-    if kind not in ("better", "overlooked", "worse"):
-        return IN_BRIEF[kind]
+    if kind in IN_BRIEF:
+        trial = "" if kind in ("short", "unfinished") else _of_trial(report)
+        return f"{IN_BRIEF[kind]} {trial}".strip()
     what = "did harm" if kind == "worse" else "helped"
     enough = report.comparison is not None and report.comparison.labeled >= ENOUGH_IMAGES
     sure, amount = ("well supported", "less certain") if enough else ("likely", "uncertain")
     return f"That adaptation {what} on images like these is {sure}; by how much is {amount}."
+
+
+def few_steps(report: Report) -> dict[str, int]:
+    """Returns the usual steps of the compared stages that were trained in fewer than half of them."""
+    steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
+    return usual_steps(steps, _recipe(report))
+
+
+def _recipe(report: Report) -> str:
+    return "demo" if any(data.generated for data in report.data_sets) else "cpu"
+
+
+def _of_trial(report: Report) -> str:
+    if not (few := few_steps(report)):
+        return ""
+    usual = listing(f"{plural(count, 'step')} of “{title_of(stage)}”" for stage, count in few.items())
+    return f"This run is a trial. Repeat it with {usual} before you rely on it."
 
 
 def trust(report: Report, kind: Kind) -> list[str]:
@@ -115,16 +137,15 @@ def _of_few_pseudo_labels(report: Report) -> list[str]:
 
 
 def _of_few_steps(report: Report) -> list[str]:
-    name = "demo" if any(data.generated for data in report.data_sets) else "cpu"
-    steps = {stage: report.iterations[stage] for stage in report.ends if stage in report.iterations}
-    few = {stage: count for stage, count in steps.items() if count < recipe_steps(stage, name) / 2}
-    if not few:
+    if not (few := few_steps(report)):
         return []
     trained = listing(
-        f"“{title_of(stage)}” {plural(count, 'step')} instead of {recipe_steps(stage, name):,}"
-        for stage, count in few.items()
+        f"“{title_of(stage)}” {plural(report.iterations[stage], 'step')} instead of {usual:,}"
+        for stage, usual in few.items()
     )
-    return [f"Few steps, compared with the recipe “{name}”: {trained}. More can change the figures."]
+    return [
+        f"Few steps, compared with the recipe “{_recipe(report)}”: {trained}. More can change the figures."
+    ]
 
 
 def _of_shared_images(report: Report, images: int) -> list[str]:

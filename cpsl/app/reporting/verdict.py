@@ -7,7 +7,7 @@ from cpsl.app.comparable import FEW_IMAGES, SHORTEST
 from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
 from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.steps import Step, steps_after
-from cpsl.app.reporting.trust import trust, trust_in_brief
+from cpsl.app.reporting.trust import few_steps, trust, trust_in_brief
 from cpsl.app.selection import SCORE, SCORE_IN_WORDS
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
@@ -20,6 +20,10 @@ SAME_SCORE = 0.02
 BADGES: dict[Kind, str] = {
     "better": "Adaptation helped",
     "worse": "Adaptation did harm",
+    "small_gain": "Small gain",
+    "small_loss": "Small loss",
+    "trial_gain": "Gain in a short run",
+    "trial_loss": "Loss in a short run",
     "unclear": "No clear change",
     "untested": "Change not tested",
     "rejected": "Adaptation was rejected",
@@ -91,9 +95,16 @@ def _kind(report: Report, short: bool) -> Kind:
     gain = report.comparison.gain
     if gain is None or not gain.clear:
         return "unclear"
+    rose = gain.low > 0
+    if not (report.kept or rose):
+        return "rejected"
+    if few_steps(report):
+        return "trial_gain" if rose else "trial_loss"
+    if abs(difference(before, after) or 0) < NOTABLE:
+        return "small_gain" if rose else "small_loss"
     if not report.kept:
-        return "overlooked" if gain.low > 0 else "rejected"
-    return "better" if gain.low > 0 else "worse"
+        return "overlooked"
+    return "better" if rose else "worse"
 
 
 def _unfinished(report: Report) -> list[str]:
@@ -142,7 +153,7 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
     if report.finished and not report.kept and kind != "short":
         better = " although its mean IoU is lower" if after > before else ""
         sentences.append(f"The run ends with “{title_of(first)}”{better}: {_rejection(report)}")
-    if kind == "overlooked":
+    if kind in ("overlooked", "small_gain", "trial_gain") and not report.kept:
         sentences.append(f"The network of “{title_of(last)}” is the file {report.weights_of(last)}.")
     return sentences
 
@@ -177,7 +188,7 @@ def _gains_and_losses(report: Report) -> list[str]:
 
 def _outcome_without_labels(report: Report) -> list[str]:
     first, last = report.ends
-    sentences = ["The target images have no labels, so nobody can say from this run how accurate it is."]
+    sentences = [f"The {report.evaluated}s have no labels: nobody can say from this run how accurate it is."]
     if report.comparison and report.comparison.images:
         images = report.comparison.images
         changed = sum(image.changed for image in images) / len(images)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cpsl.app.checking.settings import advice, open_domains, validate
+from cpsl.app.checking.settings import advice, open_domains, unset_folders, validate
 from cpsl.app.command_line import parse, recipe_names
 from cpsl.app.config import Config
 from cpsl.app.datasets import size_of_source
 from cpsl.app.settings import override, to_toml
 from cpsl.training import Process
 
-SHAPES = {"a": (30, 40), "b": (40, 40), "c": (24, 60), "d": (60, 80)}
+DATA = ["--source.images", "a", "--source.labels", "b", "--target.images", "c"]
+SHAPES = {"a": (30, 40), "b": (40, 40), "c": (24, 60), "d": (60, 80), "labels": (30, 40)}
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def run(folders: Path, sources: str, *options: str, target: str = "a") -> Config
     lines = [f'[target]\nimages = "{folders / target}"']
     for name in sources:
         lines.append(
-            f'[[source]]\nimages = "{folders / name.lower()}"\nfrom_target = {str(name.isupper()).lower()}'
+            f'[[source]]\nimages = "{folders / name.lower()}"\nlabels = "{folders / "labels"}"\n'
+            f"from_target = {str(name.isupper()).lower()}"
         )
     file = folders / "run.toml"
     file.write_text("\n".join(lines).replace("\\", "/"), encoding="utf-8")
@@ -133,3 +135,44 @@ def test_the_recipes_warm_up_in_a_part_of_the_stage(folders: Path, name: str) ->
     if "source" not in datasets:
         datasets["source"] = datasets["target"]
     assert not [text for text in advice(config, datasets) if "warmup" in text]
+
+
+@pytest.mark.parametrize(
+    ("words", "unset"),
+    [
+        ([], ["source.images", "source.labels", "target.images"]),
+        (["--source.images", "a", "--target.images", "b"], ["source.labels"]),
+        (["--source.images", "a", "--target.images", "b", "--init-from.online", "no.pt"], []),
+        (["--source.images", "a", "--source.labels", "b", "--target.dataset", "gta5"], ["target.root"]),
+        (
+            [
+                "--source.images",
+                "a",
+                "--source.labels",
+                "b",
+                "--target.images",
+                "c",
+                "--evaluation.labels",
+                "d",
+            ],
+            ["evaluation.images"],
+        ),
+    ],
+)
+def test_a_folder_that_is_not_set_is_named_with_its_option(words: list[str], unset: list[str]) -> None:
+    config = parse(["--config", "cpu", *words])
+    said = [problem for problem in validate(config, Process(torch.device("cpu"))) if "not set" in problem]
+    assert [problem.split()[0] for problem in said] == unset
+    for setting, problem in zip(unset, said, strict=True):
+        assert f"--{setting} FOLDER" in problem
+        assert f"[{setting.partition('.')[0]}]" in problem
+    assert "\n".join(said).count("cpsl adapt") == bool(unset)
+
+
+def test_the_folders_of_several_sources_are_named_by_their_tables(folders: Path) -> None:
+    config = run(folders, "ab")
+    others = tuple(replace(source, labels=None) for source in config.more_sources)
+    (problem,) = unset_folders(replace(config, more_sources=others)).values()
+    assert problem.startswith("source 2.labels")
+    assert "[[source]]" in problem
+    assert "--source" not in problem

@@ -195,6 +195,21 @@ def test_predictions_may_have_another_size_than_the_image(tmp_path: Path) -> Non
     assert "corrected (blue)" in page_of(uneven, tmp_path).text
 
 
+@pytest.mark.parametrize("labeled", [True, False])
+def test_words_of_statistics_are_among_the_terms(tmp_path: Path, labeled: bool) -> None:
+    curves = {"distill_2": {"confident": [(20, 0.5)], "marginal_error": [(20, 0.1)]}}
+    text, _, terms = page_of(sample_report(labeled, curves=curves), tmp_path).text.rpartition(" Terms ")
+    assert "nats" not in text
+    for word in ("bootstrap", "mutual information", "entropy", "density", "confident", "cluster"):
+        if word != "bootstrap" or labeled:
+            assert word in terms.lower()
+
+
+def test_the_initial_weights_stand_beside_the_network(tmp_path: Path) -> None:
+    facts = {"Network": ["EfficientNet-Lite0, 3.0 million weights"], "Initial weights": ["random weights"]}
+    assert "EfficientNet-Lite0, random weights" in page_of(sample_report(facts=facts), tmp_path).text
+
+
 def test_settings_that_differ_from_the_defaults_are_marked(tmp_path: Path) -> None:
     rows = [row.get("class") for row in page_of(sample_report(), tmp_path).all("tr")]
     assert rows.count("changed") == 1
