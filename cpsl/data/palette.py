@@ -74,12 +74,13 @@ def _synonym_colors() -> dict[str, Color]:
 @functools.lru_cache(maxsize=16)
 def _distinct_colors(taken: tuple[Color, ...]) -> tuple[Color, ...]:
     """Returns 255 colors, each as far as possible from those before it and those taken."""
-    values = torch.arange(0, 256, STEP).round().to(torch.uint8)
+    # Whatever the default device is: that of a network that is only measured has no values.
+    values = torch.arange(0, 256, STEP, device="cpu").round().to(torch.uint8)
     colors = torch.cartesian_prod(values, values, values)
     positions = _positions(colors)
     lightness, chroma = positions[:, 0], positions[:, 1:].norm(dim=1)
     suitable = (lightness >= LIGHTNESS[0]) & (lightness <= LIGHTNESS[1]) & (chroma <= CHROMA)
-    avoided = _positions(torch.tensor([(0, 0, 0), (255, 255, 255), *taken], dtype=torch.uint8))
+    avoided = _positions(torch.tensor([(0, 0, 0), (255, 255, 255), *taken], dtype=torch.uint8, device="cpu"))
     colors, positions = colors[suitable], positions[suitable]
     distance = torch.cdist(positions, avoided).amin(dim=1)
     chosen = []

@@ -48,7 +48,9 @@ def test_street_classes_share_no_color_with_others(names: list[str]) -> None:
     means = [SYNONYMS.get(name, name) for name in names]
     assert set(street) == {COLOR_OF[name] for name in means if name in COLOR_OF}
     if others and len(colors) > 1:
-        distances = torch.cdist(positions(others), positions([*colors, (0, 0, 0), (255, 255, 255)]))
+        all_colors = positions([*colors, (0, 0, 0), (255, 255, 255)])
+        # By matrix products, equal colors would have a distance above 0.
+        distances = torch.cdist(positions(others), all_colors, compute_mode="donot_use_mm_for_euclid_dist")
         assert distances.masked_fill(distances == 0, torch.inf).min() >= 15  # as pole and fence
         assert len(set(colors)) == len(colors)
 
@@ -76,6 +78,12 @@ def test_classes_of_camvid_have_the_colors_of_cityscapes() -> None:
 def test_the_name_of_cityscapes_precedes_its_synonym(names: tuple[str, ...]) -> None:
     colors = dict(zip(names, class_colors(names), strict=True))
     assert colors["vegetation"] == COLOR_OF["vegetation"] != colors["tree"]
+
+
+def test_colors_do_not_depend_on_the_default_device() -> None:
+    with torch.device("meta"):
+        computed = class_colors(["road", "one that no other test has", "two"])
+    assert computed == class_colors(["road", "another", "third"])
 
 
 def test_255_classes_have_colors() -> None:
