@@ -168,7 +168,7 @@ def _remedy(report: Report, weak: list[str]) -> str:
 
 
 def _largest_confusion(report: Report) -> list[str]:
-    """Returns the confusion of most pixels, of which an over-predicted class may be the reason."""
+    """Returns advice on the two classes whose confusion takes most pixels, if these are many."""
     if report.comparison is None:
         return []
     matrix = report.comparison.confusion[1]
