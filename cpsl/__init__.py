@@ -13,6 +13,7 @@ from cpsl._internal import threads as _threads  # noqa: F401  # before torch is 
 from cpsl.alignment import DistributionAligner, class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering
 from cpsl.collapse import find_collapses
+from cpsl.contrast import pixel_contrast, prototype_contrast
 from cpsl.geometry import View, warp
 from cpsl.limits import ShareLimits
 from cpsl.losses import (
@@ -20,7 +21,6 @@ from cpsl.losses import (
     discriminator_loss,
     distillation,
     generator_loss,
-    pixel_contrast,
     prototype_consistency,
     symmetric_cross_entropy,
 )
@@ -72,6 +72,7 @@ __all__ = [
     "models",
     "pixel_contrast",
     "prototype_consistency",
+    "prototype_contrast",
     "prototype_similarity",
     "sinkhorn",
     "symmetric_cross_entropy",

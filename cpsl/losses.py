@@ -9,11 +9,11 @@ can detect it.
 import math
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cpsl._internal.checking import check_labels, check_shape
+from cpsl._internal.checking import check_labels_of, check_shape
+from cpsl._internal.precision import at_least_float32
 
 
 def cross_entropy(
@@ -39,8 +39,8 @@ def cross_entropy(
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
         tensor(0.6931)
     """
-    _check_labels(logits, labels, ignore_index)
-    labels, logits = labels.long(), _at_least_float32(logits)
+    check_labels_of(logits, labels, ignore_index)
+    labels, logits = labels.long(), at_least_float32(logits)
     count = (labels != ignore_index).sum().clamp_min(1)
     if weights is None:
         return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / count
@@ -83,11 +83,11 @@ def symmetric_cross_entropy(
         >>> bool(right < 0.01 < wrong < 11)
         True
     """
-    _check_labels(logits, labels, ignore_index)
+    check_labels_of(logits, labels, ignore_index)
     labels = labels.long()
     valid = labels != ignore_index
     classes = labels.masked_fill(~valid, 0)
-    p = _at_least_float32(logits).softmax(dim=1).clamp_min(1e-7)
+    p = at_least_float32(logits).softmax(dim=1).clamp_min(1e-7)
     # log max(y_k, 1e-4) is 0 for the labeled class and log 1e-4 for all others.
     others = p.sum(dim=1) - p.gather(1, classes[:, None])[:, 0]
     reverse = -math.log(1e-4) * others.masked_fill(~valid, 0).sum() / valid.sum().clamp_min(1)
@@ -121,8 +121,8 @@ def prototype_consistency(
         0.0
     """
     # Converted before the division, which amplifies the rounding of half precision.
-    student = _at_least_float32(student_similarity) / temperature
-    teacher = _at_least_float32(teacher_similarity) / temperature
+    student = at_least_float32(student_similarity) / temperature
+    teacher = at_least_float32(teacher_similarity) / temperature
     return distillation(student, teacher, valid)
 
 
@@ -144,8 +144,8 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor |
         tensor(0.3460)
     """
     check_shape("teacher", teacher_logits, *student_logits.shape)
-    student = _at_least_float32(student_logits).log_softmax(dim=1)
-    teacher = _at_least_float32(teacher_logits.detach()).log_softmax(dim=1)
+    student = at_least_float32(student_logits).log_softmax(dim=1)
+    teacher = at_least_float32(teacher_logits.detach()).log_softmax(dim=1)
     finite = teacher.sum(dim=1).isfinite()
     # Before the product with the gradient: 0 · NaN is NaN.
     teacher.masked_fill_(~finite[:, None], 0)
@@ -155,69 +155,6 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor |
         finite = finite & valid
     total = divergence.masked_fill(~finite, 0).sum()
     return total / (finite.sum() * student.shape[1]).clamp_min(1)
-
-
-def pixel_contrast(
-    features: Tensor,
-    labels: Tensor,
-    bank: Tensor,
-    bank_labels: Tensor,
-    bank_valid: Tensor | None = None,
-    *,
-    temperature: float = 0.08,
-    ignore_index: int = 255,
-) -> Tensor:
-    r"""Computes the contrastive loss of pixels against a memory bank (Wang et al., 2021).
-
-        s_ij = x_i·b_j / τ
-        mean_i 1/|P_i| Σ_{j in P_i} - log( exp s_ij / (exp s_ij + Σ_{n in N_i} exp s_in) )
-
-    The positives P_i are the pixels of the bank that have the class of pixel i; the negatives N_i are those
-    of other classes. Pixels that are ignored or have no positive are not counted.
-
-    Args:
-        features: (N, D) of any length.
-        labels: (N,) integer.
-        bank: (M, D) of any length; gets no gradient, and rows that are not finite do not count.
-        bank_labels: (M,) integer.
-        bank_valid: (M,) bool, rows of the bank that hold a pixel; None is all.
-        temperature: τ.
-        ignore_index: Label of pixels that are ignored.
-
-    Raises:
-        ValueError: The shapes do not match.
-
-    Example:
-        >>> x = torch.eye(2)
-        >>> near = pixel_contrast(x, torch.tensor([0, 1]), x, torch.tensor([0, 1]))
-        >>> far = pixel_contrast(x, torch.tensor([0, 1]), x, torch.tensor([1, 0]))
-        >>> bool(near < far)
-        True
-    """
-    check_shape("features", features, "N", "D")
-    check_shape("bank", bank, "M", features.shape[1])
-    check_shape("labels", labels, len(features))
-    check_shape("bank_labels", bank_labels, len(bank))
-    labels, bank_labels = labels.long(), bank_labels.long()
-    usable = bank_labels != ignore_index
-    if bank_valid is not None:
-        usable = usable & bank_valid
-    with torch.autocast(features.device.type, enabled=False):
-        x = F.normalize(_at_least_float32(features), dim=1)
-        units = F.normalize(_at_least_float32(bank.detach()), dim=1)
-        finite = units.sum(dim=1).isfinite()
-        usable = usable & finite
-        # Before the product: 0 · NaN is NaN.
-        scores = x @ units.masked_fill(~finite[:, None], 0).t() / temperature
-    same = labels[:, None] == bank_labels[None]
-    positive = same & usable
-    # A finite value, because the gradient of logsumexp is NaN if all inputs are -inf.
-    negatives = scores.masked_fill(same | ~usable, -1e30).logsumexp(dim=1, keepdim=True)
-    each = F.softplus(negatives - scores)
-    count = positive.sum(dim=1)
-    counts = (labels != ignore_index) & (count > 0)
-    mean = each.masked_fill(~positive, 0).sum(dim=1) / count.clamp_min(1)
-    return mean.masked_fill(~counts, 0).sum() / counts.sum().clamp_min(1)
 
 
 def generator_loss(decision: Tensor) -> Tensor:
@@ -327,48 +264,6 @@ class DistillationLoss(nn.Module):
         __call__ = forward
 
 
-class PixelContrastLoss(nn.Module):
-    """`pixel_contrast` as a module."""
-
-    def __init__(self, temperature: float = 0.08, ignore_index: int = 255) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.ignore_index = ignore_index
-
-    def forward(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        bank: Tensor,
-        bank_labels: Tensor,
-        bank_valid: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the loss; see `pixel_contrast`."""
-        return pixel_contrast(
-            features,
-            labels,
-            bank,
-            bank_labels,
-            bank_valid,
-            temperature=self.temperature,
-            ignore_index=self.ignore_index,
-        )
-
-    if TYPE_CHECKING:
-        __call__ = forward
-
-
 def _mean_square_difference(x: Tensor, wanted: float) -> Tensor:
     """Returns the mean of (x - wanted)², which is zero instead of NaN for an empty batch."""
-    return (_at_least_float32(x) - wanted).square().sum() / max(x.numel(), 1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _check_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
-    check_shape("logits", logits, "B", "K", "h", "w")
-    advice = "; resize the logits bilinearly, or the labels with cpsl.geometry.resize_labels"
-    check_shape("labels", labels, len(logits), *logits.shape[2:], advice=advice)
-    check_labels(labels, logits.shape[1], ignore_index)
+    return (at_least_float32(x) - wanted).square().sum() / max(x.numel(), 1)

@@ -19,6 +19,7 @@ from cpsl import (
     cutmix,
     marginal_error,
     pixel_contrast,
+    prototype_contrast,
     prototype_similarity,
     sinkhorn,
 )
@@ -87,6 +88,7 @@ OPERATIONS: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
     ),
     ("ConfusionMatrix.update", count, (ConfusionMatrix(K), LABELS)),
     ("PseudoLabelRectifier", PseudoLabelRectifier(), (SOFT, torch.randn(2, D, 3, 4), PROTOTYPES)),
+    ("prototype_contrast", prototype_contrast, (torch.rand(2, K, 6, 7), LABELS)),
     ("pixel_contrast", pixel_contrast, (PIXELS, LABELS.flatten()[:40], PIXELS, LABELS.flatten()[:40])),
     (
         "cutmix",

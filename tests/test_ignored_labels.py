@@ -83,6 +83,7 @@ def test_unsigned_labels_mean_the_same(values: list[int], ignore_index: int) -> 
             cpsl.cross_entropy(logits, labels, ignore_index),
             cpsl.cross_entropy(logits, labels, ignore_index, weights=torch.ones(SHAPE)),
             cpsl.symmetric_cross_entropy(logits, labels, ignore_index=ignore_index),
+            cpsl.prototype_contrast(logits, labels, ignore_index=ignore_index),
             cpsl.pixel_contrast(pixels, flat, pixels, flat, ignore_index=ignore_index),
             cpsl.class_counts(labels, 256, ignore_index),
             confusion.matrix,

@@ -4,23 +4,22 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpsl.contrast import prototype_contrast
 from cpsl.losses import (
     CrossEntropyLoss,
     DistillationLoss,
-    PixelContrastLoss,
     PrototypeConsistencyLoss,
     SymmetricCrossEntropyLoss,
     cross_entropy,
     discriminator_loss,
     distillation,
     generator_loss,
-    pixel_contrast,
     prototype_consistency,
     symmetric_cross_entropy,
 )
 from cpsl.prototypes import prototype_similarity
 
-WITH_LABELS = [cross_entropy, symmetric_cross_entropy]
+WITH_LABELS = [cross_entropy, symmetric_cross_entropy, prototype_contrast]
 
 
 def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,44 +181,10 @@ def test_consistency_agrees_with_the_authors_code(golden) -> None:
     assert got.item() == pytest.approx(float(vectors["loss"]), rel=1e-4)
 
 
-def test_contrast_agrees_with_the_authors_code(golden) -> None:
-    vectors = {name: torch.from_numpy(array) for name, array in golden("contrast").items()}
-    got = pixel_contrast(
-        vectors["features"],
-        vectors["labels"][:, 0].long(),
-        vectors["bank"],
-        vectors["bank_labels"][:, 0].long(),
-        temperature=float(vectors["temperature"]),
-    )
-    assert got.item() == pytest.approx(float(vectors["loss"]), rel=1e-4)
-
-
-@given(seed=st.integers(0, 10_000))
-def test_contrast_skips_pixels_without_positives_and_empty_rows(seed: int) -> None:
-    torch.manual_seed(seed)
-    features, labels = torch.randn(12, 4, requires_grad=True), torch.randint(3, (12,))
-    bank, bank_labels = torch.randn(9, 4), torch.randint(2, (9,))
-    labels[0], bank_labels[0] = 255, 255
-    valid = torch.rand(9) < 0.7
-    value = pixel_contrast(features, labels, bank, bank_labels, valid)
-    usable = valid & (bank_labels != 255)
-    kept = (labels != 255) & (labels[:, None] == bank_labels[usable]).any(dim=1)
-    value.backward()
-    assert features.grad.isfinite().all()
-    if not kept.any():
-        assert value == 0
-        return
-    assert (features.grad[~kept] == 0).all()
-    alone = pixel_contrast(features[kept], labels[kept], bank[usable], bank_labels[usable])
-    torch.testing.assert_close(value, alone)
-
-
 def test_modules_compute_the_functions_with_their_hyper_parameters() -> None:
     logits, labels = batch(0)
     other, valid = torch.randn(2, 5, 4, 6), labels != 255
     others = labels.masked_fill(~valid, -1)
-    features, classes = torch.randn(12, 5), torch.randint(3, (12,))
-    bank, bank_classes, full = torch.randn(9, 5), torch.randint(3, (9,)), torch.rand(9) < 0.7
     for got, wanted in [
         (CrossEntropyLoss(ignore_index=-1)(logits, others), cross_entropy(logits, others, -1)),
         (
@@ -235,10 +200,6 @@ def test_modules_compute_the_functions_with_their_hyper_parameters() -> None:
             prototype_consistency(other, logits, valid, temperature=0.3),
         ),
         (DistillationLoss()(logits, other, valid), distillation(logits, other, valid)),
-        (
-            PixelContrastLoss(0.3, ignore_index=1)(features, classes, bank, bank_classes, full),
-            pixel_contrast(features, classes, bank, bank_classes, full, temperature=0.3, ignore_index=1),
-        ),
     ]:
         assert torch.equal(got, wanted)
 
@@ -271,5 +232,3 @@ def test_mismatched_shapes_are_refused() -> None:
         distillation(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 5))
     with pytest.raises(ValueError, match="valid must be"):
         distillation(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4), torch.ones(1, 3) > 0)
-    with pytest.raises(ValueError, match=r"bank must be \(M, 3\), got shape \(2, 4\)"):
-        pixel_contrast(torch.rand(2, 3), torch.zeros(2), torch.rand(2, 4), torch.zeros(2))

@@ -50,6 +50,11 @@ def pixel_contrast(batch: SegmentationBatch) -> Tensor:
     )
 
 
+def prototype_contrast(batch: SegmentationBatch) -> Tensor:
+    similarity = cpsl.prototype_similarity(batch.features, batch.prototypes.detach())
+    return cpsl.prototype_contrast(similarity, batch.labels, ignore_index=batch.ignore_index)
+
+
 def generator_loss(batch: SegmentationBatch) -> Tensor:
     return cpsl.generator_loss(batch.logits)
 
@@ -72,6 +77,7 @@ LOSSES: list[Loss] = [
     consistency,
     consistency_of_features,
     pixel_contrast,
+    prototype_contrast,
     generator_loss,
     discriminator_loss,
     clustering,
@@ -106,5 +112,5 @@ def test_each_exception_is_still_needed(loss: Loss, check: LossCheck, reason: st
 @pytest.mark.parametrize("loss", LOSSES)
 def test_only_losses_of_cosines_lower_float64(loss: Loss) -> None:
     value = loss(segmentation_batch(dtype=torch.float64))
-    lowered = loss in (consistency_of_features, clustering)
+    lowered = loss in (consistency_of_features, prototype_contrast, clustering)
     assert value.dtype == (torch.float32 if lowered else torch.float64)

@@ -47,6 +47,14 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
         )
 
 
+def check_labels_of(logits: Tensor, labels: Tensor, ignore_index: int) -> None:
+    """Raises an error unless the labels are those of the pixels and classes of the logits."""
+    check_shape("logits", logits, "B", "K", "h", "w")
+    advice = "; resize the logits bilinearly, or the labels with cpsl.geometry.resize_labels"
+    check_shape("labels", labels, len(logits), *logits.shape[2:], advice=advice)
+    check_labels(labels, logits.shape[1], ignore_index)
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Raises ValueError if a value is NaN or infinite."""
     if value.device.type != "cpu" or type(value) is not Tensor or torch.compiler.is_compiling():

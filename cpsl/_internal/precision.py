@@ -20,6 +20,11 @@ class FullPrecision(nn.Module):
         return self
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Converts half precision to float32, and keeps float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def keep_precision(convert: Convert) -> Convert:
     """Wraps a conversion of tensors such that it never lowers their precision; devices change as before.
 

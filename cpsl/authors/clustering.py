@@ -11,7 +11,7 @@ from cpsl._internal.checking import check_shape
 from cpsl._internal.distributed import all_reduce_max, rank_and_size
 from cpsl.alignment import class_counts
 from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
-from cpsl.losses import pixel_contrast
+from cpsl.contrast import pixel_contrast
 from cpsl.memory import PixelMemoryBank
 from cpsl.prototypes import prototype_similarity
 from cpsl.sampling import pixels_at, sample_uniform
