@@ -54,6 +54,7 @@ VARIATIONS: dict[str, tuple[Any, ...]] = {
     "online.mixing": ("none", "cut", "class"),
     "online.clustering": (False, True),
     "online.fading": (False, True),
+    "online.contrast_weight": (0.0, 0.3),
     "online.balanced": (False, True),
     "online.limited": (False, True),
 }

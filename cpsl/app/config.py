@@ -199,7 +199,9 @@ class Online:
     clustering: bool = True
     """Rectify the pseudo labels with clusters of the target; without, a plain mean teacher."""
     fading: bool = True
-    """Lower the weight of the clusters to 0 over the stage."""
+    """Lower the weight of the clusters in the pseudo labels to 0 over the stage."""
+    contrast_weight: Weight = 0.3
+    """Weight of the contrast of features and the clusters' prototypes; 0 for none."""
     balanced: bool = True
     """Balance the classes of the pseudo labels, for the best mean IoU instead of accuracy."""
     limited: bool = True

@@ -11,6 +11,7 @@ TITLES = {
     "loss_target": "loss of target images (pseudo labels)",
     "loss_masked": "loss of masked target images (pseudo labels)",
     "loss_distillation": "loss of distillation (divergence from the teacher)",
+    "loss_contrast": "loss of contrast (features and prototypes, both domains)",
     "loss_self_label": "loss of clustering (cross-entropy with assignments)",
     "loss_consistency": "loss of consistency (weak and strong view)",
     "loss_adversarial": "loss of adversarial alignment (network)",

@@ -189,6 +189,7 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
         mixing=settings.mixing,
         fading_steps=settings.iterations if settings.fading else None,
         confidence_threshold=settings.confidence_threshold,
+        contrast_weight=settings.contrast_weight,
         masked_weight=settings.masked_weight,
         masked_share=settings.masked_share,
         masked_patch=settings.masked_patch,

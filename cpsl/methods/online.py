@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from cpsl._internal.distributed import no_sync, unwrap
 from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
+from cpsl.contrast import prototype_contrast
 from cpsl.data.training import SourceBatch, TargetBatch
-from cpsl.geometry import warp
+from cpsl.geometry import resize_labels, warp
 from cpsl.limits import ShareLimits
 from cpsl.losses import cross_entropy
 from cpsl.methods.step import (
@@ -25,7 +26,7 @@ from cpsl.methods.step import (
 from cpsl.mixing import Mixed, classmix, cutmix, mask_patches
 from cpsl.models.ema import ExponentialMovingAverage
 from cpsl.models.network import resize, segment
-from cpsl.prototypes import RunningClassMeans
+from cpsl.prototypes import RunningClassMeans, prototype_similarity
 from cpsl.rectification import consensus
 from cpsl.thresholds import DiceThresholds
 
@@ -38,9 +39,10 @@ class OnlineSelfLabeling(Method):
     With a clustering, the labels are the consensus of the teacher's probabilities and of the clusters, to
     which optimal transport assigns the pixels (CPSL), as far as the teacher doubts its own. Both follow the
     class distribution of the target, and the prototypes are initialized with the class means of the source
-    features. Half of the classes of a source image are pasted into each target image (DACS, Tranheden et al.,
-    2021). As in DAFormer (Hoyer et al., 2022), the target loss is weighted by the share of pixels with
-    certain labels. As in MIC (Hoyer et al., 2023), the student also labels target images with masked patches.
+    features. The student learns features that are similar to the prototype of their class, in both domains.
+    Half of the classes of a source image are pasted into each target image (DACS, Tranheden et al., 2021). As
+    in DAFormer (Hoyer et al., 2022), the target loss is weighted by the share of pixels with certain labels.
+    As in MIC (Hoyer et al., 2023), the student also labels target images with masked patches.
 
     Args:
         student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
@@ -54,7 +56,8 @@ class OnlineSelfLabeling(Method):
         fading_steps: Steps over which the weight of the clusters in the labels falls linearly to 0; None
             keeps it.
         confidence_threshold: Probability from which the teacher counts as confident, 0...1.
-        self_label_weight: Weight of the clustering loss.
+        contrast_weight: Weight of the contrast of features and prototypes; 0 skips it.
+        self_label_weight: Weight of the clustering loss, which trains prototypes that follow a gradient.
         masked_weight: Weight of the loss on masked images; 0 skips its pass.
         masked_share: Share of the patches that are masked, 0...1.
         masked_patch: Side of these patches in pixels.
@@ -86,6 +89,7 @@ class OnlineSelfLabeling(Method):
         initial_steps: int = 100,
         fading_steps: int | None = None,
         confidence_threshold: float = 0.968,
+        contrast_weight: float = 0.3,
         self_label_weight: float = 0.1,
         masked_weight: float = 1.0,
         masked_share: float = 0.7,
@@ -109,6 +113,7 @@ class OnlineSelfLabeling(Method):
         self.mixing = mixing
         self.fading_steps = fading_steps
         self.confidence_threshold = confidence_threshold
+        self.contrast_weight = contrast_weight
         self.self_label_weight = self_label_weight
         self.masked_weight = masked_weight
         self.masked_share = masked_share
@@ -125,16 +130,20 @@ class OnlineSelfLabeling(Method):
         """Yields the losses; see `Method.losses`. No pseudo labels are needed."""
         trains = torch.is_grad_enabled()
 
-        # 1. Cross-entropy on the source.
+        # 1. Cross-entropy on the source. At first the prototypes are the class means of its features.
         with no_sync(self.student):
             logits, features = segment(self.student, to_float(source.image))
         loss_source = cross_entropy(resize(logits, source.label.shape[1:], self.align_corners), source.label)
         self.metrics = {"loss_source": loss_source.detach()}
-        yield loss_source
-
-        # 2. At first the prototypes are the class means of the source.
         if self.clustering is not None and self.initial is not None and trains:
             self.initial(unwrap(self.clustering), features, source.label)
+
+        # 2. Contrast: features are similar to the prototype of their class, and unlike the others.
+        contrasts = self.clustering is not None and self.contrast_weight > 0
+        if contrasts:
+            contrast_source = self._contrast(features, source.label)
+            loss_source = loss_source + self.contrast_weight * contrast_source
+        yield loss_source
 
         with torch.no_grad():
             # 3. The teacher labels the weak view, and the clusters rectify its probabilities.
@@ -164,13 +173,17 @@ class OnlineSelfLabeling(Method):
             weights = torch.where(mixed.pasted, 1.0, confident)
             self.supervision = Supervision(mixed.image, mixed.labels)
 
-        # 5. Cross-entropy of the student on the mixed image.
+        # 5. Cross-entropy and contrast of the student on the mixed image.
         more = self.masked_weight > 0
         with no_sync(self.student, when=more or not last_micro_batch):
-            logits = segment(self.student, to_float(mixed.image)).logits
+            logits, mixed_features = segment(self.student, to_float(mixed.image))
         logits = resize(logits, size, self.align_corners)
         loss_target = cross_entropy(logits, mixed.labels, weights=weights)
         self.metrics |= {"loss_target": loss_target.detach(), "confident": confident}
+        if contrasts:
+            contrast_target = self._contrast(mixed_features, mixed.labels, weights)
+            self.metrics |= {"loss_contrast": (contrast_source + contrast_target).detach()}
+            loss_target = loss_target + self.contrast_weight * contrast_target
         yield loss_target
 
         # 6. Masked consistency: the context has to explain the masked patches.
@@ -230,6 +243,19 @@ class OnlineSelfLabeling(Method):
         steps = 0 if self.initial is None else self.initial.steps
         factor = 1.0 if self.fading_steps is None else max(1 - steps / self.fading_steps, 0.0)
         return factor * (1 - probabilities.float().amax(dim=1, keepdim=True)).clamp(0.0, 0.5)
+
+    def _contrast(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Returns the contrast of a map of features and the prototypes, which get no gradient from it."""
+        assert self.clustering is not None
+        clustering, grid = unwrap(self.clustering), features.shape[2:]
+        if weights is not None:
+            weights = resize(weights[:, None], grid, self.align_corners)[:, 0]
+        return prototype_contrast(
+            prototype_similarity(features, clustering.prototypes.detach()),
+            resize_labels(labels, grid, self.align_corners),
+            weights,
+            temperature=clustering.temperature,
+        )
 
     def _mix(self, image: Tensor, labels: Tensor, source: SourceBatch) -> Mixed:
         if self.mixing == "none":

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpsl import ClassBalancedPrototypeClustering, warp
+from cpsl import ClassBalancedPrototypeClustering, prototype_contrast, prototype_similarity, warp
 from cpsl.data import SourceBatch, TargetBatch
+from cpsl.geometry import resize_labels
 from cpsl.losses import cross_entropy
 from cpsl.methods import OnlineSelfLabeling
 from cpsl.models import ExponentialMovingAverage, resize
@@ -237,6 +238,46 @@ def test_the_clustering_loss_is_that_of_the_clustering(batches: Batches) -> None
     (output,) = outputs
     torch.testing.assert_close(losses[-1], 0.3 * output.loss)
     torch.testing.assert_close(method.metrics["loss_self_label"], output.loss.detach())
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_features_of_both_domains_are_contrasted_with_the_prototypes(
+    batches: Batches, align_corners: bool
+) -> None:
+    losses = []
+    for weight in (0.0, 0.7):
+        method = build(contrast_weight=weight, align_corners=align_corners)
+        losses.append(list(method.losses(*batches)))
+        assert ("loss_contrast" in method.metrics) == (weight > 0)
+    plain, contrasted = losses
+
+    source, _ = batches
+    assert method.supervision is not None
+    clustering: Any = method.clustering
+    weights = torch.where(pasted_by(method, source), 1.0, method.metrics["confident"])
+    expected = []
+    for image, labels, weight_of in [
+        (source.image, source.label, torch.ones_like(weights)),
+        (method.supervision.images, method.supervision.labels, weights),
+    ]:
+        features = method.student(image / 255).features
+        of_grid = resize(weight_of[:, None], features.shape[2:], align_corners)[:, 0]
+        on_grid = resize_labels(labels, features.shape[2:], align_corners)
+        cosines = prototype_similarity(features, clustering.prototypes.detach())
+        expected.append(prototype_contrast(cosines, on_grid, of_grid, temperature=clustering.temperature))
+    torch.testing.assert_close(contrasted[0], plain[0] + 0.7 * expected[0])
+    torch.testing.assert_close(contrasted[1], plain[1] + 0.7 * expected[1])
+    torch.testing.assert_close(contrasted[2:], plain[2:])
+    torch.testing.assert_close(method.metrics["loss_contrast"], (expected[0] + expected[1]).detach())
+
+
+def test_the_contrast_moves_features_not_prototypes(batches: Batches) -> None:
+    method = build()
+    clustering: Any = method.clustering
+    for number, loss in enumerate(method.losses(*batches)):
+        if number < 2:  # the last one is the loss of the clustering
+            loss.backward()
+    assert clustering.prototypes.grad is None
 
 
 def test_pixels_with_a_non_finite_teacher_are_ignored(batches: Batches) -> None:

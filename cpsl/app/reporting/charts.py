@@ -19,6 +19,7 @@ CURVES = {
     "loss_source": "Loss on the source's labels",
     "loss_target": "Loss on pseudo labels of the target",
     "loss_masked": "Loss on masked target images",
+    "loss_contrast": "Contrast of features and prototypes",
     "loss_self_label": "Clustering loss",
     "loss_consistency": "Loss of consistency between views",
     "loss_distillation": "Distance to the teacher's predictions",
