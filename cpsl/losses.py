@@ -36,6 +36,7 @@ def cross_entropy(
             class nor ignored.
 
     Example:
+        >>> import torch
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
         tensor(0.6931)
     """
@@ -78,6 +79,7 @@ def symmetric_cross_entropy(
             class nor ignored.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([10.0, 0.0]).reshape(1, 2, 1, 1)
         >>> right, wrong = (symmetric_cross_entropy(logits, torch.full((1, 1, 1), k)) for k in (0, 1))
         >>> bool(right < 0.01 < wrong < 11)
@@ -116,6 +118,7 @@ def prototype_consistency(
         ValueError: The shapes differ.
 
     Example:
+        >>> import torch
         >>> cosines = torch.rand(1, 3, 2, 2)
         >>> prototype_consistency(cosines, cosines).item()
         0.0
@@ -140,6 +143,7 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor |
         ValueError: The shapes differ.
 
     Example:
+        >>> import torch
         >>> distillation(torch.zeros(1, 2, 1, 1), torch.tensor([9.0, 0.0]).reshape(1, 2, 1, 1))
         tensor(0.3460)
     """
@@ -168,6 +172,7 @@ def generator_loss(decision: Tensor) -> Tensor:
         decision: Discriminator output for the target, any shape; 1 means source, 0 means target.
 
     Example:
+        >>> import torch
         >>> generator_loss(torch.zeros(1, 1, 2, 2))
         tensor(1.)
     """
@@ -184,6 +189,7 @@ def discriminator_loss(decision_source: Tensor, decision_target: Tensor) -> Tens
         decision_target: Discriminator output for the target, any shape.
 
     Example:
+        >>> import torch
         >>> discriminator_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
         tensor(0.)
     """
@@ -209,6 +215,7 @@ class SymmetricCrossEntropyLoss(nn.Module):
     """`symmetric_cross_entropy` as a module; the arguments are those of the function, as in all modules here.
 
     Example:
+        >>> import torch
         >>> loss = SymmetricCrossEntropyLoss(ce_weight=1.0, rce_weight=0.0)
         >>> loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
         tensor(0.6931)

@@ -197,13 +197,13 @@ class Online:
     teacher_momentum: Share = 0.999
     """Momentum of the averages, teacher and prototypes."""
     clustering: bool = True
-    """Rectify the pseudo labels with clusters of the target; without, a plain mean teacher."""
+    """Cluster pixels of the target; false is a mean teacher."""
     fading: bool = True
-    """Lower the weight of the clusters in the pseudo labels to 0 over the stage."""
+    """Lower the weight of the clusters to 0 over the stage."""
     contrast_weight: Weight = 0.3
-    """Weight of the contrast of features and the clusters' prototypes; 0 for none."""
+    """Weight of the contrast with prototypes."""
     balanced: bool = True
-    """Balance the classes of the pseudo labels, for the best mean IoU instead of accuracy."""
+    """Balance the classes of the pseudo labels."""
     limited: bool = True
     """Keep a class of the pseudo labels from growing beyond its share of the source or of the start."""
     temperature: Positive = 0.1

@@ -79,7 +79,10 @@ def _distinct_colors(taken: tuple[Color, ...]) -> tuple[Color, ...]:
     colors = torch.cartesian_prod(values, values, values)
     positions = _positions(colors)
     lightness, chroma = positions[:, 0], positions[:, 1:].norm(dim=1)
-    suitable = (lightness >= LIGHTNESS[0]) & (lightness <= LIGHTNESS[1]) & (chroma <= CHROMA)
+    # A color of Cityscapes would name a class that is not there.
+    street = torch.tensor(CITYSCAPES_19.palette, dtype=torch.uint8, device="cpu")
+    named = (colors[:, None] == street).all(dim=2).any(dim=1)
+    suitable = ~named & (lightness >= LIGHTNESS[0]) & (lightness <= LIGHTNESS[1]) & (chroma <= CHROMA)
     avoided = _positions(torch.tensor([(0, 0, 0), (255, 255, 255), *taken], dtype=torch.uint8, device="cpu"))
     colors, positions = colors[suitable], positions[suitable]
     distance = torch.cdist(positions, avoided).amin(dim=1)

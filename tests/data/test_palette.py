@@ -94,3 +94,7 @@ def test_255_classes_have_colors() -> None:
 def test_more_than_255_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="256"):
         class_colors([*OTHERS, "one more"])
+
+
+def test_no_class_without_a_name_of_the_street_has_its_color() -> None:
+    assert not set(class_colors(OTHERS)) & set(CITYSCAPES_19.palette)
