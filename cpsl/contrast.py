@@ -1,6 +1,7 @@
 """Contrastive losses: features are similar to those of their class, and unlike those of others.
 
 As in `cpsl.losses`, they are scalars in float32 (float64 for float64 inputs), and zero if no pixel is valid.
+Rows of a memory bank that are not finite are not counted.
 """
 
 from typing import TYPE_CHECKING

@@ -1,9 +1,8 @@
 """The losses of the method, as functions and as modules that hold the hyper-parameters.
 
 All losses are scalars: means over valid pixels, computed in float32 (in float64 for float64 inputs). If no
-pixel is valid, loss and gradients are zero. Pixels at which a teacher or a memory bank is not finite are not
-valid; a non-finite student makes the loss or its gradient non-finite, so that a trainer
-can detect it.
+pixel is valid, loss and gradients are zero. Pixels at which a teacher is not finite are not valid; a
+non-finite student makes the loss or its gradient non-finite, so that a trainer can detect it.
 """
 
 import math
