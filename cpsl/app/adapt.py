@@ -37,7 +37,7 @@ def adapt(config: Config, process: Process) -> None:
 def conclude(config: Config, process: Process) -> None:
     """Writes `model.pt`, `metrics.json` and `report.html`, logs the results; on the main process only.
 
-    `model.pt` is that of the best stage, which `choose` determines without labels.
+    `model.pt` is that of the stage which `choose` determines without labels.
     """
     keys = ("miou", "miou_13", "iou", "seconds", "scores", "collapses")
     complete = read_metrics(config)

@@ -24,20 +24,25 @@ SCORE = "information"
 SCORE_IN_WORDS = "information (certain predictions of many classes)"
 """What `SCORE` measures, for people."""
 
+SAME_SCORE = 0.02
+"""Difference of a score that says nothing: other seeds differ as much. docs/choosing.md has the runs."""
+
 Metrics = Mapping[str, Any]
 """A result of `evaluate`, and `collapses`, the result of `describe_collapses`."""
 
 
-def choose(candidates: Mapping[str, Metrics], titles: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """Chooses one of several networks without labels: the best by `SCORE` of those that did not collapse.
+def choose(
+    candidates: Mapping[str, Metrics], titles: Mapping[str, str] | None = None, tolerance: float = SAME_SCORE
+) -> tuple[str, str]:
+    """Chooses one of several networks without labels, by `SCORE`, among those that did not collapse.
 
     Args:
-        candidates: Metrics of each network by its name.
+        candidates: Metrics of each network by its name, in the order of training.
         titles: Names that the reason has instead, for readers who do not know the settings.
+        tolerance: The last network is chosen whose score is at most this far below the highest.
 
     Returns:
-        The name of the network, the first of equally good ones, and the reason. If none has a score, the
-        name of the last.
+        The name of the network, and the reason. If none has a score, the name of the last.
 
     Example:
         >>> low, high = {"scores": {"information": 0.4}}, {"scores": {"information": 0.5}}
@@ -53,20 +58,25 @@ def choose(candidates: Mapping[str, Metrics], titles: Mapping[str, str] | None =
     values = {name: _score(metrics) for name, metrics in candidates.items()}
     lost = {name: metrics["collapses"] for name, metrics in candidates.items() if metrics.get("collapses")}
     eligible = [name for name in candidates if name not in lost] or list(candidates)
-    if all(values[name] == -math.inf for name in eligible):
+    scored = [name for name in eligible if values[name] > -math.inf]
+    if not scored:
         return eligible[-1], "no stage has scores, and it is the last"
-    best = max(eligible, key=values.__getitem__)
+    highest = max(values[name] for name in scored)
+    chosen = [name for name in scored if highest - values[name] <= tolerance][-1]
     called = {name: (titles or {}).get(name, name) for name in candidates}
-    scored = [name for name in eligible if name != best and values[name] > -math.inf]
-    others = ", ".join(f"{called[name]} {values[name]:.3f}" for name in scored)
-    digits = f"{values[best]:.3f}"
-    tied = any(f"{values[name]:.3f}" == digits for name in scored)
-    highest = f"{'as high as any' if tied else 'the highest'}: {digits} ({others})" if others else digits
-    reason = f"its {SCORE_IN_WORDS} is {highest}"
+    others = ", ".join(f"{called[name]} {values[name]:.3f}" for name in scored if name != chosen)
+    value = f"{values[chosen]:.3f}" + (f" ({others})" if others else "")
+    if not others:
+        compared = ""
+    elif values[chosen] < highest:
+        compared = f"within {tolerance:g} of the highest, and of such stages the last is taken: "
+    else:
+        tied = any(f"{values[name]:.3f}" == f"{highest:.3f}" for name in scored if name != chosen)
+        compared = "as high as any: " if tied else "the highest: "
     excluded = [
         f"{called[name]} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible
     ]
-    return best, ", and ".join([reason, *excluded])
+    return chosen, ", and ".join([f"its {SCORE_IN_WORDS} is {compared}{value}", *excluded])
 
 
 def summarize(reasons: Sequence[str]) -> str:
@@ -200,7 +210,7 @@ class CheckpointSelection:
             return self._mode != "best" or metrics["miou"] is not None
         if self._mode == "best":
             return bool(metrics["miou"] is not None and metrics["miou"] > self._best["miou"])
-        return choose({"best": self._best, "new": metrics})[0] == "new"
+        return choose({"best": self._best, "new": metrics}, tolerance=0.0)[0] == "new"
 
     def save(self) -> None:
         """Writes `model.pt`: the last weights, or the best."""

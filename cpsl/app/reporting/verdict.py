@@ -8,14 +8,11 @@ from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
 from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.steps import Step, steps_after
 from cpsl.app.reporting.trust import few_steps, trust, trust_in_brief
-from cpsl.app.selection import SCORE, SCORE_IN_WORDS
+from cpsl.app.selection import SAME_SCORE, SCORE, SCORE_IN_WORDS
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import difference, duration, listing, number, plural, share, size
 from cpsl.collapse import PRESENT
-
-SAME_SCORE = 0.02
-"""Change of a score that is no evidence: on `streets`, `dusk` and `night` seeds differ by almost 0.02."""
 
 BADGES: dict[Kind, str] = {
     "better": "Adaptation helped",
@@ -237,7 +234,7 @@ def _before_and_after(scores: list[dict[str, Any]], name: str) -> tuple[float, f
 
 
 def _compared(before: float, after: float, same: str, higher: str, lower: str) -> str:
-    return same if abs(after - before) < SAME_SCORE else higher if after > before else lower
+    return same if abs(after - before) <= SAME_SCORE else higher if after > before else lower
 
 
 def _rejection(report: Report) -> str:
