@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpsl.app.selection import choose
+from cpsl.app.selection import SCORE, choose
 
 from .rows import Row
 from .runs import Run
@@ -181,7 +181,8 @@ class ScoreWorth(NamedTuple):
 def score_worth(results: Sequence[Result], score: str) -> ScoreWorth | None:
     """Returns what a score is worth, without the oracle; None without a network that has the score.
 
-    Like the program, it does not choose networks that collapsed, unless all of a run did.
+    Like the program, it does not choose networks that collapsed, unless all of a run did, nor an earlier
+    stage for a difference of `SCORE` that says nothing.
     """
     results = [result for result in results if result.row.name != "oracle"]
     networks = [(result.seed, network) for result in results for network in _own_networks(result)]
@@ -192,9 +193,9 @@ def score_worth(results: Sequence[Result], score: str) -> ScoreWorth | None:
     losses = []
     for seed in {seed for seed, _ in scored}:
         candidates = [network for of_seed, network in scored if of_seed == seed]
-        losses.append(max(n["miou"] for n in candidates) - _choose(candidates, score)["miou"])
+        losses.append(max(n["miou"] for n in candidates) - _best(candidates, score)["miou"])
     several = [result for result in results if len(result.stages) > 1]
-    gains = [_choose([*r.stages.values()], score)["miou"] - r.miou for r in several] or [float("nan")]
+    gains = [_chosen(r, score)["miou"] - r.miou for r in several] or [float("nan")]
     return ScoreWorth(correlation, float(np.mean(losses)), float(np.mean(gains)), min(gains), len(scored))
 
 
@@ -213,6 +214,13 @@ def _oriented(metrics: Metrics, score: str) -> float:
     return float("-inf") if value is None else SCORES[score] * value
 
 
-def _choose(networks: Sequence[Metrics], score: str) -> Metrics:
+def _chosen(result: Result, score: str) -> Metrics:
+    """Returns the stage that a score chooses, with the tolerance of the program if it is its score."""
+    if score == SCORE:
+        return result.stages[choose(result.stages)[0]]
+    return _best([*result.stages.values()], score)
+
+
+def _best(networks: Sequence[Metrics], score: str) -> Metrics:
     eligible = [network for network in networks if not network.get("collapses")] or networks
     return max(eligible, key=lambda network: _oriented(network, score))

@@ -14,6 +14,7 @@ from app.tiny import STAGES, cpsl
 from cpsl.app import report
 from cpsl.app.command_line import read_layers
 from cpsl.app.evaluate import read_metrics
+from cpsl.app.selection import choose
 from cpsl.app.settings import UsageError
 from cpsl.app.titles import STAGE_TITLES
 
@@ -66,6 +67,18 @@ def test_without_data_sets_the_report_keeps_all_figures(
     photographs = new.count("Target image")
     assert photographs == (0 if "cityscapes" in gone else old.count("Target image"))
     assert new.count("Before: ") == old.count("Before: ")  # predictions
+
+
+def test_the_network_at_the_top_of_a_run_is_enough_for_its_report(finished: Run, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished.folder, moved)
+    chosen = choose(read_metrics(replace(read_layers([str(moved / "config.toml")]), output=moved)))[0]
+    (moved / chosen / "model.pt").unlink()
+    ended = cpsl("report", moved, "--device", "cpu")
+    assert ended.code == 0, ended.text
+    weights = r"[\d.]+ million weights"
+    old, new = ((run / "report.html").read_text() for run in (finished.folder, moved))
+    assert re.findall(weights, new) == re.findall(weights, old) != []
 
 
 def test_an_older_run_without_its_data_sets_has_a_report(finished: Run, tmp_path: Path) -> None:

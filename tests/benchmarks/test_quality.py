@@ -226,7 +226,7 @@ def test_the_table_of_known_results() -> None:
         result(SOURCE_ONLY, 1, metrics(44)),
         result(OURS, 0, metrics(40, 0.1), metrics(50, 0.2)),
         result(OURS, 1, metrics(44, 0.2), metrics(52, 0.1)),
-        result(dacs, 1, metrics(44), metrics(43)),
+        result(dacs, 1, metrics(44, 0.2), metrics(43, 0.1)),
     ]
     lines = quality_table(found, ["plant", "stone"]).splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -174,7 +174,11 @@ def _weights(config: Config, start: str) -> str:
 
 
 def _network(config: Config, chosen: str) -> str:
-    state: dict[str, Tensor] = load(config.output / chosen / "model.pt").get("model", {})
+    of_stage = config.output / chosen / "model.pt"
+    path = (
+        of_stage if of_stage.exists() else config.output / "model.pt"
+    )  # the same network, if only it was kept
+    state: dict[str, Tensor] = load(path).get("model", {})
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     count = sum(value.numel() for name, value in state.items() if not name.endswith(buffers))
     arguments = ", ".join(f"{key} = {value}" for key, value in config.model.arguments.items())

@@ -281,8 +281,8 @@ def _cost(report: Report) -> list[str]:
     if base == 0:
         read = f"“{title_of(stages[0])}” was read from a file"
         return [f"The adaptation took {duration(rest)}{memory}; {read}."]
-    parts = f": {duration(base)} for “{title_of(stages[0])}”, {duration(rest)} for the adaptation"
-    return [f"Training took {duration(base + rest)}{parts if len(stages) > 1 else ''}{memory}."]
+    parts = f" for “{title_of(stages[0])}”, {duration(rest)} for the adaptation" if len(stages) > 1 else ""
+    return [f"Training took {duration(base)}{parts}{memory}."]
 
 
 def _problems(report: Report) -> list[str]:
