@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from typing import Any
 
 import jinja2
 import torch
+from markupsafe import Markup, escape
 
 from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting import charts
@@ -89,8 +91,20 @@ def _environment() -> jinja2.Environment:
         "size": size,
         "plural": plural,
         "title_of": title_of,
+        "unbroken": unbroken,
     }
     return environment
+
+
+def unbroken(text: str) -> Markup:
+    """Returns a sentence as HTML in which no line ends within a percentage or an option.
+
+    Example:
+        >>> print(unbroken("a < b for 14 % of the pixels"))
+        a &lt; b for <span class="unbroken">14 %</span> of the pixels
+    """
+    whole = r"(?<![\w.])\d[\d.]* %|--[\w.]+(?:-[\w.]+)*"
+    return Markup(re.sub(whole, r'<span class="unbroken">\g<0></span>', str(escape(text))))
 
 
 def _matrices(report: Report) -> list[dict[str, Any]]:
