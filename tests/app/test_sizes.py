@@ -99,7 +99,7 @@ def test_a_source_of_another_shape_keeps_it(tmp_path: Path, factor: float) -> No
 
 def test_large_images_are_reduced_to_the_pixels_of_the_recipe(tmp_path: Path) -> None:
     target = images(tmp_path / "target", [(1500, 2000)])
-    assert parse(["--config", "cpu", "--target.images", str(target)]).views.full_size == (240, 320)
+    assert parse(["--config", "cpu", "--target.images", str(target)]).views.full_size == (288, 384)
     assert parse(["--target.images", str(target)]).views.full_size == fit_size((1500, 2000), PAPER.pixels)
 
 
