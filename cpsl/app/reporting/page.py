@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -10,7 +11,6 @@ from typing import Any
 
 import jinja2
 import torch
-from markupsafe import Markup, escape
 
 from cpsl.app.comparable import counted_unequally
 from cpsl.app.reporting import charts
@@ -36,7 +36,7 @@ def write_report(report: Report, path: Path) -> None:
     shares = charts.class_shares(report)
     several = report.ends[0] != report.ends[1]
     script = (TEMPLATES / "report.js.j2").read_text(encoding="utf-8")
-    html = (
+    page = (
         _environment()
         .get_template("report.html.j2")
         .render(
@@ -70,7 +70,7 @@ def write_report(report: Report, path: Path) -> None:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
-    write_text(path, html)
+    write_text(path, page)
 
 
 @cache
@@ -96,7 +96,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def unbroken(text: str) -> Markup:
+def unbroken(text: str) -> str:
     """Returns a sentence as HTML in which no line ends within a percentage or an option.
 
     Example:
@@ -104,7 +104,7 @@ def unbroken(text: str) -> Markup:
         a &lt; b for <span class="unbroken">14 %</span> of the pixels
     """
     whole = r"(?<![\w.])\d[\d.]* %|--[\w.]+(?:-[\w.]+)*"
-    return Markup(re.sub(whole, r'<span class="unbroken">\g<0></span>', str(escape(text))))
+    return re.sub(whole, r'<span class="unbroken">\g<0></span>', html.escape(text))
 
 
 def _matrices(report: Report) -> list[dict[str, Any]]:
