@@ -64,19 +64,18 @@ def choose(
     highest = max(values[name] for name in scored)
     chosen = [name for name in scored if highest - values[name] <= tolerance][-1]
     called = {name: (titles or {}).get(name, name) for name in candidates}
-    others = ", ".join(f"{called[name]} {values[name]:.3f}" for name in scored if name != chosen)
-    value = f"{values[chosen]:.3f}" + (f" ({others})" if others else "")
-    if not others:
-        compared = ""
-    elif values[chosen] < highest:
-        compared = f"within {tolerance:g} of the highest, and of such stages the last is taken: "
-    else:
-        tied = any(f"{values[name]:.3f}" == f"{highest:.3f}" for name in scored if name != chosen)
-        compared = "as high as any: " if tied else "the highest: "
+    others = {called[name]: f"{values[name]:.3f}" for name in scored if name != chosen}
+    value = f"{values[chosen]:.3f}"
+    if others:
+        if values[chosen] < highest:
+            compared = f"within {tolerance:g} of the highest, and of such stages the last is taken"
+        else:
+            compared = "as high as any" if value in others.values() else "the highest"
+        value = f"{compared}: {value} ({', '.join(f'{name} {other}' for name, other in others.items())})"
     excluded = [
         f"{called[name]} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible
     ]
-    return chosen, ", and ".join([f"its {SCORE_IN_WORDS} is {compared}{value}", *excluded])
+    return chosen, ", and ".join([f"its {SCORE_IN_WORDS} is {value}", *excluded])
 
 
 def summarize(reasons: Sequence[str]) -> str:

@@ -174,10 +174,9 @@ def _weights(config: Config, start: str) -> str:
 
 
 def _network(config: Config, chosen: str) -> str:
-    of_stage = config.output / chosen / "model.pt"
-    path = (
-        of_stage if of_stage.exists() else config.output / "model.pt"
-    )  # the same network, if only it was kept
+    path = config.output / chosen / "model.pt"
+    if not path.exists():  # the file at the top is a copy
+        path = config.output / "model.pt"
     state: dict[str, Tensor] = load(path).get("model", {})
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     count = sum(value.numel() for name, value in state.items() if not name.endswith(buffers))
