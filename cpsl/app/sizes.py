@@ -90,13 +90,15 @@ def size_at_width(shape: Size, width: int) -> Size:
 
 
 def fit_crop(full_size: Size) -> Size:
-    """Returns the size of training crops for whole images (H, W): four fifths, a multiple of 16.
+    """Returns the size of training crops for whole images (H, W): four fifths, to a multiple of 32.
+
+    That is the stride of most networks, whose maps then come out even. The crop of smaller images is whole.
 
     Example:
-        >>> fit_crop((240, 320)), fit_crop((512, 1024)), fit_crop((16, 20))
-        ((192, 256), (400, 816), (16, 16))
+        >>> fit_crop((240, 320)), fit_crop((512, 1024)), fit_crop((16, 40))
+        ((192, 256), (416, 832), (16, 32))
     """
-    height, width = (max(extent * 4 // 5 // 16, 1) * 16 for extent in full_size)
+    height, width = (min(max(min(round(e / 40), e // 32), 1) * 32, e) for e in full_size)
     return height, width
 
 
