@@ -20,6 +20,10 @@ _BINARY = (
 )
 
 
+_TORCH = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+"""Number at the start of the pickles that torch wrote before 1.6."""
+
+
 def is_safetensors(path: Path) -> bool:
     """Returns whether a file begins like one of safetensors: the length of its header, then JSON."""
     with path.open("rb") as file:
@@ -50,6 +54,9 @@ def describe_file(path: Path) -> str:
         return _describe_zip(path, size)
     if tarfile.is_tarfile(path):
         return _describe_tar(path)
+    if re.match(rb"\x80[\2-\5]", start) and b"numpy" in start and _TORCH not in start:
+        arrays = "pickle.load(open(FILE, 'rb'))"
+        return f"it is a pickle of NumPy arrays: {_store(arrays)}, if you trust the file"
     if is_safetensors(path):
         return "it is a file of safetensors, not of torch"
     if start[:1] == b"\x08" and start[2:3] == b"\x12" and (path.suffix == ".onnx" or b"pytorch" in start):
@@ -70,9 +77,23 @@ def describe_text(start: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself: git lfs pull downloads the file"
     text = _text(start.rstrip(b"\0"))  # interrupted downloads may end in zeros
-    if re.match(r"\s*<(!doctype html|html|head|body|\?xml|!--)", text, re.IGNORECASE):
-        return "it is an HTML page, not the file: download the file that the page links to, not the page"
+    if re.match(r"\s*<(!|\?xml|html|head|body|svg)", text, re.IGNORECASE):
+        return _describe_markup(text)
     return f"it is a text that begins with {text[:40]!r}, not the file" if text else ""
+
+
+def _describe_markup(text: str) -> str:
+    """Returns what a document of HTML or XML is: a page, the error message of a server, or another."""
+    shown = re.sub(r"<!--.*?(-->|$)", "", text, flags=re.DOTALL)
+    tag = re.search(r"<(?:!doctype\s+)?([a-z][\w:.-]*)", shown, re.IGNORECASE)
+    name = tag[1] if tag else "html"
+    if name.lower() in ("html", "head", "body"):
+        return "it is an HTML page, not the file: download the file that the page links to, not the page"
+    if name == "Error":  # of Amazon S3 and services like it
+        code = re.search(r"<Code>(\w+)", shown)
+        said = f" ({code[1]})" if code else ""
+        return f"it is an error message of a server{said}, not the file: correct the address, or sign in"
+    return f"it is an XML document that begins with <{name}>, not the file"
 
 
 def find_damage(path: Path) -> str:
@@ -102,10 +123,20 @@ def _describe_zip(path: Path, size: int) -> str:
             "it is a program of torch.export: torch.save(torch.export.load(FILE).state_dict, NEW_FILE) "
             "stores its weights"
         )
+    if names and all(name.endswith(".npy") for name in names):
+        return f"it is an archive of NumPy arrays: {_store('numpy.load(FILE)')}"
     if any(name.endswith("/data.pkl") for name in names):
         return ""
     listed = ", ".join(names[:3]) or "nothing"
     return f"it is a zip archive that contains {listed}, not a file of torch: unpack it first"
+
+
+def _store(arrays: str) -> str:
+    """Returns how arrays by name are stored as a state dict, given the expression that reads them."""
+    return (
+        f"torch.save({{name: torch.from_numpy(array) for name, array in {arrays}.items()}}, NEW_FILE) stores "
+        "them as a state dict"
+    )
 
 
 def _describe_tar(path: Path) -> str:

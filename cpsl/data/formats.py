@@ -24,6 +24,7 @@ OTHER_FORMATS = {
     "PDF": rb"%PDF",
     "PostScript": rb"%!PS",
     "Photoshop": rb"8BPS",
+    "SVG": rb"\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg|<svg)",
 }
 """Names and first bytes of formats that are not read."""
 JPEG_FORMATS = ("JPEG", "MPO")
@@ -105,7 +106,9 @@ def _describe_tiff(data: bytes) -> str:
         return "it is a BigTIFF of big-endian numbers, which is not supported: convert it to PNG or TIFF"
     bits, sample, channels = tags.get(258, 1), tags.get(339, 1), tags.get(277, 1)
     numbers = SAMPLES.get(sample, "numbers of an unusual kind")
-    advice = "three channels to PNG" if channels > 1 else "it to PNG, or to 32-bit floating-point numbers"
+    advice = "three channels to PNG"
+    if channels == 1:
+        advice = "labels to PNG, and images to PNG or to 32-bit floating-point numbers"
     return (
         f"it is a {name} of {channels} channel(s) with {numbers} of {bits} bits, and this kind is not "
         f"supported: convert {advice}"

@@ -146,6 +146,8 @@ def test_all_formats_are_images_and_the_rest_is_listed(tmp_path: Path) -> None:
         (b"\xff\x0a__", "JPEG XL.*convert"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         (b"<!DOCTYPE html><html>", "HTML page"),
+        (b"<?xml version='1.0'?>\n<svg/>", "SVG.*convert"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "AccessDenied"),
         (b"hello", "hello"),
     ],
 )

@@ -100,6 +100,7 @@ def test_a_tiff_that_is_not_read_is_described(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     for content, named in [
         (tiff(64, 3), "floating-point numbers of 64 bits"),
+        (tiff(64, 2), "labels to PNG"),
         (tiff(64, 3)[:60], "incomplete"),
         (b"II*\0\xff\xff\xff\xff" + bytes(9), "incomplete"),
         (b"II+\0" + bytes(99), "BigTIFF"),

@@ -169,15 +169,25 @@ def tar_of(*names: str) -> bytes:
     return buffer.getvalue()
 
 
+def npz_of(**arrays: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
 KINDS = {
     "empty": (b"", "empty"),
     "page": (b"\n<!DOCTYPE html>\n<html><body>Sign in", "HTML"),
     "page with a byte order mark": (b"\xef\xbb\xbf<HTML>", "HTML"),
-    "XML": (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "HTML"),
+    "XML": (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "NoSuchKey"),
+    "XHTML": (b'<?xml version="1.0"?>\n<!DOCTYPE html>\n<html xmlns="x">', "HTML"),
+    "SVG": (b"<?xml version='1.0'?>\n<!-- <html> --><svg/>", "XML document that begins with <svg>"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 170202\n", "Git LFS"),
     "JSON": (b'{"error": "not found"}', "not found"),
     "text in UTF-16": ("Zugriff verweigert".encode("utf-16"), "Zugriff"),
     "long text": ("ä".encode() * 1000, "text"),
+    "pickle of arrays": (pickle.dumps({"conv1.weight": np.ones(3)}), "torch.from_numpy"),
+    "archive of arrays": (npz_of(conv1=np.ones(3)), "torch.from_numpy"),
     "gzip": (gzip.compress(b"weights"), "gzip"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
     "tar": (tar_of("checkpoint/weights.pth"), "checkpoint/weights.pth"),
@@ -188,6 +198,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("error")  # a message is enough
 @pytest.mark.parametrize(("content", "named"), KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
 def test_other_files_are_named_as_what_they_are(
@@ -228,6 +239,22 @@ def test_numbers_of_either_numpy_are_accepted(tmp_path: Path) -> None:
                 content = content.replace(used, other)
             new.writestr(name, content)
     assert torch.equal(read_weights(tmp_path / "o.pth")["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">f4", "float64"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_arrays_in_place_of_tensors_are_read(tmp_path: Path, dtype: str, zipped: bool) -> None:
+    weights = np.array([1, 2, 3.5], dtype)
+    content = {"state_dict": {"a.weight": weights, "steps": np.array(3)}, "epoch": 3}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    read = read_weights(tmp_path / "w.pth")
+    assert {name: value.tolist() for name, value in read.items()} == {"a.weight": [1, 2, 3.5], "steps": 3}
+
+
+def test_arrays_beside_tensors_are_no_weights(tmp_path: Path) -> None:
+    content = {"a.weight": torch.ones(3), "history": np.array([0.5, np.nan])}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    assert list(read_weights(tmp_path / "w.pth")) == ["a.weight"]
 
 
 @pytest.mark.parametrize(

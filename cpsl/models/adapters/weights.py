@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +67,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read: {reason}")
     with torch.serialization.safe_globals(PLAIN):
         content = load_safely(path)
+    if not _tensors(content):  # beside tensors, arrays are histories and statistics
+        content = _from_numpy(content)
     if damaged := find_damage(path):  # torch does not compare the checksums of the tensors
         raise ValueError(f"{path} is damaged: {damaged} does not match its checksum")
     while isinstance(content, Mapping):
@@ -131,6 +134,15 @@ def _tensors(content: object) -> dict[str, Tensor]:
         elif isinstance(value, Mapping) and not str(name).startswith(("optim", "message_hub")):
             found |= {f"{name}.{key}": tensor for key, tensor in _tensors(value).items()}
     return found
+
+
+def _from_numpy(content: Any) -> Any:
+    """Returns the content of a file with tensors in place of arrays."""
+    if isinstance(content, np.ndarray):
+        return torch.from_numpy(content.astype(content.dtype.newbyteorder("=")))
+    if isinstance(content, Mapping):
+        return {name: _from_numpy(value) for name, value in content.items()}
+    return content
 
 
 def load_weights(module: nn.Module, path: str | Path, encoder: str = "") -> None:
