@@ -35,6 +35,16 @@ SCALARS_AND_ARRAYS = _scalars_and_arrays()
 """What builds numbers and arrays of NumPy, which run no code, by their names in NumPy 1 and 2."""
 
 
+def in_full(path: Path) -> str:
+    """Returns a path as it is given, with the absolute one if it is relative.
+
+    Example:
+        >>> in_full(Path("a")) == f"a ({os.getcwd()}/a)", in_full(Path("/a"))
+        (True, '/a')
+    """
+    return str(path) if path.is_absolute() else f"{path} ({os.path.abspath(path)})"
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Calls `write` with a temporary path, and renames the file once it is complete.
 
@@ -98,7 +108,7 @@ def load_safely(path: Path, device: torch.device | str = "cpu", *, checksums: bo
             check_sums(path)
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
+        raise FileNotFoundError(f"there is no file {in_full(path)}") from None
     except PermissionError:
         raise PermissionError(f"{path} cannot be read: you have no permission to read it") from None
     except Exception as error:  # torch raises errors of many types

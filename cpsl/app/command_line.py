@@ -46,7 +46,7 @@ def find_settings(name: str) -> Path:
     Raises:
         UsageError: There is neither.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if path.exists() and not path.is_dir():  # a pipe of the shell is no regular file
         return path
     if name in recipe_names():

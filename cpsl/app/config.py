@@ -8,7 +8,7 @@ import tyro
 from pydantic import ConfigDict, Field, with_config
 
 from cpsl.app.domain import Domain
-from cpsl.app.ranges import Amount, Byte, Count, Json, Positive, Range, Share, Size, Weight
+from cpsl.app.ranges import Amount, Byte, Count, Json, Location, Positive, Range, Share, Size, Start, Weight
 from cpsl.training import Precision
 
 METHODS = {
@@ -62,7 +62,7 @@ class Model:
     """Channels of the features that are clustered, if the network has this argument (256 by default)."""
     arguments: Json = field(default_factory=dict)
     """Further arguments of the network; docs/networks.md lists them."""
-    weights: Path | None = None
+    weights: Location | None = None
     """File with the pretrained weights, if they cannot be downloaded."""
 
 
@@ -88,7 +88,7 @@ class Optimizer:
 class WarmUp:
     """Stage 0: adversarial alignment of the output space (AdaptSegNet). Its length is our choice."""
 
-    start: str = "pretrained"
+    start: Start = "pretrained"
     """Initial weights: pretrained, random, source_only (that stage's network), or a file."""
     iterations: Count = 90_000
     """Number of optimizer steps."""
@@ -159,7 +159,7 @@ class Distill:
     """Pseudo labels below this confidence are ignored."""
     distillation_weight: Weight = 1.0
     """Weight of KL(teacher, student)."""
-    student: str = "previous"
+    student: Start = "previous"
     """Initial weights of the student: previous (the previous stage), pretrained, random, or a file."""
     output_norm: bool = True
     """Add a BatchNorm after the backbone of a DeepLabV2 that does not start from the previous stage."""
@@ -169,7 +169,7 @@ class Distill:
 class Online:
     """One-stage adaptation: a mean teacher with mixed images and class-balanced pseudo labels."""
 
-    start: str = "source_only"
+    start: Start = "source_only"
     """Initial weights: source_only (that stage's network), pretrained, random, or a file."""
     iterations: Count = 40_000
     """Number of optimizer steps."""
@@ -221,17 +221,17 @@ class InitFrom:
     A `model.pt` of a run, or a `.pkl` of the authors. Earlier stages are omitted.
     """
 
-    source_only: Path | None = None
+    source_only: Location | None = None
     """Network of the source alone."""
-    online: Path | None = None
+    online: Location | None = None
     """Network of the online method: it is only evaluated."""
-    warmup: Path | None = None
+    warmup: Location | None = None
     """Warm-up network, from which self-labeling starts."""
-    self_label: Path | None = None
+    self_label: Location | None = None
     """Self-labeled network, teacher of the distillation."""
-    distill_1: Path | None = None
+    distill_1: Location | None = None
     """First distilled network, the teacher of the second distillation."""
-    distill_2: Path | None = None
+    distill_2: Location | None = None
     """Second distilled network: it is only evaluated."""
 
 
@@ -270,7 +270,7 @@ class Authors:
 class Config:
     """Settings of a run; the defaults are those of the paper."""
 
-    output: Path = Path("runs/adapt")
+    output: Location = Path("runs/adapt")
     """Folder of all results of this run."""
     method: Literal["online", "paper"] = "online"
     """online adapts in one stage, paper in the four stages of CPSL; both train the source alone first."""

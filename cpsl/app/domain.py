@@ -3,12 +3,11 @@
 import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, with_config
 
-from cpsl.app.ranges import Amount, Byte, OfFiles, Positive, Size, ValueRange
+from cpsl.app.ranges import Amount, Byte, Location, OfFiles, Positive, Size, ValueRange
 from cpsl.data.names import Pattern
 from cpsl.data.values import parse_color
 
@@ -38,13 +37,13 @@ class Domain:
 
     dataset: Literal["gta5", "synthia", "cityscapes", "folder"] = "folder"
     """Layout of the files: "folder" reads `images` and `labels`, the others read `root`."""
-    root: Path | None = None
+    root: Location | None = None
     """Folder of gta5, synthia or cityscapes, as unpacked."""
     split: str = "train"
     """Split of cityscapes: train, val or test."""
-    images: Path | None = None
+    images: Location | None = None
     """Folder of images, searched recursively."""
-    labels: Path | None = None
+    labels: Location | None = None
     """Folder of label images, named like the images if there are no patterns."""
     image_pattern: FilePattern = "*"
     """Names of the images in their folder, such as "*_image.png"; see docs/your_data.md."""
@@ -66,7 +65,7 @@ class Domain:
     """Labels follow pictures as rotated by EXIF, or their stored pixels; auto recognizes it by the size."""
     value_range: ValueRange | None = None
     """Stored values that mean black and white, for gray images of more than 8 bits or of decimal numbers."""
-    cache: Path | None = None
+    cache: Location | None = None
     """Folder for copies of large images at training size, which are then decoded once; none if omitted."""
     max_images: Amount = 0
     """Use only this many images, evenly spaced; 0 uses all."""

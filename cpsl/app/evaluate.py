@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from shlex import join
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from cpsl.app.datasets import FOLDER_SETTINGS, data_folders, evaluation_dataset,
 from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors, mentions
 from cpsl.app.networks import builder_option, custom_builder, for_inference
-from cpsl.app.ranges import Positive
+from cpsl.app.ranges import Location, Positive
 from cpsl.app.result_folders import refuse_foreign, refuse_overlaps
 from cpsl.app.settings import UsageError
 from cpsl.app.titles import SHORT_SCORES, title_of
@@ -274,13 +273,13 @@ class Arguments:
     settings of [evaluation] in the file, without one of [target].
     """
 
-    weights: Path
+    weights: Location
     """A `model.pt` of a run, or a `.pkl` of the authors."""
     config: Annotated[tuple[str, ...], Field(json_schema_extra={"minItems": 1})] = ()
     """Recipe or TOML file with the data set and the classes, such as the config.toml of a run."""
-    images: Path | None = None
+    images: Location | None = None
     """Folder of images, searched recursively."""
-    labels: Path | None = None
+    labels: Location | None = None
     """Folder of label images, named like the images."""
     ids: Ids = field(default_factory=dict)
     """Stored number or color to class, 255 to ignore; those of --config, or equal numbers, if omitted."""
@@ -288,11 +287,11 @@ class Arguments:
     """Average over the image and its mirror image."""
     scales: tuple[Positive, ...] = (1.0,)
     """Average over these multiples of the full size."""
-    predictions: Path | None = None
+    predictions: Location | None = None
     """Write the predictions into this folder, as PNGs of class indices."""
-    label_ids: Path | None = None
+    label_ids: Location | None = None
     """Write the predictions into this folder, as PNGs of Cityscapes' label ids for its server."""
-    colors: Path | None = None
+    colors: Location | None = None
     """Write the predictions into this folder, as PNGs in the colors of the classes."""
     network: str | None = None
     """MODULE:FUNCTION that builds the network, if the file contains a custom network."""

@@ -25,7 +25,7 @@ from cpsl._internal.files import write_atomically
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import friendly_errors
 from cpsl.app.networks import builder_option
-from cpsl.app.ranges import Size
+from cpsl.app.ranges import Location, Size
 from cpsl.app.settings import UsageError
 from cpsl.app.usage import list_next, python, require_one_process
 from cpsl.authors import save_release_checkpoint
@@ -49,13 +49,13 @@ Run = Callable[[Tensor], Tensor]
 class Arguments:
     """Writes a model as a file that runs without this package."""
 
-    weights: Path
+    weights: Location
     """A `model.pt` of a run, or a `.pkl` of the authors."""
-    output: Path
+    output: Location
     """File to write: .onnx, .pt2 for torch.export.load, or .pkl for the authors' code."""
     size: Size | None = None
     """Height and width of the input in pixels; those in the model's file if omitted."""
-    clustering: Path | None = None
+    clustering: Location | None = None
     """A `clustering.pt` of self-labeling; a .pkl then includes its prototypes."""
     network: str | None = None
     """MODULE:FUNCTION that builds the network, if the file contains a custom network."""

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from cpsl import Segmenter
-from cpsl._internal.files import is_passing
+from cpsl._internal.files import in_full, is_passing
 from cpsl.app.command_line import parse_arguments
 from cpsl.app.errors import describe_changes, friendly_errors
 from cpsl.app.networks import builder_option
 from cpsl.app.prediction_files import FRAME, Inputs, Kind, Output, UnreadableError, frame_key
-from cpsl.app.ranges import Positive, Size, ValueRange
+from cpsl.app.ranges import Location, Positive, Size, ValueRange
 from cpsl.app.usage import list_next, program, require_one_process
 from cpsl.app.video import SUFFIXES as VIDEOS
 from cpsl.app.video import read_frames
@@ -40,11 +40,11 @@ from cpsl.training.checkpoints import write_text
 class Arguments:
     """Segments images and videos."""
 
-    weights: Path
+    weights: Location
     """A `model.pt` of a run, or a `.pkl` of the authors."""
-    input: Path
+    input: Location
     """An image, a video, or a folder of them, searched recursively."""
-    output: Path
+    output: Location
     """Folder of the results, which have the relative paths of their images."""
     write: tuple[Kind, ...] = ("labels", "overlay")
     """Class indices, class colors, colors over the image or video, 255 times the probability of the class."""
@@ -81,7 +81,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
         suffixes = IMAGE_SUFFIXES + VIDEOS
         found = find_files(arguments.input, suffixes, "images or videos", containers=VIDEOS, skipped=skipped)
     elif not arguments.input.exists():
-        raise FileNotFoundError(f"there is no image, video or folder {arguments.input}")
+        raise FileNotFoundError(f"there is no image, video or folder {in_full(arguments.input)}")
     if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
         raise ValueError(
             f"{arguments.output} is inside {arguments.input}, where results would be read as images"

@@ -1,7 +1,10 @@
-"""Types of settings with the range of their values."""
+"""Types of settings with the range of their values, and of paths."""
 
 import json
+import os
+import re
 from math import inf
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -34,5 +37,19 @@ def _check_value_range(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
+def _expand(path: str) -> str:
+    """Returns a path with the home folder in place of "~"; refuses what backslashes in TOML have become."""
+    if re.search(r"[\0-\x1f]", path):
+        raise ValueError("a path has no tabs or line breaks: in TOML, write / or 'single quotes' for \\")
+    return os.path.expanduser(path)  # unlike Path.expanduser, keeps the name of an unknown user
+
+
+def _expand_path(path: Path) -> Path:
+    return Path(_expand(str(path)))
+
+
+Location = Annotated[Path, AfterValidator(_expand_path)]
+Start = Annotated[str, AfterValidator(_expand)]
+"""A word, or the path of a file of weights."""
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_check_range)]
 ValueRange = Annotated[tuple[float, float], AfterValidator(_check_value_range)]

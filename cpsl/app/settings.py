@@ -38,7 +38,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         content = path.read_bytes()
-        return _underscored(tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n")))
+        text = content.decode("utf-8-sig").replace("\r\n", "\n") + "\n"  # errors then name the last line too
+        return _underscored(tomllib.loads(text))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -46,13 +47,57 @@ def read_toml(path: Path) -> dict[str, Any]:
         where = "it is UTF-16" if utf_16 else f"line {content[: error.start].count(10) + 1} is not UTF-8"
         raise UsageError(f"{path} cannot be read: {where}; save the file in UTF-8") from error
     except ValueError as error:
-        raise UsageError(f"{path} cannot be read as TOML: {error}") from error
+        raise UsageError(f"{path} cannot be read as TOML: {error}{_show_line(text, error)}") from error
+
+
+def _show_line(text: str, error: ValueError) -> str:
+    """Returns the line of an error of TOML, and how to write it, to be appended to the error."""
+    place = re.search(r"at line (\d+)", str(error))
+    if place is None:
+        return ""
+    line = text.split("\n")[int(place[1]) - 1].strip()
+    advice = _correct(line)
+    return f"\n    {line}" + (f"\n  {advice}" if advice else "")
+
+
+def _correct(line: str) -> str:
+    r"""Returns how a line with an error is probably to be written, "" if nothing suggests it.
+
+    Example:
+        >>> print(_correct('images = "C:\\Users"'))
+        in "double quotes" \ begins an escape, write / or: images = 'C:\Users'
+        >>> _correct("classes = [road, car]")
+        'texts need quotes: classes = ["road", "car"]'
+    """
+    straight = re.sub("[‘’‚]", "'", re.sub("[“”„«»]", '"', line))
+    if straight != line:
+        return f"quotes must be straight: {straight}"
+    literal = re.sub(r'"([^"\']*\\[^"\']*)"', r"'\1'", line)
+    if literal != line:
+        return f'in "double quotes" \\ begins an escape, write / or: {literal}'
+    key, equals, value = line.partition("#")[0].rstrip().partition("=")
+    quoted = value if set(value) & set("\"'") else re.sub(r"[^][{},=]+", _quote, value)
+    if value.count('"') % 2:
+        return 'a " is missing'
+    if quoted.lower() == value.lower():
+        return f"write true and false in lower case: {key}={quoted}" if quoted != value else ""
+    return f"texts need quotes: {key}{equals}{quoted}"
+
+
+def _quote(item: re.Match[str]) -> str:
+    """Returns an item of a list or table with quotes if it is a text, true and false in lower case."""
+    text = item[0].strip()
+    if text.lower() in ("true", "false"):
+        return item[0].lower()
+    quote = "'" if "\\" in text else '"'
+    is_text = re.match(r"[A-Za-z~$]|\.*/", text) or "\\" in text
+    return item[0].replace(text, f"{quote}{text}{quote}") if is_text else item[0]
 
 
 def _underscored(table: dict[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for key, value in table.items():
-        name = re.sub(r"\b-\b", "_", key)  # but not the sign of a number
+        name = re.sub(r"\b-\b", "_", key) if key[:1].isalpha() else key  # no number and no color
         if name in renamed:
             raise ValueError(f"{name} is set twice, with - and with _")
         renamed[name] = _underscored_value(value)

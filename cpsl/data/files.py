@@ -6,11 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from cpsl._internal.files import in_full
 from cpsl.data.legends import is_legend
 from cpsl.data.names import UNREAD_SUFFIXES, Pattern
 
 SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
 """Folders that devices and archives add, with thumbnails and copies of the images around them."""
+
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 LONGEST_NAME = 200  # bytes; systems allow 255, and files written for an image have longer names
 
@@ -39,8 +42,7 @@ def find_files(
             so that they differ from that of an image of the same name.
         skipped: Takes the other files that are not hidden, with the reason.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder} of {what}")
+    _require_folder(folder, f" of {what}")
     skipped = {} if skipped is None else skipped
     others, found = dict[Path, str](), dict[str, Path]()
     for path in _files_below(folder):
@@ -64,14 +66,29 @@ def find_files(
     return dict(sorted(found.items()))
 
 
+def _require_folder(folder: Path, of_what: str = "") -> None:
+    """Raises FileNotFoundError, which says what a path is in place of a folder."""
+    if folder.is_dir():
+        return
+    if folder.is_file():
+        advice = "unpack it first" if folder.suffix.lower() in ARCHIVES else f"its folder is {folder.parent}"
+        raise FileNotFoundError(f"{folder} is a file, not a folder{of_what}: {advice}")
+    if "*" in str(folder):
+        above = next(path for path in folder.parents if "*" not in str(path))
+        raise FileNotFoundError(
+            f"{folder} is a pattern, not a folder{of_what}: name the folder, such as {above}, and select its "
+            "files by image_pattern and label_pattern"
+        )
+    raise FileNotFoundError(f"there is no folder {in_full(folder)}{of_what}")
+
+
 def list_names(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Returns the relative paths of the files below a folder, whether their keys differ or not.
 
     Raises:
         FileNotFoundError: There is no such folder, or nothing in it.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+    _require_folder(folder)
     paths = [path for path in _files_below(folder) if path.suffix.lower() in suffixes]
     if not paths:
         raise FileNotFoundError(f"there are no files ({', '.join(suffixes)}) in {folder}")

@@ -1,3 +1,4 @@
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -94,7 +95,7 @@ def test_hyphens_and_a_byte_order_mark_are_accepted_in_a_file(tmp_path: Path) ->
         ("[warm_up]\niteration = 5", "warm_up.iteration", "warm_up.iterations"),
         ("[warmup]\niterations = 5", "warmup", "warm_up"),
         ("[sorce]", "sorce", ""),
-        ("[warm_up]\n1-2 = 3", "warm_up.1_2", ""),
+        ("[warm_up]\n1-2 = 3", "warm_up.1-2", ""),
         ("rate = 1.0", "rate", "warm_up.rate"),
         ("warm_up = 5", "warm_up", "5"),
         ('[warm_up]\niterations = "many"', "warm_up.iterations", "whole number.*many"),
@@ -168,6 +169,71 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         path.write_bytes(content)
     with pytest.raises(UsageError, match=r"broken\.toml"):
         read_toml(path)
+
+
+@given(st.lists(st.text("abcxUntr019 ", min_size=1, max_size=4), min_size=1, max_size=4), st.booleans())
+def test_paths_of_windows_in_double_quotes_are_refused_with_the_line_to_write(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], at_end: bool
+) -> None:
+    folder, path = tmp_path_factory.mktemp("windows"), "C:\\" + "\\".join(names) + "\\" * at_end
+    file = folder / "a.toml"
+    file.write_text(f'[target]\nimages = "{path}"', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a\.toml") as refused:
+        parse_run(["--config", str(file)])
+    if "TOML: " not in str(refused.value):  # all are valid escapes, of tabs and line breaks
+        assert "target.images" in str(refused.value)
+        assert "single quotes" in str(refused.value)
+        return
+    _, line, advice = str(refused.value).split("\n")
+    assert line.strip() == f'images = "{path}"'
+    assert tomllib.loads(advice.partition(" or: ")[2]) == {"images": path}
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("images = “source/images”", 'images = "source/images"'),
+        ("images = ‘source/images’  # here", "images = 'source/images'  # here"),
+        ("images = source/images", 'images = "source/images"'),
+        ("images = ../source # here", 'images = "../source"'),
+        ("images = C:\\Users\\me", "images = 'C:\\Users\\me'"),
+        ("classes = [traffic light, car]", 'classes = ["traffic light", "car"]'),
+        ("ids = { 7 = road, 8 = 255 }", 'ids = { 7 = "road", 8 = 255 }'),
+        ("debug = True", "debug = true"),
+        ('images = "source/images', 'a " is missing'),
+    ],
+)
+def test_the_line_of_an_error_is_shown_with_the_one_that_is_meant(
+    tmp_path: Path, line: str, meant: str
+) -> None:
+    (tmp_path / "a.toml").write_text(f"seed = 3\n  {line}\nworkers = 0", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a\.toml") as refused:
+        read_toml(tmp_path / "a.toml")
+    _, shown, advice = str(refused.value).split("\n")
+    assert shown.strip() == line
+    assert advice.endswith(meant)
+
+
+def test_numbers_that_are_no_toml_get_no_quotes(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("crop = [010, .5]")
+    with pytest.raises(UsageError, match=r"a\.toml") as refused:
+        read_toml(tmp_path / "a.toml")
+    assert str(refused.value).split("\n")[1:] == ["    crop = [010, .5]"]
+
+
+def test_the_home_folder_is_found_in_settings_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # of Windows
+    tables = '[source]\nimages = "~/a"\n[online]\nstart = "~/w.pth"\n[init_from]\nwarmup = "~x/w.pth"'
+    (tmp_path / "a.toml").write_text(tables)
+    config = parse_run(["--config", "~/a.toml", "--target.images=~/b", "--model.weights", "~/c"])
+    assert config.source.images == tmp_path / "a"
+    assert config.target.images == tmp_path / "b"
+    assert config.model.weights == tmp_path / "c"
+    assert config.online.start == str(tmp_path / "w.pth")
+    assert config.init_from.warmup == Path("~x/w.pth")
 
 
 def test_descriptions_and_defaults_are_known() -> None:

@@ -1,7 +1,9 @@
 """Folders as people have them: names, formats and values of images and labels."""
 
+import re
 import tomllib
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,37 @@ def test_files_of_other_formats_are_named(tmp_path: Path, start: bytes, words: s
     path.write_bytes(start + bytes(100))
     with pytest.raises(ValueError, match=rf"a\.jpg cannot be read: .*{words}"):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a.png", "a file.* its folder is .*here"),
+        ("a.zip", "a file.* unpack"),
+        ("*.png", "a pattern.* such as .*here, .*image_pattern"),
+        ("**/x/*.png", "a pattern.* such as .*here, .*image_pattern"),
+        ("gone", "no folder"),
+    ],
+)
+@pytest.mark.parametrize("find", [SegmentationFolder, lambda path: propose_settings(path, path, CLASSES)])
+def test_what_is_no_folder_is_named_as_what_it_is(
+    tmp_path: Path, find: Callable[[Path], object], given: str, words: str
+) -> None:
+    folder = tmp_path / "here"
+    write(folder / "a.png", [[0]])
+    (folder / "a.zip").touch()
+    with pytest.raises(FileNotFoundError, match=words) as refused:
+        find(folder / given)
+    assert str(folder / given) in str(refused.value)
+
+
+def test_a_missing_folder_is_named_with_the_place_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    with pytest.raises(FileNotFoundError, match=re.escape(f"../gone ({tmp_path / 'gone'})")):
+        SegmentationFolder("../gone")
 
 
 def test_gray_images_of_more_than_8_bits_are_scaled_as_stated(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from cpsl._internal.files import in_full
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
 from cpsl.app.datasets import domains, label_space, micro_batches, open_dataset, size_of_source
 from cpsl.app.networks import build_model, custom_builder, load_model
@@ -90,7 +91,7 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
     for name, weights, words in initial_weights(config):
         if str(weights) not in words and not Path(weights).is_file():
             known = f", and it is not one of {', '.join(words)}" if words else ""
-            problems.append(f"{name}: there is no file {weights}{known}")
+            problems.append(f"{name}: there is no file {in_full(Path(weights))}{known}")
     starts = [str(weights) for _, weights, words in initial_weights(config) if words]
     if config.model.weights and starts and "pretrained" not in starts:
         problems.append(
