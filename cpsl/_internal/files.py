@@ -45,6 +45,16 @@ def in_full(path: Path) -> str:
     return str(path) if path.is_absolute() else f"{path} ({os.path.abspath(path)})"
 
 
+def without_number(error: BaseException) -> str:
+    """Returns the text of an error without the number that the operating system has for it.
+
+    Example:
+        >>> without_number(PermissionError(13, "Permission denied", "a.png"))
+        "Permission denied: 'a.png'"
+    """
+    return re.sub(r"\[Errno -?\d+\] ", "", str(error))
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Calls `write` with a temporary path, and renames the file once it is complete.
 

@@ -33,7 +33,7 @@ from cpsl.app.config import Config
 from cpsl.app.data_record import changed_data
 from cpsl.app.datasets import domains, draw_streets, file_workers, label_space
 from cpsl.app.dry_run import dry_run, table
-from cpsl.app.errors import friendly_errors
+from cpsl.app.errors import describe_error, friendly_errors
 from cpsl.app.networks import describe_network
 from cpsl.app.run import changed_settings
 from cpsl.app.source_sampling import describe_sources, named_sources
@@ -61,7 +61,7 @@ def check(config: Config, process: Process) -> None:
         try:
             network.append(describe_network(config, process))
         except Exception as error:  # of any library
-            problems.append(f"model.network {config.model.network}: {error}")
+            problems.append(f"model.network {config.model.network}: {describe_error(error)}")
         starts = [f"{name} = {weights}" for name, weights, _ in initial_weights(config)]
         network.append(f"initial weights: {', '.join(starts)}")
     if changed := changed_settings(config):
@@ -166,7 +166,7 @@ def _check_cost(config: Config, process: Process, report: bool) -> list[str]:
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code in STOPPED_EXIT_CODES:
             raise  # by the user
-        return [f"the dry run fails: {error}"] if report else []
+        return [f"the dry run fails: {describe_error(error)}"] if report else []
     needed, free = sum(part.disk for part in parts), shutil.disk_usage(config.output).free
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "CPU"
     logger.info(

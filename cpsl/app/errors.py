@@ -40,7 +40,7 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
             raise
         message, notes = describe_error(error), getattr(error, "__notes__", [])
         if "in DataLoader worker" in message:  # torch puts the worker's traceback before its error
-            message = message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+            message = _of_system(message.rpartition(f"\n{type(error).__name__}: ")[2].strip())
         elif "DataLoader worker" in message:  # it was killed, most often for lack of memory
             notes = [*notes, "Fewer --workers need less memory; --workers 0 shows the error itself."]
         text = "\n".join([f"error: {message}", *notes])
@@ -48,7 +48,15 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
         raise SystemExit(f"{text}\n--debug shows the traceback") from None
 
 
-def describe_error(error: Exception) -> str:
+def _of_system(text: str) -> str:
+    """Returns the text of an error, with the remedy if it is the text of one of the operating system."""
+    found = re.match(r"\[Errno (\d+)\] ([^:\n]*)(?:: (['\"])(.*)\3)?", text)
+    if found is None:
+        return text
+    return describe_error(OSError(int(found[1]), found[2], found[4])) + text[found.end() :]
+
+
+def describe_error(error: BaseException) -> str:
     """Returns the text of an error; for one of the system, the file, the reason and what to do.
 
     Example:

@@ -19,7 +19,7 @@ from torch import Tensor
 from cpsl import Segmenter
 from cpsl._internal.files import in_full, is_passing
 from cpsl.app.command_line import parse_arguments
-from cpsl.app.errors import describe_changes, friendly_errors
+from cpsl.app.errors import describe_changes, describe_error, friendly_errors
 from cpsl.app.networks import builder_option
 from cpsl.app.prediction_files import FRAME, Inputs, Kind, Output, UnreadableError, frame_key
 from cpsl.app.ranges import Location, Positive, Size, ValueRange
@@ -196,7 +196,7 @@ def _pictures(
     except (OSError, ValueError, RuntimeError) as error:
         if is_passing(error):
             raise
-        raise UnreadableError(str(error)) from error
+        raise UnreadableError(describe_error(error)) from error
 
 
 def _describe(arguments: Arguments, segmenter: Segmenter, output: Output) -> None:

@@ -19,7 +19,7 @@ from cpsl.app.config import METHODS, STAGES, Config
 from cpsl.app.curves import result_by_title
 from cpsl.app.data_record import evaluation_version
 from cpsl.app.datasets import draw_streets
-from cpsl.app.errors import describe_changes, friendly_errors
+from cpsl.app.errors import describe_changes, describe_error, friendly_errors
 from cpsl.app.evaluate import evaluate, read_metrics
 from cpsl.app.networks import build_model, custom_builder, load_model, save_model
 from cpsl.app.run_record import record_session
@@ -100,7 +100,7 @@ def _is_intact(model: Path) -> bool:
     try:
         check_sums(model)
     except (OSError, BadZipFile) as error:
-        problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({describe_error(error)})"
         logger.warning(f"{model} is {problem}: the stage runs again")
         return False
     return True

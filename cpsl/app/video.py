@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cpsl._internal.file_kinds import describe_text
 from cpsl._internal.files import is_passing
+from cpsl.data.formats import naming
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
@@ -46,7 +48,12 @@ def read_frames(path: Path, doubts: list[str] | None = None) -> Iterator[Tensor]
         if is_passing(error):
             error.add_note(f"This happened while reading {path}.")
             raise
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+        with naming(path):
+            reason = _describe_unread(path)
+        if not reason:
+            stated = getattr(error, "strerror", None)
+            reason = f"it is damaged, or no video ({stated})" if stated else "it has no pictures"
+        raise ValueError(f"{path} cannot be read as a video: {reason}") from error
     if not count:
         raise ValueError(f"{path} cannot be read as a video: it is damaged or cut off, and has no frame")
     # Stated lengths are inexact, and the last frame may be shown for longer.
@@ -55,6 +62,13 @@ def read_frames(path: Path, doubts: list[str] | None = None) -> Iterator[Tensor]
             f"{path} is probably cut off: its {count} frames end at {end:.1f} of {seconds:.1f} seconds; "
             "copy or download it again"
         )
+
+
+def _describe_unread(path: Path) -> str:
+    """Returns what a file is that is no video, "" if it is not recognized."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    return describe_text(start) if start else "it is empty"
 
 
 def _stated_seconds(container: Any) -> float:

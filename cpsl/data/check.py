@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cpsl._internal.files import is_passing
+from cpsl._internal.files import is_passing, without_number
 from cpsl._internal.workers import map_in_processes
 from cpsl.alignment import class_counts
 from cpsl.data.appearance import Appearance, appearance_of, appearance_of_numbers
@@ -225,7 +225,7 @@ class _Pair:
     def problem(self, kind: Kind, error: Exception) -> Finding:
         """Returns the problem that an error reports."""
         file = str((self.image if kind == "image" else self.label) or self.image or self.key)
-        message = reason = " ".join(str(error).split())  # one line
+        message = reason = " ".join(without_number(error).split())  # one line
         for path, word in ((self.image, "image"), (self.label, "label")):
             reason = reason.replace(f"{word} {path}", word).replace(str(path), f"the {word}")
         reason = reason.removeprefix(f"the {kind} cannot be read: ")

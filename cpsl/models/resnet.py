@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from cpsl._internal.files import without_number
 from cpsl.models.adapters.fitting import fit_weights
 from cpsl.models.adapters.weights import read_weights
 
@@ -240,6 +241,6 @@ def _imagenet(name: str) -> dict[str, Tensor]:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
         raise ConnectionError(
-            f"the ImageNet weights of {name} cannot be downloaded ({error}); download {weights.url} on "
-            "another machine and pass the path of the file instead"
+            f"the ImageNet weights of {name} cannot be downloaded ({without_number(error)}); download "
+            f"{weights.url} on another machine and pass the path of the file instead"
         ) from error

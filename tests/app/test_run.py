@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -62,17 +63,35 @@ def test_the_log_of_a_run_ends_with_its_error(tmp_path: Path) -> None:
 
 
 class Broken(Dataset[int]):
+    def __init__(self, *of_system: object) -> None:
+        self.of_system = of_system
+
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> int:
-        raise FileNotFoundError("there is no file a.png")
+        error = OSError(*(self.of_system or ["there is no file a.png"]))
+        error.add_note("This happened while reading the source.")
+        raise error
 
 
-def test_errors_in_a_loading_process_are_reported_as_its_own() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ((), "there is no file a.png"),
+        ((errno.EIO, "Input/output error", "it's/a.png"), "it's/a.png: .*try again.*Input"),
+        ((errno.EMFILE, "Too many open files"), r"--workers.*Too many open"),
+    ],
+)
+def test_errors_in_a_loading_process_are_reported_as_its_own(
+    arguments: tuple[object, ...], advice: str
+) -> None:
     with pytest.raises(SystemExit) as error, friendly_errors():
-        next(iter(DataLoader(Broken(), num_workers=1)))
-    assert "a.png" in str(error.value).splitlines()[0]
+        next(iter(DataLoader(Broken(*arguments), num_workers=1)))
+    first, note, *_ = str(error.value).splitlines()
+    assert re.search(advice, first)
+    assert "Errno" not in first
+    assert note == "This happened while reading the source."
     assert "Traceback" not in str(error.value)
 
 

@@ -1,6 +1,7 @@
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,41 @@ def test_a_video_without_frames_is_damaged(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(ValueError, match="video") as refused:
         list(read_frames(path))
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"<html>", "HTML"),
+        (bytes(range(256)) * 9, "damaged, or no video"),
+        (None, "you have no permission|Permission denied|a folder"),
+    ],
+)
+def test_what_is_no_video_is_named_without_numbers_of_the_system(
+    tmp_path: Path, suffix: str, content: bytes | None, words: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as refused:
+        list(read_frames(path))
+    assert str(path) in str(refused.value)
+    assert "Errno" not in str(refused.value)
+
+
+def test_a_sound_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        silence.rate = 8000
+        container.mux([*stream.encode(silence), *stream.encode()])
+    with pytest.raises(ValueError, match=r"a\.mp4.*no pictures"):
+        list(read_frames(path))
 
 
 def test_frames_of_odd_size_are_padded(tmp_path: Path) -> None:

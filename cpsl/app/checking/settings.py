@@ -7,6 +7,7 @@ from typing import NamedTuple
 from cpsl._internal.files import in_full
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
 from cpsl.app.datasets import domains, label_space, micro_batches, open_dataset, size_of_source
+from cpsl.app.errors import describe_error
 from cpsl.app.networks import build_model, custom_builder, load_model
 from cpsl.app.sizes import fit_crop, is_same_shape, median_shape, size_at_width
 from cpsl.app.source_sampling import named_sources
@@ -61,7 +62,7 @@ def open_domains(config: Config) -> Opened:
         try:
             opened.datasets[name] = open_dataset(config, domain)
         except (OSError, ValueError) as error:
-            opened.problems[name] = str(error)
+            opened.problems[name] = describe_error(error)
     return opened
 
 
@@ -216,5 +217,5 @@ def check_weights(config: Config) -> list[str]:
             logger.info(f"{name}: {weights} loads")
         except (OSError, ValueError, TypeError, ImportError) as error:
             hint = " (model.weights)" if weights == "pretrained" else ""
-            problems.append(f"{name}: {error}{hint}")
+            problems.append(f"{name}: {describe_error(error)}{hint}")
     return problems

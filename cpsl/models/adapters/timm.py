@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpsl._internal.checking import check_shape
+from cpsl._internal.files import without_number
 from cpsl.models.adapters.adapted import AdaptedNetwork, plain_copy
 from cpsl.models.adapters.fitting import find_entries, log_filled, refuse_integers, without_wrappers
 from cpsl.models.adapters.weights import read_weights
@@ -303,8 +304,8 @@ def _reach(name: str, config: Any) -> Path | None:
 def _unreachable(name: str, config: Any, error: Exception) -> str:
     place = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
     return (
-        f"the pretrained weights of {name} cannot be downloaded ({error}); download {place} on another "
-        "machine and pass weights=file (model.safetensors), or pass weights='random'"
+        f"the pretrained weights of {name} cannot be downloaded ({without_number(error)}); download {place} "
+        "on another machine and pass weights=file (model.safetensors), or pass weights='random'"
     )
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cpsl._internal.files import without_number
 from cpsl.models.adapters.adapted import AdaptedNetwork
 from cpsl.models.adapters.module import adapt, evaluation, trial_images
 from cpsl.models.adapters.weights import load_weights
@@ -116,8 +117,8 @@ def _build(name: str, num_classes: int, weights: str | Path) -> nn.Module:
     except OSError as error:  # URLError
         url = models.get_model_weights(name.partition("_")[2])["IMAGENET1K_V1"].url
         raise ConnectionError(
-            f"cannot download {url} ({error}); pass weights=, a file downloaded elsewhere, or "
-            'weights="random"'
+            f"cannot download {url} ({without_number(error)}); pass weights=, a file downloaded elsewhere, "
+            'or weights="random"'
         ) from error
     if weights not in ("pretrained", "random"):
         load_weights(module, weights, "backbone")

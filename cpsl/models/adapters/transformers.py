@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpsl._internal.files import without_number
 from cpsl.models.adapters.adapted import AdaptedNetwork
 from cpsl.models.adapters.fitting import log_filled, refuse_integers, without_wrappers
 from cpsl.models.adapters.module import MASK_CLASSIFICATION, ModuleBody, evaluation, from_module, trial_images
@@ -245,7 +246,9 @@ def _load(name: str, load: Callable[..., Any]) -> Any:
         try:
             return load(local_files_only=False)
         except OSError as error:
-            raise ConnectionError(f"cannot download {name} from the Hugging Face hub: {error}") from error
+            raise ConnectionError(
+                f"cannot download {name} from the Hugging Face hub: {without_number(error)}"
+            ) from error
 
 
 def _check_type(config: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpsl._internal.file_kinds import describe_file, find_damage, is_safetensors
-from cpsl._internal.files import SCALARS_AND_ARRAYS, is_passing, load_safely
+from cpsl._internal.files import SCALARS_AND_ARRAYS, is_passing, load_safely, without_number
 from cpsl.models.adapters.fitting import fit_weights, is_average
 
 _logger = logging.getLogger("cpsl")
@@ -167,6 +167,6 @@ def check_hub(repository: str, filename: str) -> None:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise FileNotFoundError(f"the Hugging Face hub rejects {url}: {error}") from error
         raise ConnectionError(
-            f"cannot download {url} ({type(error).__name__}: {error}); pass weights=, a file "
+            f"cannot download {url} ({type(error).__name__}: {without_number(error)}); pass weights=, a file "
             'downloaded elsewhere, or weights="random"'
         ) from error

@@ -1,5 +1,7 @@
 """Advice on settings that are valid: it names the setting, and following it ends the advice."""
 
+import errno
+import os
 import shlex
 import tomllib
 from dataclasses import replace
@@ -49,6 +51,22 @@ def run(folders: Path, sources: str, *options: str, target: str = "a") -> Config
     file = folders / "run.toml"
     file.write_text("\n".join(lines).replace("\\", "/"), encoding="utf-8")
     return parse(["--config", str(file), "--method", "paper", "--output", str(folders / "run"), *options])
+
+
+def test_a_folder_that_may_not_be_read_is_named_without_numbers_of_the_system(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    config = run(folders, "a")
+    monkeypatch.setattr(os, "scandir", refuse)
+    problems = open_domains(config).problems
+    assert problems
+    for problem in problems.values():
+        assert "change the permissions" in problem
+        assert str(folders) in problem
+        assert "Errno" not in problem
 
 
 SEVERAL = ["ad", "ab", "ba", "bb", "acb", "cAd", "dA"]
