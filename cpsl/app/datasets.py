@@ -26,10 +26,13 @@ T = TypeVar("T")
 IMAGES_PER_PROCESS = 32
 """Images from which on another process is started."""
 
-FOLDER_SETTINGS = (
-    *("ids", "image_pattern", "label_pattern", "first_id", "tolerance", "ignore_unknown", "resize_labels"),
-    *("skip_unpaired", "label_orientation", "value_range"),
+LABEL_SETTINGS = (
+    *("ids", "label_pattern", "first_id", "tolerance", "ignore_unknown", "resize_labels"),
+    *("skip_unpaired", "label_orientation"),
 )
+"""Settings of a domain about the labels in its folder."""
+
+FOLDER_SETTINGS = (*LABEL_SETTINGS, "image_pattern", "value_range")
 """Settings of a domain that only data sets of folders have."""
 
 

@@ -34,6 +34,7 @@ class Appearance(NamedTuple):
         ends_flat: Whether its last rows have one color, other than black and white and the rest.
         fourth: Extent of the values of a channel that is dropped; see `Picture`.
         colorless: Whether red, green and blue are the same.
+        several: Whether the file holds further pages or frames, which are not read.
     """
 
     bits: int
@@ -44,6 +45,7 @@ class Appearance(NamedTuple):
     ends_flat: bool = False
     fourth: Range | None = None
     colorless: bool = False
+    several: bool = False
 
 
 def appearance_of(picture: Picture) -> Appearance:
@@ -70,9 +72,8 @@ def appearance_of(picture: Picture) -> Appearance:
     colors = pixels[:, ::rows, ::columns]
     colorless = bool((colors == colors[:1]).all())
     cut = ends_flat and not like
-    return Appearance(
-        picture.bits, picture.values is not None, low, high, like, cut, picture.fourth, colorless
-    )
+    gray, fourth, several = picture.values is not None, picture.fourth, picture.several
+    return Appearance(picture.bits, gray, low, high, like, cut, fourth, colorless, several)
 
 
 def appearance_of_numbers(values: Numbers) -> Appearance:

@@ -42,6 +42,7 @@ class Picture(NamedTuple):
         flaw: Why the file is damaged though it can be decoded, "" if nothing says so; see `find_flaw`.
         fourth: Smallest and largest value of a channel beside the colors that is dropped, such as
             transparency or infrared; None if there is none, or if it has one value; NaN if it is not decoded.
+        several: Whether the file holds further pages or frames, which are not read.
     """
 
     pixels: Tensor
@@ -50,6 +51,7 @@ class Picture(NamedTuple):
     values: Numbers | None = None
     flaw: str = ""
     fourth: Range | None = None
+    several: bool = False
 
 
 class UnscaledError(ValueError):
@@ -107,6 +109,8 @@ def read_picture(path: Path, value_range: Range | None = None) -> Picture:
         refuse_misread(file, data)
         codec = codec_of(file)
         orientation = orientation_of_tiff(file)
+        # Cameras append small copies to a JPEG, which Pillow calls MPO.
+        several = bool(getattr(file, "is_animated", False)) and file.format != "MPO"
         file.load()
         if invented := find_invented(file, data):
             raise ValueError(invented)
@@ -126,9 +130,10 @@ def read_picture(path: Path, value_range: Range | None = None) -> Picture:
             raise ValueError("value_range needs a gray image, but this one has colors of 16 bits")
         fourth = _fourth_channel(picture, codec)
         if picture.mode != "RGB":
+            picture.info.pop("transparency", None)  # of a palette: Pillow would warn, and drop it as well
             picture = picture.convert("RGB")
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        return Picture(pixels, orientation, bits, values, find_flaw(data, file.format), fourth)
+        return Picture(pixels, orientation, bits, values, find_flaw(data, file.format), fourth, several)
 
 
 def _fourth_channel(picture: Image.Image, codec: str) -> Range | None:

@@ -2,6 +2,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,3 +41,15 @@ def test_a_pgm_and_a_png_of_12_bits_are_read_alike(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 8 8 4095\n" + values.astype(">u2").tobytes())
     png, pgm = (read_image(tmp_path / name, (0, 4095)) for name in ("a.png", "a.pgm"))
     assert torch.equal(png, pgm)
+
+
+@pytest.mark.filterwarnings("error")
+@given(st.binary(min_size=1, max_size=4))
+def test_transparent_colors_of_a_palette_have_their_color(opacity: bytes) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8)).convert("P")
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 7, 8, 9])
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.png")
+        picture.save(path, transparency=opacity)
+        pixels = read_image(path).permute(1, 2, 0)[0]
+    assert pixels.tolist() == [[200, 0, 0], [0, 200, 0], [0, 0, 200], [7, 8, 9]]

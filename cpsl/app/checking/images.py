@@ -1,4 +1,4 @@
-"""What `cpsl check` says about images that can be read: ranges, label maps, lost channels, missing ends."""
+"""What `cpsl check` says about images that can be read: ranges, label maps, what is dropped, missing ends."""
 
 import math
 import random
@@ -40,6 +40,7 @@ def warn_of_images(
         texts.append(_warn_of_label_maps(name, domains[name], datasets[name], result))
         texts.append(_warn_of_flat_ends(name, datasets[name], result))
         texts.append(_warn_of_fourth_channels(name, datasets[name], result))
+        texts.append(_warn_of_further_pictures(name, datasets[name], result))
         texts.append(_warn_of_gray_images(name, domains[name], datasets[name], result))
     return [fill(f"Warning: {text}") for text in texts if text]
 
@@ -80,6 +81,11 @@ def _warn_of_ranges(results: Mapping[str, DatasetCheck], domains: Mapping[str, D
         domain, looks = domains[name], [look for look in result.appearances if look is not None]
         deep = [look for look in looks if look.bits > 8]
         if not deep:
+            if looks and domain.value_range:
+                texts.append(
+                    f"{name}: value_range has no effect, since no image has more than 8 bits: remove it from "
+                    f"the table {table(name)}"
+                )
             continue
         gray = [look for look in deep if look.gray]
         proposed = value_range_of(gray, domain.value_range) if domain.dataset == "folder" else None
@@ -172,6 +178,18 @@ def _warn_of_fourth_channels(name: str, dataset: SegmentationDataset, result: Da
     return (
         f"{name}: {len(ranges)} of {result.images} images have a channel beside their colors, such as "
         f"transparency or infrared{values}, for example {example}. It is dropped"
+    )
+
+
+def _warn_of_further_pictures(name: str, dataset: SegmentationDataset, result: DatasetCheck) -> str:
+    """Warns of files with several pages or frames, of which the first may be a thumbnail."""
+    found = [index for index, look in enumerate(result.appearances) if look is not None and look.several]
+    if not found:
+        return ""
+    example = files_of(dataset, found[0])[0] or dataset.names[found[0]]
+    return (
+        f"{name}: {len(found)} of {result.images} images have several pages or frames, such as {example}. "
+        "The first is used"
     )
 
 

@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 from cpsl._internal.files import in_full
 from cpsl.app.config import METHODS, PREVIOUS, STAGES, Authors, Config
-from cpsl.app.datasets import domains, label_space, micro_batches, open_dataset, size_of_source
+from cpsl.app.datasets import (
+    LABEL_SETTINGS,
+    domains,
+    label_space,
+    micro_batches,
+    open_dataset,
+    size_of_source,
+)
+from cpsl.app.domain import Domain
 from cpsl.app.errors import describe_error
 from cpsl.app.networks import build_model, custom_builder, load_model
 from cpsl.app.sizes import fit_crop, is_same_shape, median_shape, size_at_width
@@ -136,6 +144,7 @@ def advice(config: Config, datasets: Mapping[str, SegmentationDataset]) -> list[
         *_enlarged_target(config, datasets["target"]),
         *_distorted_sources(config, datasets),
         *_long_warmup(config),
+        *_unused_label_settings(config),
     ]
 
 
@@ -179,6 +188,13 @@ def _long_warmup(config: Config) -> Iterator[str]:
             f"{plural(online.iterations, 'iteration')} (online.warmup_iterations). For a twentieth of them:\n"
             f"  --online.warmup-iterations {online.iterations // 20}"
         )
+
+
+def _unused_label_settings(config: Config) -> Iterator[str]:
+    for name, domain in domains(config).items():
+        unused = [option for option in LABEL_SETTINGS if getattr(domain, option) != getattr(Domain(), option)]
+        if domain.dataset == "folder" and domain.labels is None and unused:
+            yield f"{name}: without labels, there is no effect of {', '.join(unused)}"
 
 
 def initial_weights(config: Config) -> Iterator[tuple[str, str | Path, tuple[str, ...]]]:

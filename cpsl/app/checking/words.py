@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from cpsl.app.domain import Domain
+from cpsl.app.domain import Domain, Ids
 from cpsl.app.words import plural
 from cpsl.data import LabelSpace
 from cpsl.data.check import DatasetCheck, Finding
@@ -219,6 +219,9 @@ def find_warnings(
             sources[name] = result
         if of_offset := _warn_of_offset(name, result, domains[name], classes):
             texts.append(of_offset)
+        others = {other: domains[other].ids for other in labeled if domains[other].dataset == "folder"}
+        if of_ids := _warn_of_other_ids(name, result, domains[name], others, classes):
+            texts.append(of_ids)
         present = [c for c, n in zip(classes.names, result.counts.tolist(), strict=True) if n]
         if len(present) == 1:
             texts.append(
@@ -259,6 +262,23 @@ def _warn_of_offset(name: str, result: DatasetCheck, domain: Domain, classes: La
         f"{name}: the labels begin with 1, read as {second}; 0 ({first}) never occurs. If 1 means "
         f"{first}, write in the table {table(name)}:\nfirst_id = 1"
     )
+
+
+def _warn_of_other_ids(
+    name: str, result: DatasetCheck, domain: Domain, ids_of: Mapping[str, Ids], classes: LabelSpace
+) -> str:
+    """Warns of class indices that are all in the `ids` of another domain, where they mean other classes."""
+    stored = [index for index, pixels in enumerate(result.counts.tolist()) if pixels]
+    for other, ids in ids_of.items():
+        if not _holds_indices(domain) or not ids.keys() >= {*stored}:
+            continue
+        if wrong := [i for i in stored if ids[i] not in (i, classes.names[i])]:
+            return (
+                f"{name}: the labels are read as class indices, since there are no ids; by those of {other}, "
+                f"{wrong[0]} would mean {ids[wrong[0]]}, not {classes.names[wrong[0]]}. If both store the "
+                f"same values, copy ids from the table {table(other)} to {table(name)}"
+            )
+    return ""
 
 
 def _warn_of_missing_classes(

@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cpsl.app.checking.images import SAMPLED, warn_of_images, warn_of_label_maps
 from cpsl.app.domain import Domain
 from cpsl.app.settings import override
 from cpsl.data import SegmentationFolder, check_dataset
+from cpsl.data.pictures import read_image
 
 NOISE = np.random.default_rng(0)
 
@@ -182,6 +184,41 @@ def in_color(folder: Path, name: str, count: int = 4) -> None:
         Image.fromarray(NOISE.integers(0, 255, (32, 40, 3)).astype(np.uint8)).save(
             folder / name.format(index)
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "several"),
+    [
+        ("a.tif", {"save_all": True}, True),
+        ("a.gif", {"save_all": True}, True),
+        ("a.webp", {"save_all": True, "lossless": True}, True),
+        ("a.png", {"save_all": True}, True),
+        ("a.jpg", {"save_all": True, "format": "MPO"}, False),  # a photo of a camera, with a small copy
+        ("a.tif", {}, False),
+    ],
+)
+def test_images_of_several_pages_are_counted(
+    tmp_path: Path, name: str, options: dict[str, Any], several: bool
+) -> None:
+    domain = photos(tmp_path / "target", 255, np.uint8)
+    first, second = (Image.fromarray(NOISE.integers(0, 256, (32, 40), np.uint8)) for _ in range(2))
+    pages = {"append_images": [second]} if options else {}
+    first.save(tmp_path / "target" / name, **options, **pages)
+    if name != "a.jpg":
+        read = read_image(tmp_path / "target" / name)
+        assert np.array_equal(read[0].numpy(), first)
+    (domain.images / "0.png").rename(domain.images / "b.png")  # keys differ
+    warnings = warnings_of(target=domain)
+    assert len(warnings) == several
+    for warning in warnings:
+        assert "target: 1 of 5 images" in warning
+        assert str(tmp_path / "target" / name) in warning
+
+
+def test_a_range_of_images_of_8_bits_has_no_effect(tmp_path: Path) -> None:
+    (warning,) = warnings_of(target=replace(photos(tmp_path / "a", 255, np.uint8), value_range=(0, 1)))
+    assert "value_range has no effect" in warning
+    assert "[target]" in warning
 
 
 def test_gray_images_among_those_in_color_are_counted_with_the_pattern(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from cpsl.app.checking.settings import advice, open_domains, unset_folders, validate
 from cpsl.app.command_line import parse, recipe_names
 from cpsl.app.config import Config
-from cpsl.app.datasets import size_of_source
+from cpsl.app.datasets import LABEL_SETTINGS, size_of_source
 from cpsl.app.settings import override, to_toml
 from cpsl.training import Process
 
@@ -51,6 +51,26 @@ def run(folders: Path, sources: str, *options: str, target: str = "a") -> Config
     file = folders / "run.toml"
     file.write_text("\n".join(lines).replace("\\", "/"), encoding="utf-8")
     return parse(["--config", str(file), "--method", "paper", "--output", str(folders / "run"), *options])
+
+
+@pytest.mark.parametrize("option", LABEL_SETTINGS)
+@pytest.mark.parametrize("name", ["target", "evaluation"])
+def test_settings_of_labels_without_labels_are_named(folders: Path, option: str, name: str) -> None:
+    values = {
+        "ids": {7: "road"},
+        "label_pattern": "*_x",
+        "first_id": 1,
+        "tolerance": 1,
+        "label_orientation": "stored",
+    }
+    config = run(folders, "a")
+    datasets = open_domains(config).datasets
+    domain = replace(config.target, **{option: values.get(option, True)})
+    (warning,) = advice(replace(config, **{name: domain}), datasets)
+    assert warning.startswith(f"{name}: ")
+    assert option in warning
+    labeled = replace(domain, labels=folders / "labels")
+    assert not advice(replace(config, **{name: labeled}), datasets)
 
 
 def test_a_folder_that_may_not_be_read_is_named_without_numbers_of_the_system(

@@ -264,6 +264,27 @@ def test_masks_of_0_and_255_are_recognized(name: str) -> None:
     assert "ids = " not in text
 
 
+@given(
+    shown=st.lists(st.booleans(), min_size=3, max_size=3).filter(any),
+    ids=st.permutations([0, 1, 2]).map(lambda order: dict(zip(range(3), order, strict=True))),
+    known=st.integers(1, 3),
+    named=st.booleans(),
+    of_source=st.booleans(),
+)
+def test_indices_that_mean_other_classes_by_the_ids_of_another_domain_are_named(
+    shown: list[bool], ids: dict[int, int], known: int, named: bool, of_source: bool
+) -> None:
+    with_ids, without = ("source", "evaluation") if of_source else ("evaluation", "source")
+    ids = {stored: index for stored, index in ids.items() if stored < known}
+    domain = Domain(ids={stored: SPACE.names[index] if named else index for stored, index in ids.items()})
+    results = {with_ids: checked([1, 1, 1]), without: checked([int(each) for each in shown])}
+    texts = find_warnings(results, {with_ids: domain, without: FOLDER}, SPACE)
+    about = [" ".join(text.split()) for text in texts if "copy ids" in text]
+    stored = {index for index, each in enumerate(shown) if each}
+    assert len(about) == (stored <= ids.keys() and any(ids[index] != index for index in stored))
+    assert all(f"from the table [{with_ids}] to [{without}]" in text for text in about)
+
+
 def test_complete_labels_give_no_warning() -> None:
     results = {"source": checked([1, 1, 1], ignored=2), "target": checked([0, 0, 0])}
     assert find_warnings(results, dict.fromkeys(results, FOLDER), SPACE) == []
