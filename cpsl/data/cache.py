@@ -1,6 +1,8 @@
 """Copies of large images at the size of training, since decoding large files dominates its time."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -72,13 +74,15 @@ class CachedDataset:
         path = self._path(index, "image")
         if not path.exists():
             _write(path, whole_image(self._dataset.image(index), self._size))
-        return read_image(path)
+        with _naming_copy():
+            return read_image(path)
 
     def label(self, index: int) -> Tensor | None:
         """Returns the label alone, (H, W) uint8."""
         path = self._path(index, "label")
         if self._is_large(index) and path.exists():
-            return torch.from_numpy(read_stored_label(path))
+            with _naming_copy():
+                return torch.from_numpy(read_stored_label(path))
         label = self._dataset.label(index)
         return resize_label(label, self._size) if label is not None and self._is_large(index) else label
 
@@ -95,6 +99,15 @@ class CachedDataset:
                 key.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
         return self._folder / digest[:2] / f"{digest}.png"
+
+
+@contextmanager
+def _naming_copy() -> Iterator[None]:
+    """Adds to the errors of a damaged copy what to do."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}. It is a copy in the cache: delete it, and it is made again") from error
 
 
 def _write(path: Path, picture: Tensor) -> None:

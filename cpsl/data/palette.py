@@ -44,7 +44,7 @@ def class_colors(names: Sequence[str]) -> tuple[Color, ...]:
         ((128, 64, 128), (107, 142, 35), (255, 102, 51), (0, 178, 255))
     """
     if len(names) > 255:
-        raise ValueError(f"a palette has at most 255 colors, not {len(names)}")
+        raise ValueError(f"there are colors for at most 255 classes, got {len(names)}")
     keys = [_key(name) for name in names]
     index_of: dict[Color, int] = {}
     # The name of Cityscapes itself has its color before any synonym.

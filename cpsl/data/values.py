@@ -4,12 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import ImageColor
 from torch import Tensor
 
 from cpsl.data.class_tables import NO_CLASS, Stored, id_table, to_classes
@@ -50,13 +52,33 @@ def parse_color(text: str) -> int:
     numbers = re.fullmatch(r"\[?\s*(\d+)[,\s]+(\d+)[,\s]+(\d+)(?:[,\s]+(\d+))?\s*\]?", text)
     channels = [int(number or OPAQUE) for number in numbers.groups()] if numbers else [256]
     if max(channels) > 255:
-        hexadecimal = re.fullmatch(r"[0-9a-fA-F]{6}|[0-9a-fA-F]{8}", text.strip())
-        meant = f': if it is a color, write "#{text.strip()}"' if hexadecimal else ""
         raise ValueError(
             f'"{text}" is neither a whole number below 65536 nor a color such as "#ff0000" or "255, 0, 0"'
-            f"{meant}"
+            f"{_describe_key(text.strip())}"
         )
     return int.from_bytes(bytes(channels), "big")
+
+
+def _describe_key(text: str) -> str:
+    """Returns how to write a key of `ids` that is neither number nor color, "" if nothing suggests it.
+
+    Example:
+        >>> _describe_key("#00f"), _describe_key("0x1f"), _describe_key("(1, 2, 3)")
+        (': if it is a color, write "#0000ff"', ': write 31', ': write "1, 2, 3"')
+    """
+    if re.fullmatch(r"0x[0-9a-f]{1,4}|\d{1,5}", text):
+        return f": write {int(text, 16 if 'x' in text else 10)}"
+    if inside := re.fullmatch(r"\w*[({<]\s*([\d,\s]+?)\s*[)}>]", text):
+        return f': write "{inside[1]}"'
+    hints = list[str]()
+    for name in (text, f"#{text.removeprefix('0x')}"):
+        with suppress(ValueError):
+            color = f"#{bytes(ImageColor.getrgb(name)).hex()}"
+            hints = [f'if it is a color, write "{name if color == name.lower() else color}"']
+            break
+    if text[:1].isalpha():
+        hints.append('if it is a class, swap the sides: what is stored stands first, as in 7 = "road"')
+    return f": {'; '.join(hints)}" if hints else ""
 
 
 def format_color(color: int) -> str:
@@ -86,6 +108,7 @@ class ClassMap:
         colors: Whether colors are read, not numbers.
 
     Raises:
+        TypeError: `first_id` or `tolerance` is no whole number.
         ValueError: `ids` are no numbers or colors, mix both, or point to an unknown class.
 
     Example:
@@ -106,6 +129,9 @@ class ClassMap:
     ) -> None:
         if ids and first_id:
             raise ValueError("first_id is for labels without ids: remove one of them")
+        for name, value in (("first_id", first_id), ("tolerance", tolerance)):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
         if not 0 <= first_id <= 65535 - len(classes):
             raise ValueError(f"first_id must lie in 0...{65535 - len(classes)}, got {first_id}")
         if not 0 <= tolerance <= 255:

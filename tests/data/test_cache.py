@@ -40,6 +40,22 @@ def copies(root: Path) -> set[Path]:
     return {path for path in (root / "cache").rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("keep", [0, 50])
+def test_a_damaged_copy_is_to_be_deleted(root: Path, keep: int) -> None:
+    cached = CachedDataset(open_folder(root), root / "cache", SIZE)
+    whole = cached[0]
+    for copy in copies(root):
+        copy.write_bytes(copy.read_bytes()[:keep])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="delete it") as refused:
+            cached[0]
+        (damaged,) = (copy for copy in copies(root) if str(copy) in str(refused.value))
+        damaged.unlink()
+        if len(copies(root)) == 1:
+            break
+    assert torch.equal(cached[0].image, whole.image)
+
+
 def test_copies_are_the_resized_images_and_are_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_folder(root)
     cached = CachedDataset(dataset, root / "cache", SIZE)

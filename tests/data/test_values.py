@@ -234,6 +234,39 @@ def test_keys_that_are_neither_numbers_nor_colors_are_named(key: float | str) ->
         ClassMap(CLASSES, {key: 1})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("(0, 0, 0)", '"0, 0, 0"'),
+        ("rgb(0,1,255)", '"0,1,255"'),
+        ("#00f", '"#0000ff"'),
+        ("00ff00", '"#00ff00"'),
+        ("0xff0000", '"#ff0000"'),
+        ("0x1f", "31"),
+        ("007", "7"),
+        ("navy", '"#000080"'),
+    ],
+)
+def test_keys_of_another_form_are_refused_with_the_form_to_write(key: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f'"{key}" is neither')) as refused:
+        ClassMap(CLASSES, {key: 0})
+    assert f"write {meant}" in str(refused.value)
+    ClassMap(CLASSES, {int(meant) if meant.isdigit() else meant.strip('"'): 0})
+
+
+@pytest.mark.parametrize("key", ["road", "traffic light", "orange"])
+def test_classes_in_place_of_what_is_stored_are_to_be_swapped(key: str) -> None:
+    with pytest.raises(ValueError, match=f'"{key}" .*swap the sides'):
+        ClassMap(CLASSES, {key: 0})
+
+
+@pytest.mark.parametrize("name", ["first_id", "tolerance"])
+@pytest.mark.parametrize("value", ["1", 1.0, True, None])
+def test_what_is_no_whole_number_is_named(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name}.*{value!r}"):
+        ClassMap(CLASSES, **{name: value})  # type: ignore[arg-type]
+
+
 def test_numbers_may_begin_at_any_first_id() -> None:
     mapped = ClassMap(CLASSES, first_id=2)
     assert mapped.convert(np.array([[0, 1, 2, 3, 4, 255]]), PATH).tolist() == [[255, 255, 0, 1, 2, 255]]
