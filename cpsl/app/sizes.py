@@ -92,14 +92,20 @@ def size_at_width(shape: Size, width: int) -> Size:
 def fit_crop(full_size: Size) -> Size:
     """Returns the size of training crops for whole images (H, W): four fifths, to a multiple of 32.
 
-    That is the stride of most networks, whose maps then come out even. The crop of smaller images is whole.
+    That is the stride of most networks, whose maps then come out even. Sides below 160 pixels are cropped to
+    a multiple of 16.
 
     Example:
-        >>> fit_crop((240, 320)), fit_crop((512, 1024)), fit_crop((16, 40))
-        ((192, 256), (416, 832), (16, 32))
+        >>> fit_crop((240, 320)), fit_crop((512, 1024)), fit_crop((60, 120))
+        ((192, 256), (416, 832), (48, 96))
     """
-    height, width = (min(max(min(round(e / 40), e // 32), 1) * 32, e) for e in full_size)
+    height, width = map(_crop_side, full_size)
     return height, width
+
+
+def _crop_side(extent: int) -> int:
+    step = 32 if extent >= 160 else 16
+    return max(min(round(0.8 * extent / step), extent // step), 1) * step
 
 
 def _multiple(extent: float) -> int:

@@ -42,8 +42,9 @@ def test_whole_images_keep_their_shape_and_are_never_enlarged(height: int, width
 def test_crops_are_inside_of_whole_images(height: int, width: int) -> None:
     for crop, extent in zip(fit_crop((height, width)), (height, width), strict=True):
         assert 16 <= crop <= extent
-        assert crop % 32 == 0 or crop == extent < 32
-        assert abs(crop - 0.8 * extent) < 20
+        step = 32 if extent >= 160 else 16
+        assert crop % step == 0
+        assert abs(crop - 0.8 * extent) < 0.6 * step
 
 
 @given(st.sets(st.sampled_from(["full_size", "crop", "width", "source_size"])), st.booleans())
@@ -80,7 +81,7 @@ def test_sizes_are_those_of_most_images_as_displayed(tmp_path: Path) -> None:
     shapes = [(40, 30)] * 3 + [(7, 9)]
     target = images(tmp_path / "target", shapes * LOOKED_AT, orientation=6)
     views = parse(["--target.images", str(target)]).views
-    assert (views.full_size, views.crop, views.width) == ((30, 40), (30, 32), 40)
+    assert (views.full_size, views.crop, views.width) == ((30, 40), (16, 32), 40)
 
 
 def test_images_of_the_whole_folder_are_looked_at(tmp_path: Path) -> None:
