@@ -33,7 +33,8 @@ def fit_label(
 
     Labels drawn over the displayed picture belong to the rotated image; the label's own orientation, if it
     has any, is applied. Labels that were made from the stored pixels are rotated like the image. "auto" takes
-    the one of the image's size, and refuses to guess if both have it and differ, as after 180 degrees.
+    the one of the image's size, and refuses to guess if both have it and differ, as after 180 degrees. If
+    neither has it, but the label as stored, its orientation is a copy of the image's and is not applied.
 
     Args:
         label: (h, w) as stored.
@@ -42,7 +43,8 @@ def fit_label(
         orientation: EXIF orientation of the image, 1 for none.
         paths: Files of image and label, for errors.
         convention: "rotated", "stored" or "auto".
-        resize: Whether a label of another size is resized, to the nearest neighbor, or refused.
+        resize: Whether a label of another size is resized, to the nearest neighbor, or refused. Its shape
+            may differ by rounding only.
 
     Raises:
         ValueError: The sizes differ.
@@ -53,15 +55,19 @@ def fit_label(
         >>> fit_label(label, 1, (2, 1), 6, paths).tolist()  # of the size of the stored pixels
         [[1], [2]]
     """
-    candidates: dict[str, Tensor] = {}
+    candidates = list[Tensor]()
     if convention != "stored":
-        candidates["rotated"] = _rotated(label, own_orientation)
+        candidates.append(_rotated(label, own_orientation))
     if convention != "rotated":
-        candidates["stored"] = _rotated(label, orientation)
-    fitting = {name: found for name, found in candidates.items() if found.shape == size}
-    if not fitting and not resize:
-        _raise_sizes(label, size, orientation, paths, convention)
-    first, *others = (fitting or candidates).values()
+        candidates.append(_rotated(label, orientation))
+    fitting = [found for found in candidates if found.shape == size]
+    if not fitting and convention == "auto" and own_orientation == orientation and label.shape == size:
+        return label
+    if not fitting and resize:
+        fitting = [found for found in candidates if _has_shape(found, size)]
+    if not fitting:
+        _raise_sizes(label, own_orientation, size, orientation, paths, convention)
+    first, *others = fitting
     if any(not torch.equal(first, other) for other in others):
         raise OrientationError(
             f"{paths[0]} is rotated by EXIF (orientation {orientation}, its label {own_orientation}), and "
@@ -90,17 +96,44 @@ def _rotated(label: Tensor, orientation: int) -> Tensor:
     return label if orientation == 1 else torch.from_numpy(rotate(label.numpy(), orientation).copy())
 
 
+def _has_shape(label: Tensor, size: tuple[int, int]) -> bool:
+    """Returns whether a label and an image (H, W) differ in scale alone, up to rounding to whole pixels."""
+    (h, w), (height, width) = label.shape, size
+    return abs(h * width - w * height) < max(height + width, h + w)
+
+
 def _raise_sizes(
-    label: Tensor, size: tuple[int, int], orientation: int, paths: tuple[Path, Path], convention: Convention
+    label: Tensor,
+    own_orientation: int,
+    size: tuple[int, int],
+    orientation: int,
+    paths: tuple[Path, Path],
+    convention: Convention,
 ) -> NoReturn:
     image, path = paths
-    rotated = f" after its EXIF orientation {orientation}" if orientation != 1 else ""
-    hint = "resize_labels = true accepts labels of another size"
-    if convention != "auto" and _rotated(label, orientation).shape == size:
+    of_image = f" after its EXIF orientation {orientation}" if orientation != 1 else ""
+    drawn, made = (_rotated(label, turn) for turn in (own_orientation, orientation))
+    found, of_label = drawn, f" after its own EXIF orientation {own_orientation}"
+    if convention == "stored":
+        found, of_label = made, " after the same orientation"
+    if found.shape == label.shape:
+        of_label = ""
+    possible = {"rotated": [drawn], "stored": [made], "auto": [drawn, made]}[convention]
+    if convention == "rotated" and made.shape == size:
         hint = 'label_orientation = "stored" is for labels of the stored pixels'
+    elif convention == "stored" and drawn.shape == size:
+        hint = 'label_orientation = "rotated" is for labels of the displayed picture'
+    elif own_orientation != 1 and label.shape == size:
+        hint = "remove the EXIF orientation of labels that were drawn over the displayed picture"
+    elif any(_has_shape(each, size) for each in possible):
+        hint = "resize_labels = true accepts labels of another size"
+    elif _has_shape(found.T, size):
+        hint = "its sides are swapped: rotate or transpose it"
+    else:
+        hint = "its sides have another ratio: replace it by the label of the whole image"
     raise ValueError(
-        f"{image} is {size[1]}x{size[0]}{rotated}, but its label {path} is "
-        f"{label.shape[1]}x{label.shape[0]}; {hint}"
+        f"{image} is {size[1]}x{size[0]}{of_image}, but its label {path} is "
+        f"{found.shape[1]}x{found.shape[0]}{of_label}; {hint}"
     )
 
 

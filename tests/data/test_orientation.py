@@ -1,5 +1,7 @@
 """Pictures that EXIF rotates, and labels of the displayed or the stored pixels."""
 
+from collections.abc import Callable
+from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +94,34 @@ def test_the_label_of_the_other_convention_is_refused_by_its_size(tmp_path: Path
     label, rotated = torch.zeros(4, 8, dtype=torch.uint8), (8, 4)
     with pytest.raises(ValueError, match=r'a\.jpg is 4x8 after.*6, .*a\.png is 8x4; .*"stored"'):
         fit_label(label, 1, rotated, 6, PATHS, convention="rotated")
+    with pytest.raises(ValueError, match=r'"rotated" is for'):
+        fit_label(label, 1, (4, 8), 6, PATHS, convention="stored")
     with pytest.raises(ValueError, match="is 8x4; resize_labels"):
-        fit_label(label, 1, (8, 9), 6, PATHS)
+        fit_label(label, 1, (16, 8), 6, PATHS)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_the_copied_orientation_of_a_label_drawn_over_the_displayed_picture_is_not_applied(
+    orientation: int,
+) -> None:
+    label = torch.from_numpy(halves(4, 8))
+
+    def fit(own: int = orientation, **options: object) -> torch.Tensor:
+        return fit_label(label, own, (4, 8), orientation, PATHS, **options)  # type: ignore[arg-type]
+
+    assert torch.equal(fit(), label)
+    assert torch.equal(fit(resize=True), label)
+    refused = rf"a\.png is 4x8 after its own EXIF orientation {orientation}; (?!resize_labels).*EXIF"
+    with pytest.raises(ValueError, match=refused):
+        fit(convention="rotated", resize=True)
+    with pytest.raises(ValueError, match="EXIF orientation of labels"):
+        fit(own=13 - orientation)  # not a copy
+    assert torch.equal(
+        fit_label(label, 3, (4, 8), 3, PATHS), torch.from_numpy(rotate(label.numpy(), 3).copy())
+    )
+    square = torch.from_numpy(halves(4, 4))
+    turned = torch.from_numpy(rotate(square.numpy(), orientation).copy())
+    assert torch.equal(fit_label(square, orientation, (4, 4), orientation, PATHS), turned)
 
 
 @given(own=st.integers(1, 8), orientation=st.integers(1, 8), seed=st.integers(0, 99))
@@ -137,6 +165,40 @@ def test_labels_are_resized_to_the_nearest_pixel(height: int, width: int, factor
     large = resize_label(label, (height * factor, width * factor))
     assert torch.equal(large, label.repeat_interleave(factor, 0).repeat_interleave(factor, 1))
     assert torch.equal(resize_label(large, (height, width)), label)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.05, 4), st.sampled_from([floor, ceil, round]))
+def test_labels_of_another_scale_are_resized_whatever_the_rounding(
+    height: int, width: int, scale: float, to_whole: Callable[[float], int]
+) -> None:
+    small = max(to_whole(height * scale), 1), max(to_whole(width * scale), 1)
+    for of_label, of_image in ((small, (height, width)), ((height, width), small)):
+        label = torch.zeros(1, 1, dtype=torch.uint8).expand(of_label)
+        assert fit_label(label, 1, of_image, 1, PATHS, resize=True).shape == of_image
+
+
+@pytest.mark.parametrize("resize", [False, True])
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [
+        ((128, 96), "sides are swapped"),
+        ((64, 48), "sides are swapped"),
+        ((96, 96), "ratio"),
+        ((90, 128), "ratio"),
+    ],
+)
+def test_labels_of_another_shape_are_refused(resize: bool, size: tuple[int, int], advice: str) -> None:
+    with pytest.raises(ValueError, match=advice) as error:
+        fit_label(torch.zeros(size, dtype=torch.uint8), 1, (96, 128), 1, PATHS, resize=resize)
+    assert "resize_labels" not in str(error.value)
+
+
+def test_the_shape_tells_whether_a_smaller_label_is_rotated() -> None:
+    label, turned = torch.from_numpy(halves(48, 64)), torch.from_numpy(rotate(halves(48, 64), 6).copy())
+    assert torch.equal(
+        fit_label(label, 1, (128, 96), 6, PATHS, resize=True),
+        fit_label(turned, 1, (128, 96), 6, PATHS, resize=True),
+    )
 
 
 def test_labels_of_another_size_are_read_if_this_is_stated(tmp_path: Path) -> None:

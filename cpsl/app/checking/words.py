@@ -86,7 +86,7 @@ def kinds_of(findings: list[Finding]) -> Kinds:
     """Groups problems by kind, the most frequent first: reasons that differ in numbers alone are one kind."""
     kinds: Kinds = {}
     for finding in findings:
-        reason = "" if finding.kind in ("values", "size") else NUMBER.sub("#", finding.reason)
+        reason = "" if finding.kind == "values" else NUMBER.sub("#", finding.reason)
         kinds.setdefault((finding.kind, reason), []).append(finding)
     return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
 
@@ -125,7 +125,7 @@ def _describe_kind(
         "label": (f"{labels} cannot be used: {reason}", "correct these files"),
         "orientation": (f"{labels} may be rotated or not: {reason}", "set label_orientation"),
         "values": (f"{labels} have unknown values, {len(values)} in all (shares of label pixels):", ""),
-        "size": (f"{labels} differ from their image: {reason}", "store labels in the size of their image"),
+        "size": (f"{labels} differ from their image: {reason}", "correct these labels, or the path `labels`"),
         "unlabeled": (f"{images} have no label", "add the labels, or move these images away"),
         "other": (f"{images} cannot be used: {reason}", "correct these files"),
     }[kind]

@@ -63,6 +63,16 @@ def checked(
     return DatasetCheck(images, images, {(4, 6): images}, torch.tensor(counts), problems, found, ignored, [])
 
 
+def test_sizes_that_need_another_remedy_are_another_kind() -> None:
+    reasons = [
+        "its label is 3x4; resize_labels",
+        "its label is 5x4; resize_labels",
+        "its label is 3x4; swapped",
+    ]
+    found = [Finding("size", f"{index}.png", reason, reason) for index, reason in enumerate(reasons)]
+    assert [len(of_kind) for of_kind in kinds_of(found).values()] == [2, 1]
+
+
 @given(found=findings())
 def test_groups_hold_every_problem_once(found: list[Finding]) -> None:
     kinds = kinds_of(found)
