@@ -10,8 +10,16 @@ from cpsl._internal.files import in_full
 from cpsl.data.legends import is_legend
 from cpsl.data.names import UNREAD_SUFFIXES, Pattern
 
-SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
-"""Folders that devices and archives add, with thumbnails and copies of the images around them."""
+SYSTEM_FOLDERS = frozenset(
+    (
+        *("@eadir", "__macosx", "@tmp", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"),
+        *("#snapshot", "@recently-snapshot", "system volume information"),
+    )
+)
+"""Folders that devices and archives add, in lower case: thumbnails, copies, and deleted or older images."""
+
+HIDDEN = "hidden, since the name begins with a dot"
+OF_SYSTEM = "added by a device or an archive"
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -40,12 +48,13 @@ def find_files(
         pattern: Only files whose relative path matches; all if None.
         containers: Extensions of files that hold several images, such as videos: their keys end in a slash,
             so that they differ from that of an image of the same name.
-        skipped: Takes the other files that are not hidden, with the reason.
+        skipped: Takes the other files that are not hidden, and the folders of `SYSTEM_FOLDERS` that hold such
+            files, with the reason.
     """
     _require_folder(folder, f" of {what}")
     skipped = {} if skipped is None else skipped
-    others, found = dict[Path, str](), dict[str, Path]()
-    for path in _files_below(folder):
+    others, found, passed = dict[Path, str](), dict[str, Path](), dict[Path, str]()
+    for path in _files_below(folder, passed):
         relative = path.relative_to(folder)
         if path.suffix.lower() not in suffixes:
             others[path] = _reason(path.suffix.lower())
@@ -59,7 +68,11 @@ def find_files(
         if name in found:
             raise ValueError(_describe_twins(found[name], path, has_pattern=pattern is not None))
         found[name] = path
+    others |= {
+        path: reason for path, reason in passed.items() if reason == OF_SYSTEM and _holds(path, suffixes)
+    }
     if not found:
+        others |= {path: HIDDEN for path in passed if path.name.lower().endswith(suffixes)}
         listed = ", ".join(suffixes) if pattern is None else f"{', '.join(suffixes)}; {pattern.text}"
         raise FileNotFoundError(f"there are no {what} ({listed}) in {folder}{and_skipped(others)}")
     skipped |= others
@@ -89,7 +102,7 @@ def list_names(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
         FileNotFoundError: There is no such folder, or nothing in it.
     """
     _require_folder(folder)
-    paths = [path for path in _files_below(folder) if path.suffix.lower() in suffixes]
+    paths = [path for path in _files_below(folder, {}) if path.suffix.lower() in suffixes]
     if not paths:
         raise FileNotFoundError(f"there are no files ({', '.join(suffixes)}) in {folder}")
     return sorted(path.relative_to(folder).as_posix() for path in paths)
@@ -102,18 +115,20 @@ def _reason(suffix: str) -> str:
 
 
 def describe_skipped(skipped: Mapping[Path, str]) -> str:
-    """Returns the number of skipped files for each reason, with their extensions; "" if there are none.
+    """Returns the number of skipped files for each reason, with their extensions, or the names of folders.
 
     Example:
         >>> describe_skipped({Path("a.txt"): "its extension is not that of an image"})
         '1 *.txt (its extension is not that of an image)'
+        >>> describe_skipped({Path("a/@eaDir"): OF_SYSTEM, Path("b/@eaDir"): OF_SYSTEM})
+        '2 @eaDir/ (added by a device or an archive)'
     """
-    extensions = defaultdict[str, Counter[str]](Counter)
+    names = defaultdict[str, Counter[str]](Counter)
     for path, reason in skipped.items():
-        extensions[reason][path.suffix] += 1
+        names[reason][f"{path.name}/" if reason == OF_SYSTEM else f"*{path.suffix}"] += 1
     return ", ".join(
-        f"{counts.total()} {', '.join(f'*{extension}' for extension, _ in counts.most_common(4))} ({reason})"
-        for reason, counts in extensions.items()
+        f"{counts.total()} {', '.join(name for name, _ in counts.most_common(4))} ({reason})"
+        for reason, counts in names.items()
     )
 
 
@@ -137,21 +152,33 @@ def _describe_twins(first: Path, second: Path, *, has_pattern: bool) -> str:
     )
 
 
-def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yields the files below a folder; links count as their targets, broken links as files."""
+def _files_below(folder: Path, passed: dict[Path, str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yields the files below a folder; links count as their targets, broken links as files.
+
+    `passed` takes hidden files and folders, and those of `SYSTEM_FOLDERS`, which are not searched.
+    """
     here = folder.resolve()
     if here in above:
         raise ValueError(f"{folder} is a link to {here}, which contains it; remove the link")
     with os.scandir(folder) as entries:
         for entry in entries:
             path = folder / entry.name
-            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+            if entry.name.startswith("."):
+                passed[path] = HIDDEN
+                continue
+            if entry.name.lower() in SYSTEM_FOLDERS:
+                passed[path] = OF_SYSTEM
                 continue
             # Only links need another system call; for all files they would take minutes on a network drive.
             if path.is_dir() if entry.is_symlink() else entry.is_dir():
-                yield from _files_below(path, (*above, here))
+                yield from _files_below(path, passed, (*above, here))
             elif (entry.is_symlink() or entry.is_file()) and not is_legend(path):
                 yield path
+
+
+def _holds(folder: Path, suffixes: tuple[str, ...]) -> bool:
+    """Returns whether there is a file with one of the extensions below a folder, as far as it is readable."""
+    return any(name.lower().endswith(suffixes) for _, _, names in os.walk(folder) for name in names)
 
 
 def _require_plain(name: str, path: Path) -> None:

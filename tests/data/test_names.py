@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cpsl.data import SegmentationFolder
+from cpsl.data.files import describe_skipped
 from cpsl.data.matching import find_label_maps, pattern_of_some, propose_all_patterns, propose_patterns
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, find_near_names, match_labels
 
@@ -180,9 +181,36 @@ def test_the_error_of_missing_labels_shows_invisible_characters(tmp_path: Path) 
     assert "u200b" in str(raised.value)
 
 
-@pytest.mark.parametrize("system", ["@eaDir", "__MACOSX"])
-def test_folders_of_devices_and_archives_are_not_searched(tmp_path: Path, system: str) -> None:
-    for name in ("a.png", f"{system}/a.png/thumbnail.jpg"):
+SYSTEM = (
+    "@eaDir",
+    "__MACOSX",
+    "#recycle",
+    "@Recycle",
+    "#snapshot",
+    "@tmp",
+    "@Recently-Snapshot",
+    "$Recycle.Bin",
+)
+
+
+@pytest.mark.parametrize("system", [*SYSTEM, "RECYCLER", "Lost+Found", "system volume information"])
+def test_folders_of_devices_and_archives_are_counted_but_not_searched(tmp_path: Path, system: str) -> None:
+    for name in ("a.png", f"{system}/a.png/thumbnail.jpg", f"empty/{system}/a.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4)).save(tmp_path / name)
-    assert SegmentationFolder(tmp_path).names == ["a"]
+        Image.new("L", (4, 4)).save(tmp_path / name, "PNG")
+    dataset = SegmentationFolder(tmp_path)
+    assert dataset.names == ["a"]
+    assert dataset.skipped.keys() == {tmp_path / system}
+    assert f"1 {system}/ (" in describe_skipped(dataset.skipped)
+
+
+def test_the_error_of_a_folder_without_images_counts_hidden_ones(tmp_path: Path) -> None:
+    for name in (".a.png", ".b.png", ".hidden/c.png", "@tmp/d.png", ".notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name, "PNG")
+    with pytest.raises(FileNotFoundError) as raised:
+        SegmentationFolder(tmp_path)
+    assert "2 *.png (hidden" in str(raised.value)
+    assert "1 @tmp/" in str(raised.value)
+    Image.new("L", (4, 4)).save(tmp_path / "e.png")
+    assert SegmentationFolder(tmp_path).skipped.keys() == {tmp_path / "@tmp"}
