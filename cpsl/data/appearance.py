@@ -170,10 +170,11 @@ class LabelMaps(NamedTuple):
 def label_maps_among(
     names: Sequence[str], appearances: Sequence[Appearance | None], others: Collection[str] = ()
 ) -> LabelMaps | None:
-    """Returns the images that look and are named like label maps of the others, None if there are none.
+    """Returns the images that seem to be label maps of the others, None if there are none.
 
     They have few colors in flat areas, and differ from the others in folder, extension, or the end of the
-    name, or are named like them otherwise. If all images look so, they are all returned.
+    name, are named like them otherwise, or are as many, and several. If all images look so, they are all
+    returned.
 
     Args:
         names: Relative paths of the images with slashes.
@@ -194,4 +195,4 @@ def label_maps_among(
         return LabelMaps(maps, None)
     pattern = pattern_of_some(images, [*maps, *others])
     twins = propose_patterns(maps, images)
-    return LabelMaps(maps, pattern) if pattern or twins else None
+    return LabelMaps(maps, pattern) if pattern or twins or len(maps) >= max(len(images), 2) else None

@@ -140,9 +140,20 @@ def test_the_pattern_matches_the_images_and_no_label_map(names: list[str], forms
 def test_flat_pictures_among_others_are_no_label_maps_without_a_name() -> None:
     assert label_maps_among(["a.png", "b.png", "logo.png"], [PHOTO, PHOTO, MAP]) is None
     assert label_maps_among(["a.png", "b.png"], [PHOTO, BLANK]) is None
+    assert label_maps_among(["a.png", "logo.png"], [PHOTO, MAP]) is None
     everything = label_maps_among(["a.png", "b.png"], [MAP, MAP])
     assert everything is not None
     assert everything.names == ["a.png", "b.png"]
     beside = label_maps_among(["1.png", "1_L.png", "2.png", "2_L.png"], [PHOTO, MAP] * 2)
     assert beside is not None
     assert beside.image_pattern is None
+
+
+@given(st.integers(2, 9), st.integers(0, 3))
+def test_as_many_label_maps_as_images_need_no_names(images: int, more: int) -> None:
+    names = [f"{letter}.png" for letter in "abcdefghi"[:images]] + [
+        f"{i}_x.png" for i in range(images + more)
+    ]
+    found = label_maps_among(names, [PHOTO] * images + [MAP] * (images + more), ["z.png"])
+    assert found is not None
+    assert found.names == names[images:]
