@@ -28,6 +28,8 @@ SHOWN_SHARE = 0.002
 NOISE = 24
 """Difference in each channel within which inexact colors belong together."""
 
+CLASS_NUMBERS = "numbers of classes cannot be recovered from JPEG and other lossy formats: store them as PNG"
+
 
 class Proposal(NamedTuple):
     """Settings that are missing for a folder of labels.
@@ -159,13 +161,16 @@ def propose_values(stored: StoredValues, classes: LabelSpace) -> Proposal:
         return Proposal([], notes)
     elif others <= set(range(len(classes) + 1)) and not lossy:
         return Proposal(["first_id = 1"], [*notes, "first_id = 1 means that 0 is ignored"])
+    elif lossy and max(values, default=0) <= max(NOISE, len(classes)):
+        return Proposal([], [*notes, CLASS_NUMBERS])
     elif len(values) > MANY_VALUES:
         return Proposal(
             [], [f"the labels hold {len(values)} numbers, too many for classes: {_with_shares(values)}"]
         )
     else:
         inside = [value for value in values if 0 <= value <= MAX_ID]
-        ids = {value: "255" if value == IGNORE_INDEX else _quoted("?") for value in inside}
+        ignored = "255" if len(values) > len(classes) else _quoted("?")  # may be a class if there are few
+        ids = {value: ignored if value == IGNORE_INDEX else _quoted("?") for value in inside}
     if not lossy:
         lines = [_ids_line(ids)] if ids else []
         if others - set(ids):
@@ -216,6 +221,8 @@ def _propose_colors(stored: StoredValues, classes: LabelSpace) -> Proposal:
     notes = [f"the labels hold {_with_shares(own)}"]
     if not inexact:
         return Proposal([_ids_line(ids)], notes)
+    if stored.lossy and max(_difference(color, "#000000") for color in own) <= max(NOISE, len(classes)):
+        return Proposal([], [*notes, CLASS_NUMBERS])
     noise = min([NOISE, *(_difference(a, b) - 1 for a, b in combinations(own, 2))])
     return _inexact(ids, notes, noise, copies / max(sum(colors.values()), 1))
 

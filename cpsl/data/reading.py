@@ -97,7 +97,7 @@ def read_stored(path: Path, *, colors: bool = False, lossy: bool = False) -> tup
         if not (lossy or lossless):
             raise ValueError(
                 f"{file.format} changes the stored values, so this format is not supported without a "
-                "`tolerance`"
+                "`tolerance`; class numbers such as 0 and 1 are lost even with it: store them as PNG"
             )
         if flaw := find_flaw(data, file.format):
             raise ValueError(flaw)

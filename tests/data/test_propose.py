@@ -2,15 +2,18 @@
 
 import tomllib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-from hypothesis import example, given
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cpsl.data.labels import LabelSpace
 from cpsl.data.palette import class_colors
 from cpsl.data.propose import propose_values
-from cpsl.data.values import ClassMap, StoredValues
+from cpsl.data.values import ClassMap, StoredValues, count_stored_values
 
 
 @given(
@@ -47,3 +50,25 @@ def test_files_without_frequent_colors_get_no_ids() -> None:
     proposal = propose_values(StoredValues(1, {"RGB": 1}, {}, colors, []), LabelSpace(("a",), ((1, 2, 3),)))
     assert proposal.lines == []
     assert "too many" in proposal.notes[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@given(classes=st.integers(1, 40), quality=st.integers(40, 95), seed=st.integers(0, 9))
+@settings(max_examples=20)
+def test_class_numbers_in_jpeg_get_no_ids(mode: str, classes: int, quality: int, seed: int) -> None:
+    space = LabelSpace(tuple(f"c{i}" for i in range(classes)), ((9, 9, 9),) * classes)
+    blocks = np.random.default_rng(seed).integers(0, classes, (4, 4)).astype(np.uint8)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.jpg")
+        Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).convert(mode).save(path, quality=quality)
+        proposal = propose_values(count_stored_values([path]), space)
+    assert proposal.lines == []
+    assert "PNG" in proposal.notes[-1]
+
+
+@given(st.sets(st.integers(6, 254), min_size=1, max_size=5), st.integers(3, 5))
+def test_255_is_ignored_only_if_there_are_more_values_than_classes(numbers: set[int], classes: int) -> None:
+    space = LabelSpace(tuple("abcde"[:classes]), ((9, 9, 9),) * classes)
+    stored = dict.fromkeys([*sorted(numbers), 255], 9)
+    (line,) = propose_values(StoredValues(1, {"L": 1}, stored, {}, []), space).lines
+    assert tomllib.loads(line)["ids"]["255"] == (255 if len(stored) > classes else "?")
