@@ -7,15 +7,9 @@ from typing import NoReturn
 from torch import Tensor
 
 from cpsl.data.files import and_skipped, find_files
+from cpsl.data.kinds import propose_kinds
 from cpsl.data.labels import LabelSpace, check_names
-from cpsl.data.matching import (
-    PatternProposal,
-    find_label_maps,
-    label_names,
-    pattern_of_some,
-    propose_all_patterns,
-    propose_for_one_folder,
-)
+from cpsl.data.matching import PatternProposal, find_label_maps, label_names, pattern_of_some
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern, find_near_names, match_labels
 from cpsl.data.orientation import Convention
 from cpsl.data.palette import class_colors
@@ -197,9 +191,9 @@ def _raise_unpaired(
     if pairs:
         proposal += f". skip_unpaired = true uses the {pairs} pairs alone"
     if image_folder.resolve() != label_folder.resolve():
-        kinds = propose_all_patterns(list(images), list(labels))
-        if kinds and kinds[0].matched > pairs:  # better than the settings
-            proposal += _describe_proposal(kinds[0], patterns, f" of {len(images)}")
+        best = propose_kinds(image_folder, label_folder, list(images), list(labels)).best
+        if best is not None and best.matched > pairs:  # better than the settings
+            proposal += _describe_proposal(best, patterns, f" of {len(images)}")
     if near := find_near_names(without, orphans):
         written = " and ".join(map(ascii, near))
         proposal += (
@@ -260,7 +254,8 @@ def _describe_proposal(
 
 def _refuse_one_folder(folder: Path, images: Mapping[str, Path], patterns: tuple[Pattern, Pattern]) -> None:
     """Raises ValueError, since all files would be images, and their own labels."""
-    proposal = propose_for_one_folder(list(_by_relative_path(folder, images)))
+    names = list(_by_relative_path(folder, images))
+    proposal = propose_kinds(folder, folder, names, names).best
     raise ValueError(
         f"images and labels are both in {folder}: set image_pattern and label_pattern to the names of each"
         f"{_describe_proposal(proposal, patterns)}"

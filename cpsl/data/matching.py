@@ -27,6 +27,8 @@ OTHER_MAPS = re.compile(
 )
 """Parts of the names of files beside label maps that do not hold one class number per pixel."""
 
+NUMBER = re.compile(r"\d+(st|nd|rd|th)?")
+
 SAMPLES = 20
 """Images whose names are compared with those of labels."""
 
@@ -59,12 +61,20 @@ class PatternProposal(NamedTuple):
         return [f'{name} = "{text}"' for name, text in proposed.items() if text != current[name]]
 
 
-def propose_patterns(images: Sequence[str], labels: Sequence[str]) -> PatternProposal | None:
+def propose_patterns(
+    images: Sequence[str],
+    labels: Sequence[str],
+    *,
+    other_images: Sequence[str] = (),
+    other_labels: Sequence[str] = (),
+) -> PatternProposal | None:
     """Returns the patterns that give most images a label, None if there are none for half of them.
 
     Args:
         images: Relative paths with slashes and extensions.
         labels: The same of the labels.
+        other_images: Files that the pattern of the images must not match, unless it is "*".
+        other_labels: The same for the labels.
 
     Example:
         >>> propose_patterns(["a/1_image.png", "b/2_image.png"], ["1_labels.png", "2_labels.png"])
@@ -77,43 +87,92 @@ def propose_patterns(images: Sequence[str], labels: Sequence[str]) -> PatternPro
         if pair is not None:
             votes[pair] += 1
             votes[_without_folders(pair[0]), _without_folders(pair[1])] += 1
-    best: PatternProposal | None = None
+    best, best_score = None, (0, 0, 0)
     extensions = _common_extension(images), _common_extension(labels)
     for pair, _ in votes.most_common(12):
         first, second = (
             text + extension if text != "*" else text
             for text, extension in zip(pair, extensions, strict=True)
         )
+        if _matches_any(first, other_images) or _matches_any(second, other_labels):
+            continue
         matched = count_matches(images, labels, Pattern(first), Pattern(second))
-        better = best is None or (matched, -len(first + second)) > (
-            best.matched,
-            -len(best.image_pattern + best.label_pattern),
-        )
-        if 2 * matched >= len(images) and better:
-            best = PatternProposal(first, second, matched)
+        chosen = sum(1 for label in labels if Pattern(second).key(label))  # rather without superfluous labels
+        score = matched, -chosen, -len(first + second)
+        if 2 * matched >= len(images) and (best is None or score > best_score):
+            best, best_score = PatternProposal(first, second, matched), score
     return best
 
 
-def propose_all_patterns(images: Sequence[str], labels: Sequence[str]) -> list[PatternProposal]:
+def _matches_any(pattern: str, names: Sequence[str]) -> bool:
+    return pattern != "*" and any(Pattern(pattern).key(name) for name in names)
+
+
+def propose_all_patterns(
+    images: Sequence[str], labels: Sequence[str], *, one_folder: bool = False
+) -> list[PatternProposal]:
     """Returns the patterns of each kind of labels, if the images have several, the most likely kind first.
 
-    Kinds that match more images come first, then class numbers before colors, instances and other maps.
+    Kinds that match more images come first, then class numbers before colors, instances and other maps, then
+    labels before masks, which may be of the field of view, and the first of several numbered annotators.
 
     Example:
         >>> labels = ["a_color.png", "a_labelIds.png", "b_color.png", "b_labelIds.png"]
         >>> [kind.label_pattern for kind in propose_all_patterns(["a_img.png", "b_img.png"], labels)]
         ['*_labelIds.png', '*_color.png']
     """
-    found, remaining = list[PatternProposal](), list(labels)
-    while len(found) < KINDS and (proposal := propose_patterns(images, remaining)) is not None:
+    found, remaining, taken = list[PatternProposal](), list(labels), list(images) if one_folder else []
+    while len(found) < KINDS:
+        proposal = propose_patterns(
+            images, remaining, other_images=labels if one_folder else (), other_labels=taken
+        )
+        if proposal is None:
+            break
         found.append(proposal)
         pattern = Pattern(proposal.label_pattern)
+        taken += [name for name in remaining if pattern.key(name)]
         remaining = [name for name in remaining if pattern.key(name) is None]
-    return sorted(found, key=lambda each: (-each.matched, _unlikelihood(each.label_pattern)))
+    forms = [NUMBER.sub("#", each.label_pattern) for each in found]
+    return sorted(
+        found,
+        key=lambda each: (
+            -each.matched,
+            _unlikelihood(each.label_pattern),
+            forms.index(NUMBER.sub("#", each.label_pattern)),
+            [int(number) for number in re.findall(r"\d+", each.label_pattern)],
+        ),
+    )
 
 
-def _unlikelihood(label_pattern: str) -> int:
-    return bool(OTHER_MAPS.search(label_pattern)) - bool(re.search("train_?id", label_pattern, re.IGNORECASE))
+def _unlikelihood(label_pattern: str) -> tuple[int, bool]:
+    text = label_pattern.lower()
+    return bool(OTHER_MAPS.search(text)) - bool(re.search("train_?id", text)), "mask" in text
+
+
+def propose_other_images(
+    images: Sequence[str], labels: Sequence[str], proposal: PatternProposal, others: Sequence[str] = ()
+) -> list[PatternProposal]:
+    """Returns the patterns of further images of the same labels, such as those of another channel.
+
+    They match none of the `others`.
+
+    Example:
+        >>> images, labels = ["nir/a.png", "nir/b.png", "rgb/a.png", "rgb/b.png"], ["a.png", "b.png"]
+        >>> proposal = PatternProposal("rgb/*.png", "*.png", 2)
+        >>> [other.image_pattern for other in propose_other_images(images, labels, proposal)]
+        ['nir/*.png']
+    """
+    found, fitting = [proposal], [name for name in labels if Pattern(proposal.label_pattern).key(name)]
+    remaining, taken = list(images), list(others)
+    while len(found) < KINDS:
+        pattern = Pattern(found[-1].image_pattern)
+        taken += [name for name in remaining if pattern.key(name)]
+        remaining = [name for name in remaining if pattern.key(name) is None]
+        other = propose_patterns(remaining, fitting, other_images=taken)
+        if other is None or other.matched < proposal.matched:
+            break
+        found.append(other)
+    return found[1:]
 
 
 def _likely_pairs(images: Sequence[str], labels: Sequence[str]) -> Iterable[tuple[str, str]]:
@@ -212,26 +271,57 @@ def label_names(names: Sequence[str]) -> list[str]:
     return [name for name in possible if not LABEL_WORDS.isdisjoint(word.lower() for word in _words(name))]
 
 
-def propose_for_one_folder(names: Sequence[str]) -> PatternProposal | None:
-    """Returns the patterns of images and labels that are in one folder, None if they are not recognized.
+def propose_for_one_folder(names: Sequence[str]) -> list[PatternProposal]:
+    """Returns the patterns of images and each kind of labels that are in one folder, as far as recognized.
 
-    Labels are recognized by words of `LABEL_WORDS`, or as lossless files beside JPEGs of the same names.
+    Labels are recognized by words of `LABEL_WORDS`, as files named like others with an ending, such as `_L`,
+    or as lossless files beside JPEGs of the same names.
 
     Example:
         >>> propose_for_one_folder(["1.jpg", "1.png", "2.jpg", "2.png"])
-        PatternProposal(image_pattern='*.jpg', label_pattern='*.png', matched=2)
+        [PatternProposal(image_pattern='*.jpg', label_pattern='*.png', matched=2)]
     """
-    labels = set(find_label_maps(names))
-    if not labels:
-        labels = {name for name in names if not split_suffix(name)[1].lower().startswith(".j")}
-    images = [name for name in names if name not in labels]
-    proposal = propose_patterns(images, sorted(labels))
-    if proposal is None or proposal.label_pattern != "*":
-        return proposal
-    extensions = _common_extension(images), _common_extension(labels)
-    if not all(extensions) or extensions[0] == extensions[1]:
+    lossless = [name for name in names if not split_suffix(name)[1].lower().startswith(".j")]
+    for labels in (label_names(names), _names_with_endings(names), lossless):
+        images = sorted({*names} - {*labels})
+        kinds = propose_all_patterns(images, labels, one_folder=True)
+        found = [
+            each for kind in kinds if (each := _within_one_folder(kind, images, labels, names)) is not None
+        ]
+        if found:
+            return found
+    return []
+
+
+def _names_with_endings(names: Sequence[str]) -> list[str]:
+    """Returns the names that continue another one, such as `1_L.png` beside `1.png`."""
+    stems = {name: split_suffix(name)[0] for name in names}
+    known = {*stems.values()}
+    return [
+        name
+        for name, stem in stems.items()
+        if any(not stem[i].isalnum() and stem[:i] in known for i in range(1, len(stem)))
+    ]
+
+
+def _within_one_folder(
+    proposal: PatternProposal, images: Sequence[str], labels: Sequence[str], names: Sequence[str]
+) -> PatternProposal | None:
+    """Returns a proposal whose patterns match no name of the folder both, None if there is none."""
+    first, second, _ = proposal
+    if second == "*":
+        extensions = _common_extension(images), _common_extension(labels)
+        if not all(extensions) or extensions[0] == extensions[1]:
+            return None
+        first, second = (f"*{extension}" for extension in extensions)
+    of_labels = [name for name in names if Pattern(second).key(name)]
+    of_images = [name for name in names if Pattern(first).key(name)]
+    if first == "*":  # then all that are no labels are images
+        of_images = sorted({*of_images} - {*of_labels})
+    if not {*of_images}.isdisjoint(of_labels):
         return None
-    return PatternProposal(f"*{extensions[0]}", f"*{extensions[1]}", proposal.matched)
+    matched = count_matches(of_images, of_labels, Pattern(first), Pattern(second))
+    return PatternProposal(first, second, matched) if matched else None
 
 
 def pattern_of_some(chosen: Sequence[str], others: Sequence[str]) -> str | None:

@@ -60,9 +60,10 @@ class Pattern:
         return None if match is None else match.groups()
 
     def fill(self, key: tuple[str, ...]) -> str:
-        """Returns the relative path with these texts in place of the stars."""
+        """Returns the relative path with these texts in place of the stars, and no folders for `**/`."""
         texts = iter(key)
-        return "".join(next(texts) if part == "*" else part for part in self._parts) + self._suffix
+        filled = (next(texts) if part == "*" else part.replace("**/", "") for part in self._parts)
+        return "".join(filled) + self._suffix
 
 
 def split_suffix(name: str) -> tuple[str, str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from cpsl.data.files import list_names
+from cpsl.data.kinds import Kinds, propose_kinds
 from cpsl.data.labels import IGNORE_INDEX, LabelSpace
-from cpsl.data.matching import PatternProposal, count_matches, propose_all_patterns, propose_for_one_folder
+from cpsl.data.matching import count_matches
 from cpsl.data.names import IMAGE_SUFFIXES, Pattern
 from cpsl.data.values import StoredValues, count_stored_values, format_color, parse_color
 
@@ -84,16 +85,19 @@ def propose_settings(
         label_pattern = "*_label.png"
         ids = { "#ff0000" = "?" }
     """
-    names, of_labels = [list_names(folder, IMAGE_SUFFIXES) for folder in (images, labels)]
-    lines, notes, patterns = list[str](), list[str](), (Pattern(image_pattern), Pattern(label_pattern))
     first, second = images.resolve(), labels.resolve()
-    kinds = _propose_patterns(names, of_labels, patterns, one_folder=first == second)
-    if kinds:
-        patterns = Pattern(kinds[0].image_pattern), Pattern(kinds[0].label_pattern)
-        lines += kinds[0].lines(image_pattern, label_pattern)
-        notes.append(f"{kinds[0].matched} of {len(names)} images have a label with these patterns")
-        if others := [f'"{kind.label_pattern}"' for kind in kinds[1:]]:
-            notes.append(f"the images have other labels as well: label_pattern = {' or '.join(others)}")
+    names, of_labels = _names_outside(images, second), _names_outside(labels, first)
+    lines, notes, patterns = list[str](), list[str](), (Pattern(image_pattern), Pattern(label_pattern))
+    best, other_labels, other_images = _propose_patterns(images, labels, names, of_labels, patterns)
+    if best is not None:
+        patterns = Pattern(best.image_pattern), Pattern(best.label_pattern)
+        lines += best.lines(image_pattern, label_pattern)
+        of_all = f" of {len(names)}" if first != second else ""
+        notes.append(f"{best.matched}{of_all} images have a label with these patterns")
+        for one, other, kinds in (("images", "labels", other_labels), ("labels", "images", other_images)):
+            settings = [" with ".join(kind.lines(best.image_pattern, best.label_pattern)) for kind in kinds]
+            if settings:
+                notes.append(f"the {one} have other {other} as well: {' or '.join(settings)}")
     pairs, unpaired = _pairs(names, of_labels, patterns)
     apart = not (first.is_relative_to(second) or second.is_relative_to(first))
     if pairs and unpaired and apart and not skip_unpaired:
@@ -109,18 +113,32 @@ def propose_settings(
     return Proposal(lines, notes)
 
 
+def _names_outside(folder: Path, inner: Path) -> list[str]:
+    """Returns the files below a folder without those of another folder within."""
+    names, root = list_names(folder, IMAGE_SUFFIXES), folder.resolve()
+    if inner == root or not inner.is_relative_to(root):
+        return names
+    return [name for name in names if not name.startswith(f"{inner.relative_to(root).as_posix()}/")]
+
+
 def _propose_patterns(
-    images: Sequence[str], labels: Sequence[str], patterns: tuple[Pattern, Pattern], one_folder: bool
-) -> list[PatternProposal]:
-    """Returns patterns that give more images a label than those of the settings, the most likely first."""
+    image_folder: Path,
+    label_folder: Path,
+    images: Sequence[str],
+    labels: Sequence[str],
+    patterns: tuple[Pattern, Pattern],
+) -> Kinds:
+    """Returns patterns that give more images a label than those of the settings."""
     first, second = patterns
-    if one_folder:
-        proposal = propose_for_one_folder(images) if first.text == second.text else None
-        return [] if proposal is None else [proposal]
     chosen = [name for name in images if first.key(name)]
-    matched = count_matches(chosen, labels, first, second)
-    kinds = propose_all_patterns(images, labels) if matched < len(chosen) else []
-    return kinds if kinds and kinds[0].matched > matched else []
+    if image_folder.resolve() == label_folder.resolve():
+        matched = 0 if first.text == second.text else len(chosen)  # then both are set
+    else:
+        matched = count_matches(chosen, labels, first, second)
+    if matched == len(chosen):
+        return Kinds(None, [], [])
+    kinds = propose_kinds(image_folder, label_folder, images, labels)
+    return kinds if kinds.best is not None and kinds.best.matched > matched else Kinds(None, [], [])
 
 
 def _pairs(

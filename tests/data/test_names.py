@@ -44,6 +44,11 @@ def test_what_a_pattern_fills_it_matches(
         assert pattern.key("#" + name) is None
 
 
+def test_any_folders_are_not_filled_in() -> None:
+    assert Pattern("**/*_mask.gif").fill(("a/b",)) == "a/b_mask.gif"
+    assert Pattern("x/**/*/y/**/*").fill(("a", "b")) == "x/a/y/b"
+
+
 PAIRS = [
     ("*_image.png", "*_annotation.png", "001_image.png", "001_annotation.png"),
     ("*", "*_mask.png", "monday/x.JPG", "monday/x_mask.PNG"),

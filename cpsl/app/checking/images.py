@@ -35,7 +35,7 @@ def warn_of_images(
         results: Results of their check.
         domains: Their settings.
     """
-    texts = _warn_of_ranges(results, domains)
+    texts = [*_warn_of_ranges(results, domains), _warn_of_gray_domains(results)]
     for name, result in results.items():
         texts.append(_warn_of_label_maps(name, domains[name], datasets[name], result))
         texts.append(_warn_of_flat_ends(name, datasets[name], result))
@@ -215,6 +215,21 @@ def _warn_of_gray_images(
     )
     pattern = pattern_of_some(kept, [other for other in others if other])
     return text + (f', in the table {table(name)}:\nimage_pattern = "{pattern}"' if pattern else "")
+
+
+def _warn_of_gray_domains(results: Mapping[str, DatasetCheck]) -> str:
+    """Warns of domains in which all images are gray, beside others in which all are in color."""
+    gray, colored = list[str](), list[str]()
+    for name, result in results.items():
+        looks = [look.colorless for look in result.appearances if look is not None]
+        if looks and len(set(looks)) == 1:
+            (gray if looks[0] else colored).append(name)
+    if not gray or not colored:
+        return ""
+    return (
+        f"all images of {' and '.join(gray)} are gray, all of {' and '.join(colored)} in color. Unless this "
+        "is meant, such as for infrared, correct `images` or image_pattern"
+    )
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -136,6 +136,40 @@ def test_other_kinds_of_labels_are_named(tmp_path: Path) -> None:
     assert 'other labels as well: label_pattern = "*_color.png"' in text
 
 
+@pytest.mark.parametrize("image_folder", ["", "images"])
+def test_no_image_is_proposed_as_its_own_label(tmp_path: Path, image_folder: str) -> None:
+    values = np.zeros((6, 8), np.uint8)
+    values[2:4] = 255
+    write(tmp_path, "{}_training.png", "{}_training.gif", values)
+    (tmp_path / "labels").rename(tmp_path / "mask")
+    (tmp_path / "1st_manual").mkdir()
+    for path in (tmp_path / "mask").iterdir():
+        path.with_name(path.name.replace("training", "training_mask")).write_bytes(path.read_bytes())
+        path.rename(tmp_path / "1st_manual" / path.name.replace("training", "manual1"))
+    text = propose("source", Domain(images=tmp_path / image_folder, labels=tmp_path), CLASSES)
+    assert "_manual1" in text
+    assert "_mask" in text.partition("other labels as well")[2]
+    lines = tomllib.loads("\n".join(line for line in text.splitlines() if line.startswith("    ")))
+    dataset = SegmentationFolder(
+        tmp_path / image_folder, tmp_path, CLASSES, ids=lines["ids"],
+        image_pattern=lines["image_pattern"], label_pattern=lines["label_pattern"],
+    )  # fmt: skip
+    assert all(label.parent.name == "1st_manual" for _, label in map(dataset.files, range(3)) if label)
+
+
+def test_other_images_of_the_same_labels_are_named(tmp_path: Path) -> None:
+    domain = write(tmp_path, "f{}.png", "f{}.png", np.array([[0, 1]] * 8, np.uint8))
+    for channel, color in (("nir", "gray"), ("rgb", "green")):
+        (tmp_path / "images" / channel).mkdir()
+        for path in list((tmp_path / "images").glob("*.png")):
+            Image.new("RGB", (2, 8), color).save(path.parent / channel / path.name)
+    for path in list((tmp_path / "images").glob("*.png")):
+        path.unlink()
+    text = propose("source", domain, CLASSES)
+    assert '    image_pattern = "rgb/*.png"' in text
+    assert 'other images as well: image_pattern = "nir/*.png"' in text
+
+
 @pytest.mark.parametrize("labels_follow", ["rotated", "stored", None])
 def test_the_orientation_of_labels_is_proposed_from_those_that_tell(
     tmp_path: Path, labels_follow: str | None

@@ -232,6 +232,16 @@ def test_gray_images_among_those_in_color_are_counted_with_the_pattern(tmp_path:
     assert len(SegmentationFolder(tmp_path, image_pattern=corrected.image_pattern)) == 4
 
 
+def test_gray_domains_beside_domains_in_color_are_warned_of(tmp_path: Path) -> None:
+    source, target = photos(tmp_path / "nir", 255, np.uint8), Domain(images=tmp_path / "rgb")
+    in_color(tmp_path / "rgb", "{}.png")
+    (warning,) = warnings_of(source=source, target=target)
+    assert "source are gray" in warning
+    assert "target in color" in warning
+    in_color(tmp_path / "nir", "in_color.png", 1)
+    assert not any("all images" in warning for warning in warnings_of(source=source, target=target))
+
+
 def test_a_few_gray_images_are_no_mixture(tmp_path: Path) -> None:
     domain = photos(tmp_path, 255, np.uint8)
     for index in range(1, 4):
