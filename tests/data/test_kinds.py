@@ -116,15 +116,16 @@ def test_annotations_of_vessels_are_proposed_not_the_field_of_view(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("first", "second"), [("nir", "rgb"), ("a", "b"), ("b", "a")])
+@pytest.mark.parametrize(("one", "two"), [("one", "two"), ("two", "one")])
 def test_images_in_color_and_labels_of_several_values_come_first(
-    tmp_path: Path, first: str, second: str
+    tmp_path: Path, first: str, second: str, one: str, two: str
 ) -> None:
     write(tmp_path, f"images/{first}/f{{}}.png", gray)
     write(tmp_path, f"images/{second}/f{{}}.png", photo)
-    write(tmp_path, "labels/one/f{}.png", full)
-    write(tmp_path, "labels/two/f{}.png", label)
+    write(tmp_path, f"labels/{one}/f{{}}.png", full)
+    write(tmp_path, f"labels/{two}/f{{}}.png", label)
     best, other_labels, other_images = kinds_of(tmp_path / "images", tmp_path / "labels")
     assert best is not None
-    assert best[:2] == (f"{second}/*.png", "two/*.png")
-    assert [kind[:2] for kind in other_labels] == [(f"{second}/*.png", "one/*.png")]
-    assert [kind[:2] for kind in other_images] == [(f"{first}/*.png", "two/*.png")]
+    assert best[:2] == (f"{second}/*.png", f"{two}/*.png")
+    assert [kind[:2] for kind in other_labels] == [(f"{second}/*.png", f"{one}/*.png")]
+    assert [kind[:2] for kind in other_images] == [(f"{first}/*.png", f"{two}/*.png")]

@@ -157,6 +157,16 @@ def test_no_image_is_proposed_as_its_own_label(tmp_path: Path, image_folder: str
     assert all(label.parent.name == "1st_manual" for _, label in map(dataset.files, range(3)) if label)
 
 
+def test_images_within_the_folder_of_labels_are_not_proposed_as_labels(tmp_path: Path) -> None:
+    write(tmp_path, "{}.png", "{}.png", np.array([[0, 1]] * 8, np.uint8))
+    (tmp_path / "labels").rename(tmp_path / "coded")
+    text = propose("source", Domain(images=tmp_path / "images", labels=tmp_path), CLASSES)
+    assert "images/" not in text
+    lines = tomllib.loads("\n".join(line for line in text.splitlines() if line.startswith("    ")))
+    dataset = SegmentationFolder(tmp_path / "images", tmp_path, CLASSES, **lines)
+    assert [int(label.sum()) for _, label, _ in dataset if label is not None] == [8] * 3
+
+
 def test_other_images_of_the_same_labels_are_named(tmp_path: Path) -> None:
     domain = write(tmp_path, "f{}.png", "f{}.png", np.array([[0, 1]] * 8, np.uint8))
     for channel, color in (("nir", "gray"), ("rgb", "green")):
