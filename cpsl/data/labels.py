@@ -20,6 +20,11 @@ def check_names(names: object) -> None:
         raise TypeError(f"classes must be a list of names, got one text: write [{names!r}]")
 
 
+def _breaks_lines(character: str) -> bool:
+    """Returns whether a character spoils tables and pictures, or cannot be written in UTF-8."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """Classes of a model in the order of their indices.
@@ -30,8 +35,8 @@ class LabelSpace:
 
     Raises:
         TypeError: The names are one text.
-        ValueError: A name repeats or is empty, the number of colors differs, or there are not 1 to 255
-            classes.
+        ValueError: A name repeats, is empty or has a control character, the number of colors differs, or
+            there are not 1 to 255 classes.
 
     Example:
         >>> CITYSCAPES_19.subset(("car", "bus")).palette
@@ -47,6 +52,8 @@ class LabelSpace:
             raise ValueError(f"there must be 1 to {IGNORE_INDEX} classes, got {len(self.names)}")
         if wrong := [name for name in self.names if not name.strip() or name != name.strip()]:
             raise ValueError(f"a class name must not be empty, begin or end with a space, got {wrong[0]!r}")
+        if wrong := [name for name in self.names if any(map(_breaks_lines, name))]:
+            raise ValueError(f"a class name must have no line break or control character, got {wrong[0]!r}")
         shown = [unicodedata.normalize("NFC", name) for name in self.names]  # what looks the same is the same
         if len(set(shown)) != len(shown):
             twice = sorted({name for name in shown if shown.count(name) > 1})

@@ -109,7 +109,7 @@ class ClassMap:
 
     Raises:
         TypeError: `first_id` or `tolerance` is no whole number.
-        ValueError: `ids` are no numbers or colors, mix both, or point to an unknown class.
+        ValueError: `ids` are no numbers or colors, mix both, or point to an unknown or ambiguous class.
 
     Example:
         >>> classes = LabelSpace(("road", "car"), ((0, 0, 0), (255, 0, 0)))
@@ -246,6 +246,13 @@ def _index_of_ids(classes: LabelSpace, ids: Ids | None, first: int) -> dict[int 
     if not ids:
         known: dict[int | str, int] = dict.fromkeys([*range(first), IGNORE_INDEX], IGNORE_INDEX)
         return known | {first + index: index for index in range(len(classes))}
+    meanings = {"ignore": IGNORE_INDEX, **{str(index): index for index in indices}}
+    for index, name in enumerate(classes.names):
+        if meanings.get(name, index) != index and name in map(str, ids.values()):
+            other = "the pixels to be ignored" if name == "ignore" else f"the index {name}"
+            raise ValueError(
+                f"ids point to {name}, which is both {other} and class {index}: rename the class"
+            )
     index_of: dict[int | str, int] = {
         "ignore": IGNORE_INDEX,
         **indices,

@@ -87,3 +87,14 @@ def test_a_subset_of_unknown_classes_is_refused() -> None:
 def test_names_that_look_the_same_or_are_empty_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="class name"):
         LabelSpace(names, class_colors(names))
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\t", "\0", "\x1b", "\x85", "\u2028", "\u2029", "\udcff"])
+def test_names_with_control_characters_are_refused(character: str) -> None:
+    with pytest.raises(ValueError, match="class name"):
+        LabelSpace(("road", f"s{character}ky"), class_colors(("road", "sky")))
+
+
+def test_names_of_any_language_are_accepted() -> None:
+    names = ("Straße", "道路 1", "می\u200cشود", "traffic\u00a0light", "🚗", "<b>")
+    assert LabelSpace(names, class_colors(names)).names == names

@@ -310,3 +310,18 @@ def test_stored_values_of_files_are_counted(tmp_path: Path) -> None:
 def test_colors_are_written_and_parsed(color: int) -> None:
     assert parse_color(format_color(color)) == color
     assert parse_color(str(list(color.to_bytes(4, "big")))) == color
+
+
+@given(st.permutations(["0", "1", "2", "ignore", "255", "7", "sky"]), st.integers(1, 7), st.data())
+def test_ids_never_choose_between_two_meanings(names: list[str], count: int, data: st.DataObject) -> None:
+    classes = LabelSpace(tuple(names[:count]), class_colors(names[:count]))
+    named = {name: index for index, name in enumerate(classes.names)}
+    numbered = {"ignore": IGNORE_INDEX, **{str(index): index for index in [*range(count), IGNORE_INDEX]}}
+    value = data.draw(st.sampled_from([*classes.names, *range(count), IGNORE_INDEX]))
+    text = str(value)
+    if named.get(text, numbered.get(text)) == numbered.get(text, named.get(text)):
+        (index,) = ClassMap(classes, {9: value}).convert(np.array([[9]]), PATH).flatten().tolist()
+        assert index == named.get(text, numbered.get(text))
+    else:
+        with pytest.raises(ValueError, match=rf"\bids\b.*\b{text}\b.*class {named[text]}\b"):
+            ClassMap(classes, {9: value})
