@@ -80,7 +80,7 @@ def check(config: Config, process: Process) -> None:
         logger.error(problem)
     if data.complete:
         write_text(path, "".join(f"{problem}\n" for problem in data.complete))
-        logger.error(f"All {len(data.complete)} problems of files: {path}")
+        logger.error(f"All problems of files ({len(data.complete)}): {path}")
     advised = [] if problems else advice(config, opened.datasets)
     warnings = data.warnings + [f"Warning: {line}" for line in advised]
     for line in warnings:

@@ -15,6 +15,7 @@ from cpsl.app.datasets import domains, open_dataset
 from cpsl.app.file_lists import Difference, File, FileList, add_checksums, compare, stat_files
 from cpsl.app.settings import to_toml
 from cpsl.app.stages import trained_stages
+from cpsl.app.words import plural
 from cpsl.data import SegmentationDataset
 from cpsl.data.sample import files_of
 from cpsl.training import logger
@@ -47,7 +48,8 @@ def record_data(config: Config) -> None:
         if name in differences:
             logger.info(f"{name}: {differences[name]}: finished stages are evaluated again")
     if touched := [path for difference in differences.values() for path in difference.touched]:
-        logger.info(f"{len(touched)} files are copies: new times, same content, such as {touched[0]}")
+        count = plural(len(touched), "file")
+        logger.info(f"{count} with new times but the same content, such as {touched[0]}")
     version = _digest({name: files[name] for name in EVALUATION}) if evaluated else record["evaluation"]
     write_text(path, json.dumps({"evaluation": version, "files": files}))
 

@@ -227,6 +227,7 @@ class _Pair:
         file = str((self.image if kind == "image" else self.label) or self.image or self.key)
         message = reason = " ".join(without_number(error).split())  # one line
         for path, word in ((self.image, "image"), (self.label, "label")):
+            reason = reason.replace(f"there is no file {path}", f"the {word} is missing")
             reason = reason.replace(f"{word} {path}", word).replace(str(path), f"the {word}")
         reason = reason.removeprefix(f"the {kind} cannot be read: ")
         if file not in message:

@@ -47,8 +47,10 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        leads = f": it is a link to {path.readlink()}, which is missing" if path.is_symlink() else ""
-        raise FileNotFoundError(f"there is no file {path}{leads}") from None
+        if path.is_symlink():
+            text = f"{path} is a link to {path.readlink()}, which is missing"
+            raise FileNotFoundError(text) from None
+        raise FileNotFoundError(f"there is no file {path}") from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder") from None
     except UnidentifiedImageError:

@@ -109,7 +109,7 @@ def propose_settings(
         of_values = propose_values(stored, classes)
         lines, notes = lines + of_values.lines, notes + of_values.notes
         if stored.unreadable:
-            notes.append(f"{len(stored.unreadable)} labels are not read: {stored.unreadable[0]}")
+            notes.append(f"labels that are not read ({len(stored.unreadable)}): {stored.unreadable[0]}")
     return Proposal(lines, notes)
 
 

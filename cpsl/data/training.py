@@ -199,7 +199,8 @@ class SourceViews(Dataset[SourceBatch]):
                 # A generator of its own: the style of an image does not depend on the share.
                 if np.random.default_rng((item.seed, 1)).random() < self.color_transfer:
                     index = int(random.integers(len(self.style_from)))
-                    style = lab_statistics(self.style_from.image(index))
+                    with _errors_name(self.style_from.names[index]):
+                        style = lab_statistics(self.style_from.image(index))
                 batch.style_colors = LabStatistics(*(part[None] for part in style))
                 batch.own_colors = LabStatistics(*(part[None] for part in own))
             if self.jitter is not None:
@@ -372,9 +373,14 @@ def _size(image: Tensor) -> tuple[int, int]:
 
 @contextmanager
 def _errors_name(image: str) -> Iterator[None]:
-    """Adds the image's name to errors, as a note, which a loader passes on from its workers."""
+    """Adds the image's name to errors, as a note, which a loader passes on from its workers.
+
+    An error keeps the name of the image within, whose colors another one should take.
+    """
+    note = "This happened with the image "
     try:
         yield
     except Exception as error:
-        error.add_note(f"This happened with the image {image}")
+        if not any(known.startswith(note) for known in getattr(error, "__notes__", [])):
+            error.add_note(note + image)
         raise

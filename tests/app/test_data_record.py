@@ -142,7 +142,8 @@ def test_an_edit_under_the_old_time_is_noticed(config: Config) -> None:
     assert "source labels: 1 changed" in changed_data(config)
 
 
-def test_a_copied_data_set_is_the_same(config: Config) -> None:
+def test_a_copied_data_set_is_the_same(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     record_data(config)
     train()
     version = evaluation_version(config)
@@ -150,6 +151,7 @@ def test_a_copied_data_set_is_the_same(config: Config) -> None:
         for path in Path(domain).rglob("*.png"):
             os.utime(path, (9, 9))
     record_data(config)
+    assert "10 files with new times" in caplog.text
     assert evaluation_version(config) == version
     assert (
         json.loads(Path("run", NAME).read_text())["files"]["source images"]["source/images/a.png"][1] == 9e9

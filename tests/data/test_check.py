@@ -234,3 +234,17 @@ def test_ctrl_c_ends_all_processes_without_a_traceback() -> None:
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize("part", ["image", "label"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_reason_of_a_missing_file_is_a_sentence(tmp_path: Path, part: str, linked: bool) -> None:
+    dataset = write(tmp_path, [(True, "right", {})])
+    file = tmp_path / f"{part}s" / "0.png"
+    file.unlink()
+    if linked:
+        file.symlink_to("gone.png")
+    (finding,) = check_dataset(dataset).findings
+    assert finding.reason.startswith(f"the {part} is ")
+    assert finding.reason.endswith("missing")
+    assert ("gone.png" in finding.reason) == linked

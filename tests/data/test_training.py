@@ -333,3 +333,24 @@ def test_errors_name_the_image(views: SourceViews | TargetViews, kind: str, work
     if workers:
         # The error's traceback keeps the iterator, and its worker, alive until some later test.
         iterator._shutdown_workers()
+
+
+class Damaged(Images):
+    def __init__(self, damaged: bool, name: str) -> None:
+        super().__init__()
+        self.names = [f"{name}_{i}" for i in range(len(SIZES))]
+        self.damaged = damaged
+
+    def image(self, index: int) -> Tensor:
+        if self.damaged:
+            raise ValueError("it is empty")
+        return super().image(index)
+
+
+@pytest.mark.parametrize("damaged", ["own", "style"])
+def test_an_error_names_the_image_that_could_not_be_read(damaged: str) -> None:
+    own, style = (Damaged(damaged == name, name) for name in ("own", "style"))
+    with pytest.raises(ValueError, match="it is empty") as error:
+        SourceViews(own, WEAK, style)[SeededIndex(0, seed=0)]
+    (note,) = error.value.__notes__
+    assert f"{damaged}_" in note
