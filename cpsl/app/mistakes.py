@@ -11,6 +11,9 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
+PATH = "a path in quotes"
+"""What is expected of a setting that names a file or a folder."""
+
 LONGEST = 80
 """Characters of a value that are shown."""
 
@@ -56,7 +59,7 @@ def expected(entry: Schema, definitions: Schema) -> str:
             number = "" if parts is None else f"{len(parts)} "
             return f"a list of {number}values, each {expected((parts or [entry['items']])[0], definitions)}"
         case "string" if entry.get("format") == "path":
-            return "a path in quotes"
+            return PATH
         case "boolean":
             return "true or false"
         case "object" if "properties" not in entry:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from cpsl.app.mistakes import describe_mistakes, names
+from cpsl.app.mistakes import PATH, describe_mistakes, expected, names
 
 S = TypeVar("S")
 
@@ -131,11 +131,21 @@ def override(settings: S, table: dict[str, Any], source: str) -> S:
         Run(seed=1, crop=(16, 32))
     """
     kind: Any = type(settings)
+    _refuse_empty_paths(kind, table, source)
     with _usage_errors(kind, source):
         # Strict validation refuses true for 1; of JSON, it still takes lists as tuples and texts as paths.
         values = _adapter(kind).validate_json(json.dumps(table, default=str), strict=True)
     replaced: S = _replace(settings, table, values)
     return replaced
+
+
+def _refuse_empty_paths(kind: type, table: dict[str, Any], source: str) -> None:
+    """Raises UsageError for empty paths, which would be the current folder."""
+    of_kind = _adapter(kind).json_schema()
+    known, definitions = names(of_kind), of_kind.get("$defs", {})
+    empty = [name for name, value in flatten(table).items() if value == "" and name in known]
+    if wrong := [name for name in empty if expected(known[name], definitions) == PATH]:
+        raise UsageError("\n".join(f'{source}: {name}: expected {PATH}, got ""' for name in wrong))
 
 
 def _replace(settings: Any, table: dict[str, Any], values: Any) -> Any:

@@ -1,4 +1,5 @@
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ConfigDict, Field, with_config
 
 from cpsl.app.command_line import parse as parse_run
-from cpsl.app.command_line import parse_arguments
+from cpsl.app.command_line import parse_arguments, read_layers
+from cpsl.app.config import Config
 from cpsl.app.settings import UsageError, override, read_toml, schema, to_toml
 
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -277,3 +279,27 @@ def test_an_option_that_is_no_number_is_named(options: str, names: list[str]) ->
 def test_numbers_of_all_forms_are_accepted() -> None:
     words = "--seed -3 --views.evaluation-size None --views.crop 16 32 --self-label.temperature 1e-2"
     assert parse_run(["--output", "run", *words.split()]).self_label.temperature == 0.01
+
+
+PATHS = [name for name in schema(Config) if name.partition(".")[2] in ("images", "labels", "root", "cache")]
+
+
+@pytest.mark.parametrize("name", ["output", "model.weights", "init_from.online", "source[0].labels", *PATHS])
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, name: str) -> None:
+    """Neither in a file, nor as an option, such as a variable of the shell that is not set."""
+    table, bracket, key = name.partition("[0].")
+    file = tmp_path / "a.toml"
+    file.write_text(f'[[{table}]]\n{key} = ""' if bracket else f'{name} = ""', encoding="utf-8")
+    with pytest.raises(UsageError, match=rf"{key or name}: .*a path.*got"):
+        read_layers([str(file)])
+    if not bracket:
+        with pytest.raises(UsageError, match=r": .*a path.*got"):
+            parse_run([f"--{name.replace('_', '-')}", ""])
+
+
+@pytest.mark.parametrize("name", schema(Config))
+def test_an_empty_text_is_a_mistake_or_a_value(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(f'{name} = ""', encoding="utf-8")
+    with suppress(UsageError):
+        read_layers([str(file)])
