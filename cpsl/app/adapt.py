@@ -5,7 +5,7 @@ from functools import partial
 
 from cpsl.app.checking.images import warn_of_label_maps
 from cpsl.app.checking.overlap import warn_of_overlap
-from cpsl.app.checking.settings import advice, open_domains, validate
+from cpsl.app.checking.settings import advice, open_domains, refuse_output_among_data, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import record_data
@@ -66,6 +66,7 @@ def conclude(config: Config, process: Process) -> None:
 def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = ()) -> None:
     """Runs `cpsl adapt`."""
     config = parse(arguments, command, base)
+    refuse_output_among_data(config)
     with begin_run(config, [command, *arguments]) as process:
         opened = open_domains(config)
         if problems := validate(config, process, opened):

@@ -24,6 +24,7 @@ from cpsl.app.checking.settings import (
     check_weights,
     initial_weights,
     open_domains,
+    refuse_output_among_data,
     unset_folders,
     validate,
 )
@@ -200,6 +201,7 @@ def main(arguments: list[str]) -> None:
     """Runs `cpsl check`."""
     config = parse(arguments, "check")
     require_one_process("check")
+    refuse_output_among_data(config)
     with (
         friendly_errors(config.debug),
         exit_when_stopped(),

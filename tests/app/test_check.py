@@ -144,11 +144,15 @@ def test_a_network_that_cannot_be_built_is_a_problem(tmp_path: Path) -> None:
     assert "1 problem" in ended.text
 
 
-def test_an_output_among_the_images_is_a_problem(tmp_path: Path) -> None:
-    words = [str(word) for word in write_folders(tmp_path)]
-    config = parse([*words, "--output", str(tmp_path / "target" / "run")])
-    (problem,) = (p for p in validate(config, PROCESS) if "output" in p)
-    assert "target.images" in problem
+@pytest.mark.parametrize("command", ["adapt", "check"])
+@pytest.mark.parametrize("folder", ["target", "target/run", "source/images/run", "source/labels/a b/run"])
+def test_nothing_is_written_among_images_and_labels(tmp_path: Path, command: str, folder: str) -> None:
+    words = write_folders(tmp_path)
+    files = sorted(tmp_path.rglob("*"))
+    ended = cpsl(command, *words, "--output", tmp_path / folder)
+    assert ended.code == 1
+    assert re.search(rf"output {tmp_path / folder} is inside .*--output", ended.text)
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.parametrize("command", ["adapt", "check"])

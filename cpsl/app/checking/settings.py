@@ -74,6 +74,18 @@ def open_domains(config: Config) -> Opened:
     return opened
 
 
+def refuse_output_among_data(config: Config) -> None:
+    """Raises SystemExit, before anything is written, if the run would lie in a folder of images or labels."""
+    for name, domain in domains(config).items():
+        for option in ("images", "labels"):
+            folder = getattr(domain, option)
+            if folder and (config.output / FOLDER).resolve().is_relative_to(folder.resolve()):
+                raise SystemExit(
+                    f"output {config.output} is inside {name}.{option} {folder}, where results would be "
+                    "read as data: choose another --output"
+                )
+
+
 def validate(config: Config, process: Process, opened: Opened | None = None) -> list[str]:
     """Returns the problems that can be detected without reading images."""
     try:
@@ -90,13 +102,6 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
             problems.append(f"{name}: {opened.problems[name]}")
         if name in ("target", "evaluation") and (domain.weight or domain.from_target or domain.size):
             problems.append(f"{name}: weight, from_target and size are settings of sources")
-        for option in ("images", "labels"):
-            folder = getattr(domain, option)
-            if folder and (config.output / FOLDER).resolve().is_relative_to(folder.resolve()):
-                problems.append(
-                    f"output {config.output} is inside {name}.{option} {folder}, where results would be "
-                    "read as data: choose another --output"
-                )
     for name, weights, words in initial_weights(config):
         if str(weights) not in words and not Path(weights).is_file():
             known = f", and it is not one of {', '.join(words)}" if words else ""
