@@ -182,7 +182,20 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
         tyro._experimental_options["ansi_codes"] = False
     settings = tyro.cli(Config, args=options, prog=f"cpsl {command}", default=settings)
     _check_read(settings, options_given, "command line")
+    if "classes" not in given:
+        _refuse_unnamed_classes(settings)
     return choose_sizes(check(settings, "command line"), given)
+
+
+def _refuse_unnamed_classes(settings: Config) -> None:
+    """Refuses labels in folders if nothing names their classes: the default is for Cityscapes and the like."""
+    for domain in (*settings.sources, settings.evaluation):
+        if domain.dataset == "folder" and domain.labels is not None:
+            raise UsageError(
+                f"classes must name the classes in {domain.labels}, in the order of their indices, such as "
+                'classes = ["road", "car"] at the top of the file; classes = ["cityscapes-19"] if the labels '
+                "are train ids of Cityscapes"
+            )
 
 
 def parse_arguments(kind: type[S], arguments: Sequence[str], command: str, default: S | None = None) -> S:

@@ -1,3 +1,4 @@
+import re
 import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from app.tiny import cpsl
 from cpsl.app import evaluate, export, predict
 from cpsl.app.command_line import RECIPES, parse, read_layers, recipe_names
 from cpsl.app.config import METHODS, STAGES, Config
+from cpsl.app.datasets import label_space
 from cpsl.app.domain import Domain
 from cpsl.app.settings import UsageError, override, schema, to_toml
 from cpsl.app.stages import TRAINERS
@@ -287,3 +289,28 @@ def test_the_commands_of_recipes_read_those_of_the_package(
     assert [cpsl("recipes", name, *more).text for more in ([], ["--complete"])] == expected
     assert cpsl("demo", "--help").text == demo
     assert read_layers([name]).seed == 7  # a file that --config names comes first
+
+
+@pytest.mark.parametrize("section", ["source", "[source]", "evaluation"])
+@pytest.mark.parametrize("command", ["adapt", "check"])
+def test_labels_in_folders_need_the_names_of_their_classes(
+    tmp_path: Path, section: str, command: str
+) -> None:
+    """The default, Cityscapes' classes, would make road, sidewalk and building of anyone's 0, 1 and 2."""
+    file = tmp_path / "a.toml"
+    text = f'[target]\nimages = "t"\n[{section}]\nimages = "i"\nlabels = "my_labels"\n'
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        parse(["--config", str(file)], command)
+    assert all(word in str(error.value) for word in ("my_labels", "classes = [", "cityscapes-19"))
+    for line in re.findall(r"classes = \[.*?\]", str(error.value)):  # either of the lines solves it
+        file.write_text(f"{line}\n{text}", encoding="utf-8")
+        config = parse(["--config", str(file)], command)
+        (tmp_path / "again.toml").write_text(to_toml(config), encoding="utf-8")
+        assert parse(["--config", str(tmp_path / "again.toml")]) == config
+
+
+def test_layouts_with_classes_of_their_own_need_no_names() -> None:
+    words = ["--source.dataset", "gta5", "--source.root", "a", "--target.images", "b"]
+    assert parse(words).classes == ("cityscapes-19",)
+    assert len(label_space(parse(words))) == 19

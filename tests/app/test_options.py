@@ -165,7 +165,8 @@ def test_folders_that_a_data_set_of_its_own_would_not_read_are_refused(option: s
     own.write_text(f'{option} = "pictures"\n')
     settings = parse(["--config", str(own), f"--{section}.dataset", "gta5"])
     assert getattr(settings, section).dataset == "gta5"
-    settings = parse(["--config", "demo", f"--{option}", "pictures", f"--{section}.dataset", "folder"])
+    words = [f"--{option}", "pictures", f"--{section}.dataset", "folder", "--classes", "road"]
+    settings = parse(["--config", "demo", *words])
     assert getattr(settings, section).dataset == "folder"
 
 

@@ -27,7 +27,7 @@ EDITS = {
     "smallest sizes": ("[32, 64]\ncrop = [16, 32]", "[16, 16]\ncrop = [16, 16]"),
     "a color for each class of Cityscapes": (
         'classes = ["road", "car", "sky"]',
-        f"palette = {[[i, i, i] for i in range(19)]}",
+        f'classes = ["cityscapes-19"]\npalette = {[[i, i, i] for i in range(19)]}',
     ),
 }
 

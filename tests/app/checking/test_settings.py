@@ -42,7 +42,7 @@ def options_in(text: str) -> list[str]:
 
 def run(folders: Path, sources: str, *options: str, target: str = "a") -> Config:
     """Returns the settings of a run with sources; one in upper case has labels of the target."""
-    lines = [f'[target]\nimages = "{folders / target}"']
+    lines = [f'classes = ["x"]\n[target]\nimages = "{folders / target}"']
     for name in sources:
         lines.append(
             f'[[source]]\nimages = "{folders / name.lower()}"\nlabels = "{folders / "labels"}"\n'
@@ -198,7 +198,7 @@ def test_the_recipes_warm_up_in_a_part_of_the_stage(folders: Path, name: str) ->
     ],
 )
 def test_a_folder_that_is_not_set_is_named_with_its_option(words: list[str], unset: list[str]) -> None:
-    config = parse(["--config", "cpu", *words])
+    config = parse(["--config", "cpu", "--classes", "x", *words])
     said = [problem for problem in validate(config, Process(torch.device("cpu"))) if "not set" in problem]
     assert [problem.split()[0] for problem in said] == unset
     for setting, problem in zip(unset, said, strict=True):
