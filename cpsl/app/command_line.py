@@ -188,7 +188,7 @@ def parse(arguments: Sequence[str], command: str = "adapt", base: tuple[str, ...
 
 
 def _refuse_unnamed_classes(settings: Config) -> None:
-    """Refuses labels in folders if nothing names their classes: the default is for Cityscapes and the like."""
+    """Refuses labels in folders whose classes nothing names: the default is for data sets of streets."""
     for domain in (*settings.sources, settings.evaluation):
         if domain.dataset == "folder" and domain.labels is not None:
             raise UsageError(

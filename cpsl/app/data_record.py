@@ -64,6 +64,20 @@ def changed_data(config: Config, datasets: Mapping[str, SegmentationDataset] | N
     return _refusal(config, {name: compare(before[name], now[name]) for name in now if name in before})
 
 
+def changed_files(config: Config, name: str, dataset: SegmentationDataset) -> list[str]:
+    """Returns the files of a domain that changed or were added since a run recorded them.
+
+    There are none if the run has no record of them, or if the data set was moved to other paths.
+    """
+    before, found = _read(config.output / NAME)["files"], list[str]()
+    for kind, paths in zip(("images", "labels"), list_paths(dataset), strict=True):
+        known: FileList = before.get(f"{name} {kind}", {})
+        if known.keys() & set(paths):
+            difference = compare(known, stat_files(paths))
+            found += [*difference.changed, *difference.added]
+    return found
+
+
 def evaluation_version(config: Config) -> str | None:
     """Returns what identifies the evaluation data of a run, its files and how they are read and compared.
 

@@ -29,7 +29,7 @@ from cpsl.app.settings import UsageError, to_toml
 from cpsl.app.titles import STAGE_TITLES
 from cpsl.app.usage import how_to_use, list_next, require_one_process
 from cpsl.data import SegmentationDataset, whole_image
-from cpsl.data.sample import read_label
+from cpsl.data.sample import files_of, read_label
 from cpsl.methods.step import to_float
 from cpsl.models import resize, segment
 from cpsl.training import Process, autocast, load, read_scalars, start_process
@@ -50,7 +50,7 @@ def collect(config: Config, process: Process) -> Report:
         evidence.comparison.images[i].name: choice
         for i, choice in chosen_images(evidence.comparison.images, EACH).items()
     }
-    pictures, unreadable = _pictures(config, process, shown)
+    pictures, unreadable = _pictures(config, process, shown, evidence.changed)
     return Report(
         title=describe_adaptation(config),
         classes=classes.names,
@@ -125,8 +125,13 @@ def _read_curves(config: Config, stage: str) -> dict[str, list[tuple[int, float]
     return {name: [(int(row["iteration"]), row[name]) for row in rows if name in row] for name in names}
 
 
-def _pictures(config: Config, process: Process, chosen: dict[str, str]) -> tuple[list[Picture], list[str]]:
-    """Returns the pictures of images, given their names and choices, and why photographs are missing."""
+def _pictures(
+    config: Config, process: Process, chosen: dict[str, str], changed: frozenset[str]
+) -> tuple[list[Picture], list[str]]:
+    """Returns the pictures of images, given their names and choices, and why photographs are missing.
+
+    Files that changed since the run are omitted: they are not those of its predictions and figures.
+    """
     stages, unreadable = list(read_metrics(config)), list[str]()
     dataset: SegmentationDataset | None = None
     try:
@@ -141,7 +146,8 @@ def _pictures(config: Config, process: Process, chosen: dict[str, str]) -> tuple
             if dataset is not None and name in dataset.names:
                 with reading_data():
                     index = dataset.names.index(name)
-                    image, label = dataset.image(index), read_label(dataset, index)
+                    if changed.isdisjoint(path.as_posix() for path in files_of(dataset, index) if path):
+                        image, label = dataset.image(index), read_label(dataset, index)
         except UnreadableDataError as error:
             unreadable.append(str(error))
         predictions = {stage: read_prediction(config, stage, name) for stage in stages}
@@ -214,7 +220,8 @@ def main(arguments: list[str]) -> None:
         if not report.finished:
             print(f"{options.run} is not finished: the report is that of the stages so far", file=sys.stderr)
         if report.unreadable:
-            print(f"without images that cannot be read: {'; '.join(report.unreadable)}", file=sys.stderr)
+            omitted = "; ".join(report.unreadable)
+            print(f"without data that cannot be read, or changed: {omitted}", file=sys.stderr)
         print(
             list_next(
                 {"open the report in a browser, or send it on": quote(str(options.run / "report.html"))}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from app.conftest import Run
 from app.tiny import STAGES, cpsl
@@ -175,3 +176,57 @@ def test_a_run_without_a_finished_stage_has_no_report(finished: Run, tmp_path: P
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"{tmp_path.name}.*config\.toml"):
         report.main([str(tmp_path)])
+
+
+def with_own_data(finished: Run, folder: Path) -> Path:
+    """Copies a run with its data, as if it had run there."""
+    before, now = finished.folder.parent.as_posix(), folder.as_posix()
+    shutil.copytree(finished.folder.parent / "streets", folder / "streets")
+    run = folder / "run"
+    shutil.copytree(finished.folder, run)
+    for name in ("config.toml", "data.json"):
+        file = run / name
+        file.write_text(file.read_text().replace(before, now))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("pattern", "domain"),
+    [
+        ("val/**/*labelIds.png", "evaluation"),
+        ("val/**/*leftImg8bit.png", "evaluation"),
+        ("gta5/labels/*.png", "source"),
+        ("train/**/*leftImg8bit.png", "target"),
+    ],
+)
+def test_nothing_is_computed_from_data_that_changed_since_the_run(
+    finished: Run, tmp_path: Path, pattern: str, domain: str
+) -> None:
+    run = with_own_data(finished, tmp_path)
+    untouched = cpsl("report", run, "--device", "cpu")
+    assert untouched.code == 0, untouched.text
+    assert "changed" not in untouched.text
+    old, stored = (run / "report.html").read_text(), (run / "report.json").read_text()
+    changed = sorted((tmp_path / "streets").rglob(pattern))[0]
+    Image.open(changed).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(changed)
+    ended = cpsl("report", run, "--device", "cpu")
+    assert ended.code == 0, ended.text
+    assert f"1 file of the {domain} changed since the run, such as {changed.as_posix()}" in ended.text
+    assert (f"cpsl adapt --config {run}/config.toml --output {run}" in ended.text) == (domain == "evaluation")
+    new = (run / "report.html").read_text()
+    assert changed.as_posix() in new
+    assert re.findall(FIGURES, new) == re.findall(FIGURES, old)
+    assert (run / "report.json").read_text() == stored
+    # The photographs and labels of the other images stay.
+    omitted = int(domain == "evaluation")
+    for kind in ('alt="Target image', 'alt="Labels, '):
+        assert new.count(kind) == old.count(kind) - omitted > 0
+
+
+def test_an_image_that_was_added_since_the_run_is_not_reported(finished: Run, tmp_path: Path) -> None:
+    run = with_own_data(finished, tmp_path)
+    for file in sorted((tmp_path / "streets" / "cityscapes").rglob("val/**/*_000001_*.png")):
+        shutil.copy(file, file.with_name(file.name.replace("_000001_", "_000099_")))
+    ended = cpsl("report", run, "--device", "cpu")
+    assert ended.code == 0, ended.text
+    assert "2 files of the evaluation changed" in ended.text

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor
 from cpsl.app.checking.overlap import shared_images
 from cpsl.app.class_shares import class_frequencies
 from cpsl.app.config import Config
-from cpsl.app.data_record import evaluation_version
-from cpsl.app.datasets import evaluation_dataset, label_space, open_dataset
+from cpsl.app.data_record import changed_files, evaluation_version
+from cpsl.app.datasets import domains, evaluation_dataset, label_space, open_dataset
 from cpsl.app.errors import describe_error
 from cpsl.app.evaluate import evaluation_label
 from cpsl.app.reporting.compare import Comparison, ImageResult, Interval, Labels, compare
 from cpsl.app.reporting.content import DataSet
 from cpsl.app.reporting.facts import describe_data
 from cpsl.app.source_sampling import named_sources
+from cpsl.app.words import plural
 from cpsl.data import HardLabelStore
 from cpsl.data.sample import read_label
 from cpsl.training import Process
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 
 class UnreadableDataError(Exception):
-    """A data set of the run cannot be read; the message names the file and the reason."""
+    """A data set of the run cannot be read, or changed; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Evidence:
         source_labels: Class frequencies by source.
         shared: Numbers of evaluation images that the target or a source has as well, by its name.
         unreadable: Why data could not be read, one text per reason.
+        changed: Files of the evaluation that are no longer those on which the run was evaluated.
     """
 
     comparison: Comparison
@@ -53,6 +56,7 @@ class Evidence:
     source_labels: dict[str, list[float]] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    changed: frozenset[str] = frozenset()
 
 
 @contextmanager
@@ -65,16 +69,20 @@ def reading_data() -> Iterator[None]:
 
 
 def gather(config: Config, process: Process, stages: tuple[str, str]) -> Evidence:
-    """Reads the data sets; what cannot be read is taken from the last report that could.
+    """Reads the data sets; figures of those that cannot be read, or changed, are those of the last report.
 
     Raises:
         ValueError: A stored prediction is missing or damaged.
     """
     path = config.output / NAME
     stored, unreadable = _read(path, config, stages), list[str]()
+    changed = _changes(config)
+    sources, everything = [*named_sources(config)], [*changed]
 
-    def attempt(read: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    def attempt(names: list[str], read: Callable[[], T], otherwise: Callable[[], T]) -> T:
         try:
+            for name in names:
+                _refuse_changed(config, name, changed.get(name, []))
             return read()
         except UnreadableDataError as error:
             unreadable.append(str(error))
@@ -82,17 +90,40 @@ def gather(config: Config, process: Process, stages: tuple[str, str]) -> Evidenc
 
     evidence = Evidence(
         attempt(
+            ["evaluation"],
             lambda: _compare(config, stages, stored),
             lambda: stored.comparison if stored else _compare_predictions(config, stages),
         ),
-        attempt(lambda: _describe(config, process), lambda: stored.data_sets if stored else []),
-        attempt(lambda: _count(config), lambda: stored.source_labels if stored else {}),
-        attempt(lambda: count_shared(config), lambda: stored.shared if stored else {}),
+        attempt(everything, lambda: _describe(config, process), lambda: stored.data_sets if stored else []),
+        attempt(sources, lambda: _count(config), lambda: stored.source_labels if stored else {}),
+        attempt(everything, lambda: count_shared(config), lambda: stored.shared if stored else {}),
         unreadable,
+        frozenset(changed.get("evaluation", [])),
     )
     if not unreadable:
         write_text(path, json.dumps(_to_json(evidence, config, stages)))
     return evidence
+
+
+def _changes(config: Config) -> dict[str, list[str]]:
+    """Returns the files of each domain that changed since the run; those that cannot be read are left out."""
+    used = config.evaluation if config.evaluation.given else config.target
+    changes = {}
+    for name, domain in (domains(config) | {"evaluation": used}).items():
+        with suppress(UnreadableDataError), reading_data():
+            changes[name] = changed_files(config, name, open_dataset(config, domain))
+    return changes
+
+
+def _refuse_changed(config: Config, name: str, files: list[str]) -> None:
+    if not files:
+        return
+    text = f"{plural(len(files), 'file')} of the {name} changed since the run, such as {files[0]}"
+    if name == "evaluation":
+        run = config.output.as_posix()
+        command = f"cpsl adapt --config {quote(f'{run}/config.toml')} --output {quote(run)}"
+        text += f"; to evaluate again: {command}"
+    raise UnreadableDataError(text)
 
 
 def read_prediction(config: Config, stage: str, name: str) -> Tensor:
