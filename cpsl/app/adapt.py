@@ -4,14 +4,16 @@ import json
 from functools import partial
 
 from cpsl.app.checking.images import warn_of_label_maps
+from cpsl.app.checking.labels import warn_of_labels
 from cpsl.app.checking.overlap import warn_of_overlap
 from cpsl.app.checking.settings import advice, open_domains, refuse_output_among_data, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.data_record import record_data
-from cpsl.app.datasets import domains
+from cpsl.app.datasets import domains, label_space
 from cpsl.app.errors import friendly_errors
 from cpsl.app.evaluate import read_metrics
+from cpsl.app.metrics_text import describe_gaps
 from cpsl.app.pseudo_labels import describe_target
 from cpsl.app.report import collect
 from cpsl.app.reporting.page import write_report
@@ -51,6 +53,8 @@ def conclude(config: Config, process: Process) -> None:
     report = collect(config, process)
     write_report(report, config.output / "report.html")
     logger.info(f"\n{results_table(complete, report.classes, chosen)}\n")
+    if gaps := describe_gaps(complete[chosen], report.classes):
+        logger.warning("\n".join([*(f"Warning: {gap}" for gap in gaps), ""]))
     unlabeled = complete[chosen]["miou"] is None
     if unlabeled and (missed := describe_unpredicted(complete[chosen], report.source_labels, report.classes)):
         logger.warning(f"{missed}\n")
@@ -74,6 +78,7 @@ def main(arguments: list[str], command: str = "adapt", base: tuple[str, ...] = (
         if process.is_main:
             found = opened.datasets, domains(config)
             warnings = [*warn_of_label_maps(*found), *warn_of_overlap(*found)]
+            warnings += warn_of_labels(*found, label_space(config))
             for line in [*advice(config, opened.datasets), *warnings]:
                 logger.warning(line)
             record_data(config)

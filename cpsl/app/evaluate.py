@@ -22,13 +22,13 @@ from cpsl.app.config import METHODS, Config
 from cpsl.app.datasets import FOLDER_SETTINGS, data_folders, evaluation_dataset, label_space, share_of_rank
 from cpsl.app.domain import Domain, Ids
 from cpsl.app.errors import friendly_errors, mentions
+from cpsl.app.metrics_text import describe_gaps, describe_scores, metrics_table
 from cpsl.app.networks import builder_option, custom_builder, for_inference
 from cpsl.app.ranges import Location, Positive
 from cpsl.app.result_folders import refuse_foreign, refuse_overlaps
 from cpsl.app.settings import UsageError
-from cpsl.app.titles import SHORT_SCORES, title_of
 from cpsl.app.usage import list_next, program
-from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, HardLabelStore
+from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, IGNORE_INDEX, HardLabelStore
 from cpsl.data.legends import write_legend
 from cpsl.data.predictions import ColorStore, LabelIdStore
 from cpsl.data.views import render_label
@@ -37,7 +37,6 @@ from cpsl.metrics import ConfusionMatrix
 from cpsl.models import SegmentationNetwork
 from cpsl.scores import Scores
 from cpsl.training import Precision, Process, autocast, logger, start_process
-from cpsl.training.log import text_table
 
 SCORED = 100
 """Most images, evenly spaced, whose label-free scores are computed."""
@@ -69,11 +68,11 @@ def evaluate(
 
     Returns:
         `miou` and `iou` of each class in percent: None without labels, or if a class neither occurs nor is
-        predicted. `miou_13` for the 16 classes of SYNTHIA. Of the predictions, `class_frequency` and mean
-        `confidence` in 0...1, and `changed`, the share of pixels that differ from those of the stage before.
-        `scores` are those of `cpsl.scores`, which need no labels; `mirrored` images were predicted twice for
-        them. `non_finite` is the number of pixels whose scores are NaN or infinite, which count as the first
-        class.
+        predicted. `miou_13` for the 16 classes of SYNTHIA. `label_pixels` of each class in the labels, and
+        ignored ones. Of the predictions, `class_frequency` and mean `confidence` in 0...1, and `changed`, the
+        share of pixels that differ from those of the stage before. `scores` are those of `cpsl.scores`, which
+        need no labels; `mirrored` images were predicted twice for them. `non_finite` is the number of pixels
+        whose scores are NaN or infinite, which count as the first class.
     """
     dataset = evaluation_dataset(config)
     names = dataset.label_space.names
@@ -83,8 +82,9 @@ def evaluate(
     predict = partial(segmenter.predict, scales=scales, flip=flip, allow_non_finite=True)
     confusion = ConfusionMatrix(len(names)).to(process.device)
     counts = torch.zeros(len(names), dtype=torch.int64, device=process.device)
-    # Of confidence, images, changed shares, images with a prediction of the stage before, non-finite pixels.
-    sums = torch.zeros(5, dtype=torch.float64, device=process.device)
+    # Of confidence, images, changed shares, images with a prediction of the stage before, non-finite pixels,
+    # and ignored pixels of labels.
+    sums = torch.zeros(6, dtype=torch.float64, device=process.device)
     scores = LabelFreeScores(len(names), source, ["flip"]).to(process.device)
     scored = evenly_spaced(len(dataset), SCORED)
     wanted = max(math.ceil(len(dataset) / MIRRORED), MIRRORED_AT_LEAST)
@@ -104,6 +104,7 @@ def evaluate(
             scores.update(_grid(predicted.scores), others)
         if sample.label is not None:
             confusion.update(prediction, sample.label.to(process.device))
+            sums[5] += int((sample.label == IGNORE_INDEX).sum())
         counts += class_counts(prediction, len(names))
         sums[0] += predicted.grid_confidence
         sums[1] += 1
@@ -124,6 +125,7 @@ def evaluate(
     metrics = {
         "miou": _percent(float(confusion.miou)),
         "iou": {name: _percent(float(iou)) for name, iou in zip(names, confusion.iou, strict=True)},
+        "label_pixels": [*confusion.matrix.sum(dim=1).tolist(), int(sums[5])],
         "class_frequency": (counts / counts.sum().clamp_min(1)).tolist(),
         "confidence": float(sums[0] / sums[1]),
         "changed": float(sums[2] / sums[3]) if sums[3] > 0 else None,
@@ -188,49 +190,6 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
         ([0, 2, 5, 7], [0, 1])
     """
     return [i * count // wanted for i in range(wanted)] if wanted < count else list(range(count))
-
-
-def metrics_table(metrics: dict[str, dict[str, Any]], classes: tuple[str, ...]) -> str:
-    """Returns IoU by class and network, and mIoU as a table of text; without labels, the classes' shares.
-
-    Example:
-        >>> metrics = {"warmup": {"miou": 50.0, "iou": {"road": 50.0, "sky": None}}}
-        >>> print(metrics_table(metrics, ("road", "sky")))
-        IoU in %   Warm-up
-        road          50.0
-        sky              –
-        mIoU          50.0
-    """
-    titles = [title_of(stage) for stage in metrics]
-    if all(values["miou"] is None for values in metrics.values()):
-        shares = zip(*(values["class_frequency"] for values in metrics.values()), strict=True)
-        lines = [
-            (name, *(_number(100 * share) for share in of)) for name, of in zip(classes, shares, strict=True)
-        ]
-        return text_table([("pixels in %", *titles), *lines])
-    rows = [("IoU in %", *titles)]
-    for name in classes:
-        rows.append((name, *(_number(values["iou"].get(name)) for values in metrics.values())))
-    rows.append(("mIoU", *(_number(values["miou"]) for values in metrics.values())))
-    if any("miou_13" in values for values in metrics.values()):
-        of_13 = (_number(values.get("miou_13")) for values in metrics.values())
-        rows.append(("mIoU, 13 classes", *of_13))
-    return text_table(rows)
-
-
-def describe_scores(scores: dict[str, Any]) -> str:
-    """Returns the label-free scores of a network in one line of text; higher (+) or lower (-) is better.
-
-    Example:
-        >>> describe_scores({"entropy": 0.25, "information": None, "flip_agreement": 0.875})
-        'agreement 0.875 (+), entropy 0.250 (-)'
-    """
-    named = [(name.split(), scores.get(key)) for key, name in SHORT_SCORES.items()]
-    return ", ".join(f"{name} {value:.3f} {sign}" for (name, sign), value in named if value is not None)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _grid(scores: Tensor) -> Tensor:
@@ -385,6 +344,8 @@ def main(arguments: list[str]) -> None:
         if process.is_main:
             name = options.weights.parent.name or "model"
             print(metrics_table({name: metrics}, classes.names))
+            for gap in describe_gaps(metrics, classes.names):
+                print(fit(f"Warning: {gap}", sys.stdout))
             print(fit(f"without labels: {describe_scores(metrics['scores'])}", sys.stdout))
             for store in stores:
                 print(f"predictions in {store.folder}")

@@ -276,6 +276,46 @@ def test_a_run_warns_of_an_evaluation_on_its_source(tmp_path: Path, monkeypatch:
     assert "evaluation: 4 of 4 images are also images of source" in " ".join(ended.text.split())
 
 
+def test_an_evaluation_label_with_an_unknown_value_ends_a_run_before_it_trains(tmp_path: Path) -> None:
+    words = ["--config", "cpu", *write_folders(tmp_path), "--output", tmp_path / "run", "--workers", 0]
+    for part in ("images", "labels"):
+        shutil.copytree(tmp_path / "source" / part, tmp_path / "evaluation" / part)
+        words += [f"--evaluation.{part}", tmp_path / "evaluation" / part]
+    label = sorted((tmp_path / "evaluation" / "labels").rglob("*.png"))[-1]
+    Image.new("L", Image.open(label).size, 9).save(label)
+    ended = cpsl("adapt", *words, "--evaluation.ids", 7, 0, 0, 1, "--source-only.start", "random")
+    assert ended.code == 1
+    assert str(label) in ended.text
+    assert "stage 1" not in ended.text
+
+
+def test_a_run_says_what_its_labels_leave_out(finished: Run, tmp_path: Path) -> None:
+    """Masks of 0 and 255: everything but the background is ignored."""
+    run = tmp_path / "run"
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for index in range(2):
+        for folder, mode in ((images, "RGB"), (labels, "L")):
+            folder.mkdir(exist_ok=True)
+            picture = Image.new(mode, (128, 64), 255 if mode == "L" else (9, 90, 9))
+            picture.paste(0, (0, 0, 40, 40))
+            picture.save(folder / f"{index}.png")
+    words = ["--config", finished.config, "--output", run, "--classes", "cityscapes-19"]
+    words += ["--evaluation.dataset", "folder", "--evaluation.images", images, "--evaluation.labels", labels]
+    words += ["--evaluation.root", "None", "--evaluation.streets", 0, "--evaluation.split", "train"]
+    ended = cpsl("adapt", *words, "--init-from.distill-2", finished.folder / "model.pt")
+    assert ended.code == 0, ended.text
+    before, _, after = " ".join(ended.text.split()).partition("stage 1 of 1")
+    assert "evaluation: 80.5 % of the label pixels are ignored" in before
+    assert "evaluation: all labeled pixels have the class road" in before
+    assert "80 % of the label pixels are ignored" in after
+    files = ["--images", images, "--labels", labels]
+    evaluated = cpsl("evaluate", "--weights", run / "model.pt", *files)
+    assert evaluated.code == 0, evaluated.text
+    for printed in (after, evaluated.text):
+        assert "Warning: 80 % of the label pixels are ignored" in printed
+        assert printed.count("not in the labels, but predicted") == 1
+
+
 def test_two_folders_by_options_alone(tmp_path: Path) -> None:
     words = ["--config", "cpu", *write_folders(tmp_path), "--output", tmp_path / "run"]
     for stage in ("source-only", "online"):

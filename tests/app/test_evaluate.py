@@ -103,6 +103,8 @@ def test_metrics_match_the_equations(streets: Path) -> None:
     # The classes of SYNTHIA without wall, fence and pole, which are the fourth to sixth.
     of_13 = confusion.iou[[0, 1, 2, *range(6, 16)]].nanmean()
     assert metrics["miou_13"] == pytest.approx(100 * float(of_13), abs=1e-4)
+    assert metrics["label_pixels"][:-1] == confusion.matrix.sum(dim=1).tolist()
+    assert sum(metrics["label_pixels"]) == 3 * 64 * 128
     assert "miou_13" not in evaluate(Colors(19), settings(streets), PROCESS)
 
 

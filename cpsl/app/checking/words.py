@@ -198,7 +198,10 @@ def table(name: str) -> str:
 
 
 def find_warnings(
-    results: Mapping[str, DatasetCheck], domains: Mapping[str, Domain], classes: LabelSpace
+    results: Mapping[str, DatasetCheck],
+    domains: Mapping[str, Domain],
+    classes: LabelSpace,
+    complete: bool = True,
 ) -> list[str]:
     """Returns what is allowed but seldom meant: classes without pixels, masks of 0 and 255, ignored pixels.
 
@@ -206,6 +209,7 @@ def find_warnings(
         results: Results of the domains by name: "source" or "source 1", ..., "target", "evaluation".
         domains: Their settings.
         classes: Label space of the run.
+        complete: Whether all labels were counted; some of them cannot tell that a class is missing.
     """
     labeled = {
         name: result for name, result in results.items() if int(result.counts.sum()) and name != "target"
@@ -230,7 +234,7 @@ def find_warnings(
             )
         if (ignored := _ignored_share(result)) > MOSTLY:
             texts.append(f"{name}: {_percent(ignored)} of the label pixels are ignored: check `ids`")
-    if sources:
+    if sources and complete:
         texts.append(_warn_of_missing_classes(sources, labeled.get("evaluation"), domains, classes))
     return [fill(f"Warning: {text}") for text in texts if text]
 

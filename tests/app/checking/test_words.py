@@ -317,3 +317,9 @@ def test_labels_that_may_begin_with_1_are_warned_of_with_the_fix(
             " ".join(words).split()
         )
         assert tomllib.loads(line) == {"first_id": 1}
+
+
+def test_some_labels_cannot_tell_that_a_class_is_missing() -> None:
+    results = {"source": checked([4, 4, 0])}
+    assert any("sky" in text for text in find_warnings(results, {"source": FOLDER}, SPACE))
+    assert not find_warnings(results, {"source": FOLDER}, SPACE, complete=False)

@@ -15,7 +15,7 @@ from PIL import Image
 from app.outline import Outline
 from app.sample_report import build_report, sample_report
 from cpsl.app.command_line import parse
-from cpsl.app.evaluate import metrics_table
+from cpsl.app.metrics_text import metrics_table
 from cpsl.app.reporting import charts
 from cpsl.app.reporting.content import Report
 from cpsl.app.reporting.evidence import count_shared
