@@ -43,7 +43,12 @@ def picture(height: int = 40, width: int = 72) -> Tensor:
 
 @st.composite
 def label_spaces(draw: st.DrawFn) -> LabelSpace:
-    name = st.text(min_size=1).map(lambda text: unicodedata.normalize("NFC", text).strip()).filter(bool)
+    characters = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])
+    name = (
+        st.text(characters, min_size=1)
+        .map(lambda text: unicodedata.normalize("NFC", text).strip())
+        .filter(bool)
+    )
     names = draw(st.lists(name, min_size=1, max_size=6, unique=True))
     byte = st.integers(0, 255)
     colors = draw(st.lists(st.tuples(byte, byte, byte), min_size=len(names), max_size=len(names)))
