@@ -182,7 +182,7 @@ def _warn_of_fourth_channels(name: str, dataset: SegmentationDataset, result: Da
 
 
 def _warn_of_further_pictures(name: str, dataset: SegmentationDataset, result: DatasetCheck) -> str:
-    """Warns of files with several pages or frames, of which the first may be a thumbnail."""
+    """Warns of files with several pages or frames: the first, which is used, may be a thumbnail."""
     found = [index for index, look in enumerate(result.appearances) if look is not None and look.several]
     if not found:
         return ""

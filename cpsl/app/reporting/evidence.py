@@ -106,7 +106,7 @@ def gather(config: Config, process: Process, stages: tuple[str, str]) -> Evidenc
 
 
 def _changes(config: Config) -> dict[str, list[str]]:
-    """Returns the files of each domain that changed since the run; those that cannot be read are left out."""
+    """Returns the changed files of each domain; a domain that cannot be read has no entry."""
     used = config.evaluation if config.evaluation.given else config.target
     changes = {}
     for name, domain in (domains(config) | {"evaluation": used}).items():
