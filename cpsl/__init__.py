@@ -28,7 +28,7 @@ from cpsl.memory import PixelMemoryBank
 from cpsl.metrics import ConfusionMatrix
 from cpsl.mixing import classmix, cutmix, mask_patches
 from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans, prototype_similarity
-from cpsl.rectification import PseudoLabelRectifier, consensus
+from cpsl.rectification import PseudoLabelRectifier, agreement
 from cpsl.scores import LabelFreeScores
 from cpsl.sinkhorn import class_potentials, marginal_error, sinkhorn
 from cpsl.thresholds import DiceThresholds
@@ -53,11 +53,11 @@ __all__ = [
     "ShareLimits",
     "View",
     "__version__",
+    "agreement",
     "authors",
     "class_counts",
     "class_potentials",
     "classmix",
-    "consensus",
     "cross_entropy",
     "cutmix",
     "data",

@@ -1,4 +1,4 @@
-"""Correction of stored pseudo labels by the class prototypes."""
+"""Pseudo labels and clusters: corrected by the prototypes, or kept where both agree."""
 
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cpsl._internal.checking import check_ignore_index, check_probabilities, check_shape, check_shares
+from cpsl._internal.checking import check_ignore_index, check_labels, check_probabilities, check_shape
 from cpsl.prototypes import prototype_similarity
 from cpsl.sinkhorn import check_distribution
 
@@ -172,41 +172,29 @@ class PseudoLabelRectifier(nn.Module):
 
 
 @torch.no_grad()
-def consensus(soft_labels: Tensor, assignments: Tensor, weight: float | Tensor = 0.5) -> Tensor:
-    r"""Returns the normalized geometric mean of soft labels and assignments, to rectify the former.
-
-        R_k ∝ P_k^(1-a) Q_k^a
-
-    It takes the place of the product w P if the soft labels are those of a moving teacher. A student that
-    learns w P changes the teacher's P, which is then multiplied by w once more, so that labels drift towards
-    the nearest prototype. The geometric mean has a fixed point instead: P = Q. As P and the assignments Q of
-    `ClassBalancedPrototypeClustering.assign` both follow the class distribution δ, so does R, and δ is
-    counted once.
+def agreement(labels: Tensor, assignments: Tensor, ignore_index: int = 255) -> Tensor:
+    """Returns the labels of the pixels that are in the cluster of their class, and ignores the others.
 
     Args:
-        soft_labels: (B, K, h, w) probabilities P.
-        assignments: (B, K, h, w) Q on the same grid.
-        weight: a, 0...1; 0 returns P, 1 returns Q. Also (B, 1, h, w), one for each pixel.
+        labels: (B, h, w) integer class indices, such as pseudo labels, or `ignore_index`.
+        assignments: (B, K, h, w) Q of `ClassBalancedPrototypeClustering.assign`, on the same grid.
+        ignore_index: Label of pixels without a class, none of 0...K-1.
 
     Returns:
-        (B, K, h, w) float32, sums to 1 over the classes; zeros where P has no mass or a value is not finite.
+        (B, h, w) int64: the label where it is the class with the largest assignment, and `ignore_index`
+        elsewhere, also where the assignments are 0 or not finite.
 
     Raises:
-        ValueError: The shapes differ, or the weight is outside 0...1.
+        ValueError: The shapes differ, or a label is no class.
+        TypeError: The labels are no integers.
 
     Example:
-        >>> soft = torch.tensor([0.6, 0.4]).reshape(1, 2, 1, 1)
-        >>> assigned = torch.tensor([0.1, 0.9]).reshape(1, 2, 1, 1)
-        >>> consensus(soft, assigned).flatten().round(decimals=2)
-        tensor([0.2900, 0.7100])
+        >>> assignments = torch.tensor([[0.9, 0.2, 0.6], [0.1, 0.8, 0.4]]).reshape(1, 2, 1, 3)
+        >>> agreement(torch.tensor([[[0, 1, 1]]]), assignments)
+        tensor([[[  0,   1, 255]]])
     """
-    check_shape("assignments", assignments, *soft_labels.shape)
-    if isinstance(weight, Tensor):
-        check_shape("weight", weight, len(soft_labels), 1, *soft_labels.shape[2:])
-        check_shares("weight", weight)
-    elif not 0 <= weight <= 1:
-        raise ValueError(f"weight must lie in 0...1, got {weight}")
-    product = soft_labels.float().pow(1 - weight) * assignments.float().pow(weight)
-    mass = product.sum(dim=1, keepdim=True)
-    known = (mass > 0) & (mass < torch.inf) & (soft_labels.sum(dim=1, keepdim=True) > 0)
-    return (product / mass.masked_fill(~known, 1)).masked_fill(~known, 0)
+    check_shape("assignments", assignments, "B", "K", "h", "w")
+    check_shape("labels", labels, len(assignments), *assignments.shape[2:])
+    check_labels(labels, assignments.shape[1], ignore_index)
+    largest, nearest = assignments.max(dim=1)
+    return labels.long().masked_fill((labels != nearest) | ~(largest > 0), ignore_index)

@@ -3,9 +3,8 @@
     cpsl demo
     python docs/online_pictures.py --config demo
 
-The step has the teacher, clusters, thresholds and limits with which the run ended, and the weight that
-clusters have in the middle of the stage. Labels of the target, which generated streets have, are used for the
-comparison only.
+The step has the teacher, clusters, thresholds and limits with which the run ended. Labels of the target,
+which generated streets have, are used for the comparison only.
 """
 
 import sys
@@ -23,8 +22,8 @@ from cpsl import (
     ConfusionMatrix,
     DiceThresholds,
     ShareLimits,
+    agreement,
     class_counts,
-    consensus,
     warp,
 )
 from cpsl.app.clusterings import online_clustering
@@ -44,7 +43,6 @@ from cpsl.training.log import text_table
 from cpsl.visualize import Palette, colorize, overlay, panel, titled
 
 FOLDER = Path(__file__).parent / "pictures"
-CLUSTER_FACTOR = 0.5  # of the middle of the stage, for the weight of the clusters; at its end it is 0
 BATCHES = 30  # whose labels are compared; the crop with the most changes is shown
 
 
@@ -53,13 +51,15 @@ class Step(NamedTuple):
 
     Attributes:
         probable: (B, H, W) most probable class of the teacher in the weak view.
-        labels: (B, H, W) pseudo labels in the weak view, after clusters, thresholds and limits.
+        labels: (B, H, W) pseudo labels in the weak view, after thresholds and limits.
+        reliable: (B, H, W) pseudo labels in the weak view where the clusters agree, elsewhere 255.
         mixed: Strong views with parts of source images, and their labels.
         confident: Share q of pixels above the confidence threshold, the weight of pixels not pasted.
     """
 
     probable: Tensor
     labels: Tensor
+    reliable: Tensor
     mixed: Mixed
     confident: float
 
@@ -83,18 +83,18 @@ def take_step(
     corners, size = teacher.align_corners, target.weak.shape[2:]
     logits, features = run_network(teacher, to_float(target.weak))
     teacher_soft = logits.softmax(dim=1)
-    doubt = (1 - teacher_soft.amax(dim=1, keepdim=True)).clamp_max(0.5)
-    rectified = consensus(teacher_soft, clustering.assign(features), CLUSTER_FACTOR * doubt)
-    soft = limits(thresholds(rectified))
+    soft = limits(thresholds(teacher_soft))
     in_strong, valid = warp(
         soft, target.weak_view, target.strong_view, size, align_corners=corners, output_align_corners=False
     )
     labels = in_strong.argmax(dim=1).masked_fill(~valid | ~(in_strong.sum(dim=1) > 0.5), 255)
+    in_weak = resize(soft, size, corners).argmax(dim=1)
     return Step(
         resize(teacher_soft, size, corners).argmax(dim=1),
-        resize(soft, size, corners).argmax(dim=1),
+        in_weak,
+        agreement(in_weak, resize(clustering.assign(features), size, corners)),
         classmix(target.strong, labels, source.image, source.label),
-        float((rectified.amax(dim=1) > confidence_threshold).float().mean()),
+        float((teacher_soft.amax(dim=1) > confidence_threshold).float().mean()),
     )
 
 
@@ -110,16 +110,13 @@ def true_labels(dataset: SegmentationDataset, target: TargetBatch) -> Tensor:
     return torch.stack(labels)
 
 
-def draw(
-    step: Step, source: SourceBatch, target: TargetBatch, truth: Tensor, index: int, palette: Palette
-) -> Tensor:
+def draw(step: Step, target: TargetBatch, truth: Tensor, index: int, palette: Palette) -> Tensor:
     """Draws one crop of a step as a panel of nine pictures."""
     weak = target.weak[index]
     probable, labels, pasted = (part[index] for part in (step.probable, step.labels, step.mixed.pasted))
     changed = probable != labels
     new = labels.masked_fill(~changed, 255)
     gray = weak.float().mean(dim=0).byte().expand(3, -1, -1)
-    faded = (0.25 * source.image[index].float() + 0.75 * 255).round().byte()
     weights = torch.where(pasted, 255, round(255 * step.confident)).byte().expand(3, -1, -1)
     share = 100 * float(changed.float().mean())
     pictures = {
@@ -128,7 +125,7 @@ def draw(
         "pseudo labels": colorize(labels, palette),
         "ground truth, for comparison": colorize(truth[index], palette),
         f"changed: {share:.1f} % of the pixels": overlay(gray, new, palette, 0.9),
-        "source: half of its classes": torch.where(pasted, source.image[index], faded),
+        "labels where the clusters agree": colorize(step.reliable[index], palette),
         "mixed image": step.mixed.image[index],
         "its labels": colorize(step.mixed.labels[index], palette),
         f"weights: white 1, gray {step.confident:.2f}": weights,
@@ -142,15 +139,24 @@ def compare(
     """Prints state and labels by class, and how many of the labels are right."""
     columns: dict[str, Tensor] = {"threshold": thresholds.compute(), "factor": limits.factors}
     columns["limit, %"] = 100 * limits.limits()
-    quality = [("labels", "pixels that are right, %", "mIoU, %")]
     truth = torch.cat([true for _, true in steps])
-    parts = {"most probable": [s.probable for s, _ in steps], "pseudo label": [s.labels for s, _ in steps]}
-    for title, labels in parts.items():
-        joined, confusion = torch.cat(labels), ConfusionMatrix(len(names))
-        confusion.update(joined, truth)
-        right = (joined == truth)[truth < len(names)].float().mean()
-        quality.append((title, f"{100 * float(right):.1f}", f"{100 * float(confusion.miou):.1f}"))
-        columns[f"{title}, %"] = 100 * class_counts(joined, len(names)) / joined.numel()
+    probable = torch.cat([step.probable for step, _ in steps])
+    labels = torch.cat([step.labels for step, _ in steps])
+    agree = torch.cat([step.reliable for step, _ in steps]) == labels
+    parts = {
+        "most probable": probable,
+        "pseudo label": labels,
+        "where the clusters agree": labels.masked_fill(~agree, 255),
+        "where they do not": labels.masked_fill(agree, 255),
+    }
+    quality = [("labels", "pixels, %", "of these right, %", "mIoU, %")]
+    for title, part in parts.items():
+        confusion, known = ConfusionMatrix(len(names)), (truth < len(names)) & (part != 255)
+        confusion.update(part, truth.masked_fill(~known, 255))
+        share, right = known.float().mean(), (part == truth)[known].float().mean()
+        quality.append((title, *(f"{100 * float(value):.1f}" for value in (share, right, confusion.miou))))
+    for title in ("most probable", "pseudo label"):
+        columns[f"{title}, %"] = 100 * class_counts(parts[title], len(names)) / truth.numel()
     columns["ground truth, %"] = 100 * class_counts(truth, len(names)) / truth.numel()
     rows = [("class", *columns)]
     rows += [(name, *(f"{values[k]:.2f}" for values in columns.values())) for k, name in enumerate(names)]
@@ -189,7 +195,7 @@ def main(arguments: list[str]) -> None:
         steps.append((step, truth))
         changed, index = step.changed.max(dim=0)
         if float(changed) > most:
-            most, picture = float(changed), draw(step, source, target, truth, int(index), classes.palette)
+            most, picture = float(changed), draw(step, target, truth, int(index), classes.palette)
     compare(steps, thresholds, limits, classes.names)
     FOLDER.mkdir(exist_ok=True)
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())

@@ -15,12 +15,15 @@ from cpsl import (
     RunningClassMeans,
     Segmenter,
     ShareLimits,
+    agreement,
     class_counts,
-    consensus,
     cross_entropy,
     data,
+    prototype_contrast,
+    prototype_similarity,
     warp,
 )
+from cpsl.geometry import resize_labels
 from cpsl.mixing import classmix, mask_patches
 from cpsl.models import ExponentialMovingAverage, build_network, parameter_groups, resize, segment
 
@@ -60,31 +63,38 @@ def main() -> None:
     limits = ShareLimits(counts).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(student, 6e-5))
 
+    def contrast(
+        features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns the cross-entropy of the similarities to the prototypes, on the grid of the features."""
+        grid = features.shape[2:]
+        if weights is not None:
+            weights = resize(weights[:, None], grid, align)[:, 0]
+        cosines = prototype_similarity(features, clustering.prototypes.detach())
+        return prototype_contrast(cosines, resize_labels(labels, grid, align), weights)
+
     for step, source, target in zip(range(args.steps), sources, targets, strict=False):
         source, target = source.to(device), target.to(device)
 
-        # 1. Cross-entropy on the source. Each graph is freed before the next pass.
+        # 1. Cross-entropy on the source. At first the prototypes are the class means of its features.
         logits, features = segment(student, source.image / 255)
         loss = cross_entropy(resize(logits, source.label.shape[1:], align), source.label)
-        loss.backward()
-
-        # 2. At first the prototypes are the class means of the source.
         if step < 100:
             means.update(features, source.label)
             clustering.initialize(*means.compute())
 
+        # 2. Features are similar to the prototype of their class. Each graph is freed before the next pass.
+        loss = loss + 0.3 * contrast(features, source.label)
+        loss.backward()
+
         with torch.no_grad():
-            # 3. The teacher labels the weak view, the clusters rectify its probabilities, the thresholds
-            # balance the classes, and the limits keep them from growing without bounds. Clusters help where
-            # and while the teacher is poor.
+            # 3. The teacher labels the weak view, the thresholds balance the classes, and the limits keep
+            # them from growing without bounds.
             logits, features = segment(teacher, target.weak / 255)
             probabilities = logits.softmax(dim=1)
-            doubt = (1 - probabilities.amax(dim=1, keepdim=True)).clamp_max(0.5)
-            weight = doubt * (1 - step / args.steps)
-            rectified = consensus(probabilities, clustering.assign(features), weight)
-            confident = (rectified.amax(dim=1) > 0.968).float().mean()
-            soft = limits(thresholds(rectified))
-            thresholds.update(rectified)
+            confident = (probabilities.amax(dim=1) > 0.968).float().mean()
+            soft = limits(thresholds(probabilities))
+            thresholds.update(probabilities)
             limits.update(probabilities, soft.argmax(dim=1))
 
             # 4. The labels follow the strong view, and half of the classes of a source image are pasted.
@@ -93,10 +103,16 @@ def main() -> None:
             labels = in_strong.argmax(dim=1).masked_fill(~valid, 255)
             mixed = classmix(target.strong, labels, source.image, source.label)
             weights = torch.where(mixed.pasted, 1.0, confident)
+            # The labels of the target are reliable where the clusters agree with them.
+            assigned, _ = warp(
+                clustering.assign(features), *views, align_corners=align, output_align_corners=False
+            )
+            reliable = torch.where(mixed.pasted, mixed.labels, agreement(labels, assigned))
 
         # 5. Cross-entropy on the mixed image: pasted labels are correct, the others perhaps.
-        logits, _ = segment(student, mixed.image / 255)
+        logits, mixed_features = segment(student, mixed.image / 255)
         loss_target = cross_entropy(resize(logits, labels.shape[1:], align), mixed.labels, weights=weights)
+        loss_target = loss_target + 0.3 * contrast(mixed_features, reliable, weights)
         loss_target.backward()
 
         # 6. Cross-entropy on the masked image: the context has to explain the masked patches.

@@ -45,11 +45,12 @@ def build(name: str, wrap: Wrap = lambda module: module, **options: Any) -> Meth
     student = network()
     teacher = ExponentialMovingAverage(network(seed=1))
     closed_form = {"sampling": "stratified", "prototype_update": "assignments"} if name == "online" else {}
-    clustering = ClassBalancedPrototypeClustering(K, D, bank_size=64, samples_per_image=16, **closed_form)
+    clustering = ClassBalancedPrototypeClustering(K, D, bank_size=256, samples_per_image=64, **closed_form)
     clustering.initialize(torch.randn(K, D), torch.tensor([0.5, 0.3, 0.2]))
     if name == "online":
         # The teacher is confident about a part of the pixels; the prototypes are not those of the source.
-        options = {"confidence_threshold": 0.4, "masked_patch": 8, "initial_steps": 0, **options}
+        teacher.module.head.classify.weight.data.mul_(30)
+        options = {"confidence_threshold": 0.6, "masked_patch": 8, "initial_steps": 0, **options}
         # A class has reached its limit.
         options["limits"] = ShareLimits(torch.tensor([0.8, 0.1, 0.1]), start_updates=0)
         return OnlineSelfLabeling(wrap(student), teacher, wrap(clustering), **options)

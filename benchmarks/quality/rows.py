@@ -53,8 +53,6 @@ VARIATIONS: dict[str, tuple[Any, ...]] = {
     "online.masked_weight": (0.0, 1.0),
     "online.mixing": ("none", "cut", "class"),
     "online.clustering": (False, True),
-    "online.fading": (False, True),
-    "online.contrast_weight": (0.0, 0.3),
     "online.balanced": (False, True),
     "online.limited": (False, True),
 }

@@ -197,11 +197,9 @@ class Online:
     teacher_momentum: Share = 0.999
     """Momentum of the averages, teacher and prototypes."""
     clustering: bool = True
-    """Cluster pixels of the target; false is a mean teacher."""
-    fading: bool = True
-    """Lower the weight of the clusters to 0 over the stage."""
-    contrast_weight: Weight = 0.3
-    """Weight of the contrast with prototypes."""
+    """Contrast features with the prototypes of clusters; false is a mean teacher."""
+    contrast_weight: Positive = 0.3
+    """Weight of the contrast of features and prototypes."""
     balanced: bool = True
     """Balance the classes of the pseudo labels."""
     limited: bool = True

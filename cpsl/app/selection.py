@@ -24,6 +24,9 @@ SCORE = "information"
 SCORE_IN_WORDS = "information (certain predictions of many classes)"
 """What `SCORE` measures, for people."""
 
+SECOND_SCORE = "flip_miou"
+"""A network is rejected if it is lower than an earlier one in `SCORE` and in this score."""
+
 SAME_SCORE = 0.02
 """Difference of a score that says nothing: other seeds differ as much. docs/choosing.md has the runs."""
 
@@ -39,7 +42,8 @@ def choose(
     Args:
         candidates: Metrics of each network by its name, in the order of training.
         titles: Names that the reason has instead, for readers who do not know the settings.
-        tolerance: The last network is chosen whose score is at most this far below the highest.
+        tolerance: The last network is chosen whose score is at most this far below the highest, unless an
+            earlier one has a higher `SCORE` and a higher `SECOND_SCORE`.
 
     Returns:
         The name of the network, and the reason. If none has a score, the name of the last.
@@ -62,7 +66,9 @@ def choose(
     if not scored:
         return eligible[-1], "no stage has scores, and it is the last"
     highest = max(values[name] for name in scored)
-    chosen = [name for name in scored if highest - values[name] <= tolerance][-1]
+    similar = [name for name in scored if highest - values[name] <= tolerance]
+    better = {name: _better_in_both(candidates, name, similar[:i]) for i, name in enumerate(similar)}
+    chosen = [name for name in similar if better[name] is None][-1]
     called = {name: (titles or {}).get(name, name) for name in candidates}
     others = {called[name]: f"{values[name]:.3f}" for name in scored if name != chosen}
     value = f"{values[chosen]:.3f}"
@@ -74,6 +80,11 @@ def choose(
         value = f"{compared}: {value} ({', '.join(f'{name} {other}' for name, other in others.items())})"
     excluded = [
         f"{called[name]} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible
+    ]
+    excluded += [
+        f"{called[name]} is excluded (information and consistency are lower than those of {called[by]})"
+        for name, by in better.items()
+        if by is not None and similar.index(name) > similar.index(chosen)
     ]
     return chosen, ", and ".join([f"its {SCORE_IN_WORDS} is {value}", *excluded])
 
@@ -89,8 +100,17 @@ def summarize(reasons: Sequence[str]) -> str:
     return "; ".join([*reasons[:3], *more])
 
 
-def _score(metrics: Metrics) -> float:
-    value = (metrics.get("scores") or {}).get(SCORE)
+def _better_in_both(candidates: Mapping[str, Metrics], name: str, earlier: Sequence[str]) -> str | None:
+    """Returns the first of the earlier networks whose two scores are both higher, if there is one."""
+
+    def lower(other: str, key: str) -> bool:
+        return -math.inf < _score(candidates[name], key) < _score(candidates[other], key)
+
+    return next((o for o in earlier if lower(o, SCORE) and lower(o, SECOND_SCORE)), None)
+
+
+def _score(metrics: Metrics, key: str = SCORE) -> float:
+    value = (metrics.get("scores") or {}).get(key)
     return -math.inf if value is None else float(value)
 
 

@@ -187,7 +187,6 @@ def online(config: Config, process: Process, stage: str = "online") -> Cost:
         thresholds,
         limits,
         mixing=settings.mixing,
-        fading_steps=settings.iterations if settings.fading else None,
         confidence_threshold=settings.confidence_threshold,
         contrast_weight=settings.contrast_weight,
         masked_weight=settings.masked_weight,

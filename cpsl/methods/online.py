@@ -1,4 +1,4 @@
-"""CPSL in one online stage: a mean teacher whose pseudo labels the prototypes rectify."""
+"""CPSL in one online stage: a mean teacher, and features that are contrasted with the prototypes."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ from cpsl.mixing import Mixed, classmix, cutmix, mask_patches
 from cpsl.models.ema import ExponentialMovingAverage
 from cpsl.models.network import resize, segment
 from cpsl.prototypes import RunningClassMeans, prototype_similarity
-from cpsl.rectification import consensus
+from cpsl.rectification import agreement
 from cpsl.thresholds import DiceThresholds
 
 
@@ -36,10 +36,9 @@ class OnlineSelfLabeling(Method):
 
     No pass before training is needed: the teacher labels each batch (Tarvainen and Valpola, 2017).
     `DiceThresholds` balance the classes of the labels, `ShareLimits` keep them from growing without bounds.
-    With a clustering, the labels are the consensus of the teacher's probabilities and of the clusters, to
-    which optimal transport assigns the pixels (CPSL), as far as the teacher doubts its own. Both follow the
-    class distribution of the target, and the prototypes are initialized with the class means of the source
-    features. The student learns features that are similar to the prototype of their class, in both domains.
+    With a clustering, the student learns features that are similar to the prototype of their class, in both
+    domains; in the target where optimal transport assigns the pixel to the class of its label (CPSL). The
+    prototypes are initialized with the class means of the source features.
     Half of the classes of a source image are pasted into each target image (DACS, Tranheden et al., 2021). As
     in DAFormer (Hoyer et al., 2022), the target loss is weighted by the share of pixels with certain labels.
     As in MIC (Hoyer et al., 2023), the student also labels target images with masked patches.
@@ -53,8 +52,6 @@ class OnlineSelfLabeling(Method):
         mixing: What is pasted from the source: half of the classes ("class"), a rectangle of half of the
             area ("cut") where the scenes of the domains do not align, or nothing ("none").
         initial_steps: Steps in which the prototypes and the class distribution are those of the source.
-        fading_steps: Steps over which the weight of the clusters in the labels falls linearly to 0; None
-            keeps it.
         confidence_threshold: Probability from which the teacher counts as confident, 0...1.
         contrast_weight: Weight of the contrast of features and prototypes; 0 skips it.
         self_label_weight: Weight of the clustering loss, which trains prototypes that follow a gradient.
@@ -87,7 +84,6 @@ class OnlineSelfLabeling(Method):
         *,
         mixing: Literal["class", "cut", "none"] = "class",
         initial_steps: int = 100,
-        fading_steps: int | None = None,
         confidence_threshold: float = 0.968,
         contrast_weight: float = 0.3,
         self_label_weight: float = 0.1,
@@ -99,8 +95,6 @@ class OnlineSelfLabeling(Method):
         super().__init__()
         if mixing not in ("class", "cut", "none"):
             raise ValueError(f'mixing must be "class", "cut" or "none", got {mixing!r}')
-        if fading_steps is not None and fading_steps < 1:
-            raise ValueError(f"fading_steps must be at least 1, or None, got {fading_steps}")
         self.student = student
         self.align_corners = check_student(student).align_corners
         check_pair(student, teacher, average=True)
@@ -111,7 +105,6 @@ class OnlineSelfLabeling(Method):
         self.thresholds = thresholds
         self.limits = limits
         self.mixing = mixing
-        self.fading_steps = fading_steps
         self.confidence_threshold = confidence_threshold
         self.contrast_weight = contrast_weight
         self.self_label_weight = self_label_weight
@@ -139,39 +132,35 @@ class OnlineSelfLabeling(Method):
             self.initial(unwrap(self.clustering), features, source.label)
 
         # 2. Contrast: features are similar to the prototype of their class, and unlike the others.
-        contrasts = self.clustering is not None and self.contrast_weight > 0
-        if contrasts:
-            contrast_source = self._contrast(features, source.label)
+        contrasted = None
+        if self.clustering is not None and self.contrast_weight > 0:
+            contrasted = unwrap(self.clustering)
+            contrast_source = self._contrast(contrasted, features, source.label)
             loss_source = loss_source + self.contrast_weight * contrast_source
         yield loss_source
 
         with torch.no_grad():
-            # 3. The teacher labels the weak view, and the clusters rectify its probabilities.
+            # 3. The teacher labels the weak view. Thresholds and limits change the labels of some pixels.
             logits, features = segment(self.teacher, to_float(target.weak))
             teacher = soft = logits.float().softmax(dim=1)
-            if self.clustering is not None:
-                assigned = unwrap(self.clustering).assign(features)
-                soft = consensus(teacher, assigned, self.cluster_weight(teacher))
-            rectified = soft
-            confident = (soft.amax(dim=1) > self.confidence_threshold).float().mean()
+            confident = (teacher.amax(dim=1) > self.confidence_threshold).float().mean()
             if self.thresholds is not None:
                 soft = self.thresholds(soft)
             if self.limits is not None:
                 soft = self.limits(soft)
-            # A pixel without a finite prediction has no mass.
-            weak_labels = soft.argmax(dim=1).masked_fill(~(soft.sum(dim=1) > 0.5), 255)
+            weak_labels = _most_probable(soft)
 
             # 4. The labels follow the strong view, and a part of a source image is pasted.
             strong = to_float(target.strong)
             size = strong.shape[2:]
-            in_strong, valid = warp(
-                soft, target.weak_view, target.strong_view, size,
-                align_corners=self.align_corners, output_align_corners=False,
-            )  # fmt: skip
-            labels = in_strong.argmax(dim=1).masked_fill(~valid | ~(in_strong.sum(dim=1) > 0.5), 255)
+            labels = _most_probable(self._to_strong_view(soft, target))
             mixed = self._mix(target.strong, labels, source)
             weights = torch.where(mixed.pasted, 1.0, confident)
             self.supervision = Supervision(mixed.image, mixed.labels)
+            if contrasted is not None:
+                # The labels of the target are reliable where the clusters agree with them.
+                assigned = self._to_strong_view(contrasted.assign(features), target)
+                reliable = torch.where(mixed.pasted, mixed.labels, agreement(labels, assigned))
 
         # 5. Cross-entropy and contrast of the student on the mixed image.
         more = self.masked_weight > 0
@@ -180,8 +169,8 @@ class OnlineSelfLabeling(Method):
         logits = resize(logits, size, self.align_corners)
         loss_target = cross_entropy(logits, mixed.labels, weights=weights)
         self.metrics |= {"loss_target": loss_target.detach(), "confident": confident}
-        if contrasts:
-            contrast_target = self._contrast(mixed_features, mixed.labels, weights)
+        if contrasted is not None:
+            contrast_target = self._contrast(contrasted, mixed_features, reliable, weights)
             self.metrics |= {"loss_contrast": (contrast_source + contrast_target).detach()}
             loss_target = loss_target + self.contrast_weight * contrast_target
         yield loss_target
@@ -206,48 +195,47 @@ class OnlineSelfLabeling(Method):
 
         # Only now is it known that the step was completed.
         if trains:
-            self._pending.append(_Pending(teacher, rectified, weak_labels, clusters))
+            self._pending.append(_Pending(teacher, weak_labels, clusters))
 
     def update(self, applied: Tensor | None = None) -> None:
         """Updates teacher, prototypes, memory bank, class distribution, thresholds and limits.
 
         See `Method.update`. In the first `initial_steps`, prototypes and class distribution are set by
-        `losses` instead. A step that is not applied counts as one of these, and of `fading_steps`.
+        `losses` instead. A step that is not applied counts as one of these.
 
         Raises:
             RuntimeError: No losses were computed since the last update.
         """
         check_pending(self._pending)
         self.teacher.update(self.student, self.momentum, applied)
-        teacher, rectified, labels, clusters = zip(*self._pending, strict=True)
+        teacher, labels, clusters = zip(*self._pending, strict=True)
         if self.clustering is not None:
             unwrap(self.clustering).update(clusters, self.momentum, applied)
         if self.thresholds is not None:
-            self.thresholds.update(torch.cat(rectified), applied)
+            self.thresholds.update(torch.cat(teacher), applied)
         if self.limits is not None:
             self.limits.update(torch.cat(teacher), torch.cat(labels), applied=applied)
         if self.initial is not None:
             self.initial.steps += 1
         self._pending = []
 
-    def cluster_weight(self, probabilities: Tensor) -> Tensor:
-        """Returns the weight of the clusters in the pseudo labels of this step, 0...1/2.
+    def _to_strong_view(self, probabilities: Tensor, target: TargetBatch) -> Tensor:
+        """Warps a map (B, K, h, w) of the weak view to the strong one, (B, K, H, W); 0 outside the image."""
+        warped, valid = warp(
+            probabilities, target.weak_view, target.strong_view, target.strong.shape[2:],
+            align_corners=self.align_corners, output_align_corners=False,
+        )  # fmt: skip
+        return warped.masked_fill(~valid[:, None], 0)
 
-        Args:
-            probabilities: (B, K, h, w) P of the teacher.
-
-        Returns:
-            (B, 1, h, w) float32: the teacher's doubt 1 - max P, at most 1/2, times a factor that falls to 0.
-        """
-        # Clusters help where and while the teacher is poor: their class distribution may be wrong.
-        steps = 0 if self.initial is None else self.initial.steps
-        factor = 1.0 if self.fading_steps is None else max(1 - steps / self.fading_steps, 0.0)
-        return factor * (1 - probabilities.float().amax(dim=1, keepdim=True)).clamp(0.0, 0.5)
-
-    def _contrast(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    def _contrast(
+        self,
+        clustering: ClassBalancedPrototypeClustering,
+        features: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Returns the contrast of a map of features and the prototypes, which get no gradient from it."""
-        assert self.clustering is not None
-        clustering, grid = unwrap(self.clustering), features.shape[2:]
+        grid = features.shape[2:]
         if weights is not None:
             weights = resize(weights[:, None], grid, self.align_corners)[:, 0]
         return prototype_contrast(
@@ -265,11 +253,15 @@ class OnlineSelfLabeling(Method):
         return classmix(image, labels, source.image, source.label)
 
 
+def _most_probable(probabilities: Tensor) -> Tensor:
+    """Returns labels (B, h, w) of a map (B, K, h, w); 255 for pixels without a finite prediction, all 0."""
+    return probabilities.argmax(dim=1).masked_fill(~(probabilities.sum(dim=1) > 0.5), 255)
+
+
 class _Pending(NamedTuple):
     """What `update` needs of a micro-batch."""
 
     teacher: Tensor
-    rectified: Tensor
     labels: Tensor
     clusters: ClusteringOutput | None
 

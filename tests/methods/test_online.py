@@ -1,14 +1,11 @@
 """The online method: its losses follow from its labels, and its state is that of its steps."""
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from cpsl import ClassBalancedPrototypeClustering, prototype_contrast, prototype_similarity, warp
@@ -167,50 +164,9 @@ def test_without_its_weight_there_is_no_masked_pass(batches: Batches) -> None:
     assert "loss_masked" not in method.metrics
 
 
-def test_prototypes_correct_the_labels(batches: Batches) -> None:
-    """With a prototype of one class in the direction of all features, the others lose pixels."""
+def test_clusters_leave_the_labels_of_the_teacher(batches: Batches) -> None:
     source, target = batches
-    method = build(mixing="none", initial_steps=0)
-    clustering: Any = method.clustering
-    with torch.no_grad():
-        features = method.teacher(target.weak / 255).features
-        direction = F.normalize(F.normalize(features, dim=1).mean(dim=(0, 2, 3)), dim=0)
-    shares = []
-    for label in range(K):
-        prototypes = -direction.repeat(K, 1)
-        prototypes[label] = direction
-        clustering.initialize(prototypes, torch.full((K,), 1 / K))
-        list(method.losses(source, target))
-        assert method.supervision is not None
-        labels = method.supervision.labels
-        shares.append((labels == label)[labels != 255].float().mean())
-    assert min(shares) > 0.9
-
-
-@pytest.mark.parametrize("fading_steps", [1, 2, 5])
-def test_the_weight_of_the_clusters_falls_linearly_to_zero(batches: Batches, fading_steps: int) -> None:
-    method = build(fading_steps=fading_steps)
-    weights = []
-    for number in range(fading_steps + 2):
-        weights.append(float(method.cluster_weight(torch.full((1, K, 1, 1), 1 / K))))
-        step(method, batches, number)
-    assert weights[0] == 0.5
-    assert weights[-2:] == [0, 0]
-    differences = [after - before for before, after in itertools.pairwise(weights[:-1])]
-    assert differences == pytest.approx([-0.5 / fading_steps] * fading_steps)
-
-
-@given(st.floats(1 / K, 1), st.booleans())
-def test_the_clusters_weigh_no_more_than_the_teacher_doubts(largest: float, fading: bool) -> None:
-    method = build(fading_steps=10 if fading else None)
-    teacher = torch.tensor([largest, *[(1 - largest) / (K - 1)] * (K - 1)]).reshape(1, K, 1, 1)
-    assert float(method.cluster_weight(teacher)) == pytest.approx(min(1 - largest, 0.5), abs=1e-6)
-    assert method.cluster_weight(torch.full((2, K, 3, 4), 1 / K)).shape == (2, 1, 3, 4)
-
-
-def test_clusters_without_weight_leave_the_labels_of_the_teacher(batches: Batches) -> None:
-    source, target = batches
-    with_clusters = build(mixing="none", initial_steps=1, fading_steps=1)
+    with_clusters = build(mixing="none", initial_steps=1)
     step(with_clusters, batches)
     plain = build(False, mixing="none")
     plain.student.load_state_dict(with_clusters.student.state_dict())
@@ -221,12 +177,6 @@ def test_clusters_without_weight_leave_the_labels_of_the_teacher(batches: Batche
         assert method.supervision is not None
         labels.append(method.supervision.labels)
     assert torch.equal(*labels)
-
-
-@pytest.mark.parametrize("fading_steps", [0, -1])
-def test_a_number_of_steps_below_one_is_named(fading_steps: int) -> None:
-    with pytest.raises(ValueError, match=rf"fading_steps.*{fading_steps}"):
-        build(fading_steps=fading_steps)
 
 
 def test_the_clustering_loss_is_that_of_the_clustering(batches: Batches) -> None:
@@ -251,18 +201,26 @@ def test_features_of_both_domains_are_contrasted_with_the_prototypes(
         assert ("loss_contrast" in method.metrics) == (weight > 0)
     plain, contrasted = losses
 
-    source, _ = batches
+    source, target = batches
     assert method.supervision is not None
     clustering: Any = method.clustering
-    weights = torch.where(pasted_by(method, source), 1.0, method.metrics["confident"])
+    pasted = pasted_by(method, source)
+    weights = torch.where(pasted, 1.0, method.metrics["confident"])
+    # In the target, pixels count whose label is the class to which the clusters assign them.
+    assigned = clustering.assign(method.teacher(target.weak / 255).features)
+    views = target.weak_view, target.strong_view
+    assigned, _ = warp(assigned, *views, align_corners=align_corners, output_align_corners=False)
+    pseudo_labels = method.supervision.labels
+    agree = pasted | (assigned.argmax(dim=1) == pseudo_labels)
+    assert 0.1 < agree[~pasted & (pseudo_labels != 255)].float().mean() < 0.9
     expected = []
-    for image, labels, weight_of in [
+    for image, labels_of, weight_of in [
         (source.image, source.label, torch.ones_like(weights)),
-        (method.supervision.images, method.supervision.labels, weights),
+        (method.supervision.images, pseudo_labels.masked_fill(~agree, 255), weights),
     ]:
         features = method.student(image / 255).features
         of_grid = resize(weight_of[:, None], features.shape[2:], align_corners)[:, 0]
-        on_grid = resize_labels(labels, features.shape[2:], align_corners)
+        on_grid = resize_labels(labels_of, features.shape[2:], align_corners)
         cosines = prototype_similarity(features, clustering.prototypes.detach())
         expected.append(prototype_contrast(cosines, on_grid, of_grid, temperature=clustering.temperature))
     torch.testing.assert_close(contrasted[0], plain[0] + 0.7 * expected[0])
@@ -323,10 +281,10 @@ def test_micro_batches_of_one_step_count_as_one_initial_step(batches: Batches) -
 def test_a_resumed_method_computes_the_same(clustered: bool, stop: int) -> None:
     """Stopped within the initial steps, at their end, and after them."""
     data = [training_batches(K, seed=number) for number in range(5)]
-    method = build(clustered, initial_steps=2, fading_steps=4)
+    method = build(clustered, initial_steps=2)
     for number in range(stop):
         step(method, data[number], number)
-    resumed = build(clustered, initial_steps=2, fading_steps=4)
+    resumed = build(clustered, initial_steps=2)
     resumed.load_state_dict(copy.deepcopy(method.state_dict()))
     for number in range(stop, 5):
         losses = [step(each, data[number], number) for each in (method, resumed)]
