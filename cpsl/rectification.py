@@ -194,7 +194,9 @@ def agreement(labels: Tensor, assignments: Tensor, ignore_index: int = 255) -> T
         tensor([[[  0,   1, 255]]])
     """
     check_shape("assignments", assignments, "B", "K", "h", "w")
-    check_shape("labels", labels, len(assignments), *assignments.shape[2:])
+    advice = "; resize the labels with cpsl.geometry.resize_labels, or the assignments bilinearly"
+    check_shape("labels", labels, len(assignments), *assignments.shape[2:], advice=advice)
     check_labels(labels, assignments.shape[1], ignore_index)
-    largest, nearest = assignments.max(dim=1)
-    return labels.long().masked_fill((labels != nearest) | ~(largest > 0), ignore_index)
+    labels, mass = labels.long(), assignments.sum(dim=1)
+    agree = (labels == assignments.argmax(dim=1)) & (mass > 0) & mass.isfinite()
+    return labels.masked_fill(~agree, ignore_index)

@@ -63,14 +63,10 @@ def main() -> None:
     limits = ShareLimits(counts).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(student, 6e-5))
 
-    def contrast(
-        features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def contrast(features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Returns the cross-entropy of the similarities to the prototypes, on the grid of the features."""
-        grid = features.shape[2:]
-        if weights is not None:
-            weights = resize(weights[:, None], grid, align)[:, 0]
-        cosines = prototype_similarity(features, clustering.prototypes.detach())
+        cosines, grid = prototype_similarity(features, clustering.prototypes.detach()), features.shape[2:]
+        weights = resize(weights[:, None], grid, align)[:, 0]
         return prototype_contrast(cosines, resize_labels(labels, grid, align), weights)
 
     for step, source, target in zip(range(args.steps), sources, targets, strict=False):
@@ -84,12 +80,11 @@ def main() -> None:
             clustering.initialize(*means.compute())
 
         # 2. Features are similar to the prototype of their class. Each graph is freed before the next pass.
-        loss = loss + 0.3 * contrast(features, source.label)
+        loss = loss + 0.3 * contrast(features, source.label, torch.ones_like(source.label.float()))
         loss.backward()
 
         with torch.no_grad():
-            # 3. The teacher labels the weak view, the thresholds balance the classes, and the limits keep
-            # them from growing without bounds.
+            # 3. The teacher labels the weak view; thresholds balance the classes, limits bound their growth.
             logits, features = segment(teacher, target.weak / 255)
             probabilities = logits.softmax(dim=1)
             confident = (probabilities.amax(dim=1) > 0.968).float().mean()
@@ -98,15 +93,13 @@ def main() -> None:
             limits.update(probabilities, soft.argmax(dim=1))
 
             # 4. The labels follow the strong view, and half of the classes of a source image are pasted.
-            views = target.weak_view, target.strong_view
-            in_strong, valid = warp(soft, *views, align_corners=align, output_align_corners=False)
+            both, views = [soft, clustering.assign(features)], (target.weak_view, target.strong_view)
+            warped, valid = warp(torch.cat(both, 1), *views, align_corners=align, output_align_corners=False)
+            in_strong, assigned = warped.chunk(2, dim=1)
             labels = in_strong.argmax(dim=1).masked_fill(~valid, 255)
             mixed = classmix(target.strong, labels, source.image, source.label)
             weights = torch.where(mixed.pasted, 1.0, confident)
             # The labels of the target are reliable where the clusters agree with them.
-            assigned, _ = warp(
-                clustering.assign(features), *views, align_corners=align, output_align_corners=False
-            )
             reliable = torch.where(mixed.pasted, mixed.labels, agreement(labels, assigned))
 
         # 5. Cross-entropy on the mixed image: pasted labels are correct, the others perhaps.
@@ -128,8 +121,7 @@ def main() -> None:
         optimizer.zero_grad()
         teacher.update(student)
         if step % 100 == 0:
-            total = loss + loss_target + loss_masked
-            print(f"step {step}: loss {total.item():.3f}, confident {confident.item():.3f}", flush=True)
+            print(f"step {step}: loss {(loss + loss_target + loss_masked).item():.3f}", flush=True)
 
     Segmenter(teacher, data.CITYSCAPES_19, view.full_size).save(args.output)
 

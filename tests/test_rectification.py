@@ -138,10 +138,17 @@ def test_labels_remain_where_the_clusters_agree(seed: int, classes: int, ignore_
         assert (agreement(assignments.argmin(dim=1), assignments) == 255).all()
 
 
-@given(value=st.sampled_from([0.0, torch.nan]), classes=st.integers(1, 4))
-def test_pixels_that_are_not_assigned_agree_with_no_label(value: float, classes: int) -> None:
+@given(
+    value=st.sampled_from([0.0, torch.nan, torch.inf, -torch.inf]),
+    classes=st.integers(1, 4),
+    every=st.booleans(),
+)
+def test_pixels_that_are_not_assigned_agree_with_no_label(value: float, classes: int, every: bool) -> None:
     labels = torch.arange(classes).reshape(1, 1, classes)
-    assert (agreement(labels, torch.full((1, classes, 1, classes), value)) == 255).all()
+    assignments = torch.full((1, classes, 1, classes), value)
+    if value != 0 and not every:  # a single class
+        assignments[:, 1:] = 0.5
+    assert (agreement(labels, assignments) == 255).all()
 
 
 def test_labels_that_do_not_match_the_assignments_are_named() -> None:

@@ -67,25 +67,27 @@ def choose(
         return eligible[-1], "no stage has scores, and it is the last"
     highest = max(values[name] for name in scored)
     similar = [name for name in scored if highest - values[name] <= tolerance]
-    better = {name: _better_in_both(candidates, name, similar[:i]) for i, name in enumerate(similar)}
-    chosen = [name for name in similar if better[name] is None][-1]
+    chosen = [name for i, name in enumerate(similar) if not _is_lower(name, similar[:i], candidates)][-1]
+    worse = similar[similar.index(chosen) + 1 :]
     called = {name: (titles or {}).get(name, name) for name in candidates}
     others = {called[name]: f"{values[name]:.3f}" for name in scored if name != chosen}
     value = f"{values[chosen]:.3f}"
     if others:
         if values[chosen] < highest:
-            compared = f"within {tolerance:g} of the highest, and of such stages the last is taken"
+            last = "the last is taken that is not excluded" if worse else "the last is taken"
+            compared = f"within {tolerance:g} of the highest, and of such stages {last}"
         else:
             compared = "as high as any" if value in others.values() else "the highest"
         value = f"{compared}: {value} ({', '.join(f'{name} {other}' for name, other in others.items())})"
     excluded = [
         f"{called[name]} is excluded ({summarize(lost[name])})" for name in lost if name not in eligible
     ]
-    excluded += [
-        f"{called[name]} is excluded (information and consistency are lower than those of {called[by]})"
-        for name, by in better.items()
-        if by is not None and similar.index(name) > similar.index(chosen)
-    ]
+    if worse:
+        names = f"{', '.join(called[name] for name in worse)} {'is' if len(worse) == 1 else 'are'}"
+        excluded.append(
+            f"{names} excluded (lower than an earlier stage in information, and in consistency with mirrored "
+            "images)"
+        )
     return chosen, ", and ".join([f"its {SCORE_IN_WORDS} is {value}", *excluded])
 
 
@@ -100,13 +102,14 @@ def summarize(reasons: Sequence[str]) -> str:
     return "; ".join([*reasons[:3], *more])
 
 
-def _better_in_both(candidates: Mapping[str, Metrics], name: str, earlier: Sequence[str]) -> str | None:
-    """Returns the first of the earlier networks whose two scores are both higher, if there is one."""
-
-    def lower(other: str, key: str) -> bool:
-        return -math.inf < _score(candidates[name], key) < _score(candidates[other], key)
-
-    return next((o for o in earlier if lower(o, SCORE) and lower(o, SECOND_SCORE)), None)
+def _is_lower(name: str, earlier: Sequence[str], candidates: Mapping[str, Metrics]) -> bool:
+    """Returns whether one of the earlier networks is higher in both scores."""
+    own = [_score(candidates[name], key) for key in (SCORE, SECOND_SCORE)]
+    for other in earlier:
+        theirs = [_score(candidates[other], key) for key in (SCORE, SECOND_SCORE)]
+        if all(-math.inf < a < b for a, b in zip(own, theirs, strict=True)):
+            return True
+    return False
 
 
 def _score(metrics: Metrics, key: str = SCORE) -> float:

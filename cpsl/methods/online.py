@@ -53,7 +53,7 @@ class OnlineSelfLabeling(Method):
             area ("cut") where the scenes of the domains do not align, or nothing ("none").
         initial_steps: Steps in which the prototypes and the class distribution are those of the source.
         confidence_threshold: Probability from which the teacher counts as confident, 0...1.
-        contrast_weight: Weight of the contrast of features and prototypes; 0 skips it.
+        contrast_weight: Weight of the contrast of features and prototypes. With 0, clusters change nothing.
         self_label_weight: Weight of the clustering loss, which trains prototypes that follow a gradient.
         masked_weight: Weight of the loss on masked images; 0 skips its pass.
         masked_share: Share of the patches that are masked, 0...1.

@@ -152,7 +152,14 @@ def _outcome(report: Report, kind: Kind) -> list[str]:
         sentences.append(f"The run ends with “{title_of(first)}”{better}: {_rejection(report)}")
     if kind in ("overlooked", "small_gain", "trial_gain") and not report.kept:
         sentences.append(f"The network of “{title_of(last)}” is the file {report.weights_of(last)}.")
-    return sentences
+    return sentences + _later_stages(report)
+
+
+def _later_stages(report: Report) -> list[str]:
+    """Returns why the run does not end with its last stage, if it ends with one that adapts."""
+    if not report.finished or not report.kept or report.chosen == [*report.metrics][-1]:
+        return []
+    return [f"The run ends with “{title_of(report.chosen)}”, not with a later stage: {report.reason}."]
 
 
 def _gains_and_losses(report: Report) -> list[str]:
@@ -196,7 +203,7 @@ def _outcome_without_labels(report: Report) -> list[str]:
     sentences += _score_changes(report)
     if not report.kept:
         sentences.append(f"The run ends with “{title_of(first)}”: {_rejection(report)}")
-    return sentences
+    return sentences + _later_stages(report)
 
 
 def _score_changes(report: Report) -> list[str]:
@@ -204,12 +211,15 @@ def _score_changes(report: Report) -> list[str]:
     first, last = report.ends
     scores = [report.metrics[stage].get("scores") or {} for stage in (first, last)]
     found = []
-    if (ends := _before_and_after(scores, SCORE)) and report.kept:  # else the rejection has it
+    said = not report.kept or _later_stages(report)  # by the reason for the choice
+    if (ends := _before_and_after(scores, SCORE)) and not said:
         word = _compared(*ends, "about as high as", "higher than", "lower than")
         figures = f"{number(ends[0], 3)} before, {number(ends[1], 3)} after"
         found.append(f"Its {SCORE_IN_WORDS}, the score that chooses, is {word} before: {figures}.")
     if ends := _before_and_after(scores, "flip_miou"):
         agree = _compared(*ends, "about as much as", "more than", "less than")
+        if not report.kept and ends[1] < ends[0]:
+            agree = "less than"  # however little: it may be why the network is rejected
         mirrored = report.metrics[last].get("mirrored")
         on = f" on {plural(mirrored, 'image')}" if mirrored else ""
         found.append(

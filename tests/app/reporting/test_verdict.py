@@ -218,6 +218,25 @@ def test_a_small_change_of_the_consistency_is_no_gain(after: float, agree: str) 
     assert f"0.500 before, {after:.3f} after on 5 images" in text
 
 
+def test_the_consistency_of_a_rejected_network_is_not_called_the_same() -> None:
+    made = report(BAD, GOOD, labeled=False, chosen="source_only")
+    made.metrics["online"] |= {"scores": {"flip_miou": 0.499}}
+    assert "agree less than before" in " ".join(judge(made).sentences)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+@pytest.mark.parametrize(("chosen", "said"), [("warmup", True), ("self_label", False)])
+def test_the_report_says_why_a_run_ends_with_a_stage_before_the_last(
+    labeled: bool, chosen: str, said: bool
+) -> None:
+    predictions = {"source_only": [BAD], "warmup": [GOOD], "self_label": [GOOD]}
+    reason = f"its {SCORE_IN_WORDS} is the highest: 0.510, and self_label is excluded"
+    made = build_report(CLASSES, [TRUTH if labeled else None], predictions, chosen=chosen, reason=reason)
+    text = " ".join(judge(made).sentences)
+    assert (reason in text) == said
+    assert text.count(SCORE_IN_WORDS) == (1 if said or not labeled else 0)
+
+
 @given(st.lists(st.floats(0, 2**-7, width=32), min_size=6, max_size=6), st.floats(0, 1))
 def test_newly_predicted_classes_explain_a_lower_consistency(shares: list[float], after: float) -> None:
     made = report(BAD, GOOD, labeled=False)
