@@ -8,7 +8,7 @@ from cpsl.app.reporting.changes import NOTABLE, Change, class_changes
 from cpsl.app.reporting.content import Kind, Report
 from cpsl.app.reporting.steps import Step, steps_after
 from cpsl.app.reporting.trust import few_steps, trust, trust_in_brief
-from cpsl.app.selection import SAME_SCORE, SCORE, SCORE_IN_WORDS
+from cpsl.app.selection import SAME_SCORE, SCORE, SCORE_IN_WORDS, SECOND_SCORE
 from cpsl.app.titles import title_of
 from cpsl.app.unpredicted import describe_unpredicted
 from cpsl.app.words import difference, duration, listing, number, plural, share, size
@@ -216,7 +216,7 @@ def _score_changes(report: Report) -> list[str]:
         word = _compared(*ends, "about as high as", "higher than", "lower than")
         figures = f"{number(ends[0], 3)} before, {number(ends[1], 3)} after"
         found.append(f"Its {SCORE_IN_WORDS}, the score that chooses, is {word} before: {figures}.")
-    if ends := _before_and_after(scores, "flip_miou"):
+    if ends := _before_and_after(scores, SECOND_SCORE):
         agree = _compared(*ends, "about as much as", "more than", "less than")
         if not report.kept and ends[1] < ends[0]:
             agree = "less than"  # however little: it may be why the network is rejected
