@@ -115,6 +115,7 @@ def compare(name: str, streets: Streets, seed: int, start: int, iterations: int)
             CLASSES,
             student.feature_dim,
             bank_size=4096,
+            temperature=0.1,
             sampling="stratified",
             prototype_update="labels",
             align_corners=student.align_corners,

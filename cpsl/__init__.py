@@ -28,7 +28,7 @@ from cpsl.memory import PixelMemoryBank
 from cpsl.metrics import ConfusionMatrix
 from cpsl.mixing import classmix, cutmix, mask_patches
 from cpsl.prototypes import ClassMeanPrototypes, RunningClassMeans, prototype_similarity
-from cpsl.rectification import PseudoLabelRectifier, agreement
+from cpsl.rectification import PseudoLabelRectifier, agreeing_labels
 from cpsl.scores import LabelFreeScores
 from cpsl.sinkhorn import class_potentials, marginal_error, sinkhorn
 from cpsl.thresholds import DiceThresholds
@@ -53,7 +53,7 @@ __all__ = [
     "ShareLimits",
     "View",
     "__version__",
-    "agreement",
+    "agreeing_labels",
     "authors",
     "class_counts",
     "class_potentials",

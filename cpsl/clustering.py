@@ -19,7 +19,7 @@ from cpsl.prototypes import finite_pixels, prototype_similarity, soft_class_coun
 from cpsl.sampling import pixels_at, sample_across_ranks, sample_class_proportional, sample_uniform
 from cpsl.sinkhorn import class_potentials, marginal_error, only
 
-RAREST = 1e-6
+SMALLEST_SHARE = 1e-6
 """Smallest class frequency of `assign`: a class that was never predicted can still be assigned."""
 
 
@@ -30,7 +30,7 @@ class ClusteringOutput(NamedTuple):
     `assignments` and `scores` are zeros, that of `features` is non-finite, and it has no influence.
 
     Attributes:
-        loss: Scalar; its gradient reaches the prototypes only.
+        loss: Scalar; its gradient reaches the prototypes only, and exists if they follow it.
         assignments: (B·n, K) Q, rows sum to 1, no gradient.
         scores: (B·n, K) cosine similarity of the sampled pixels to the prototypes, -1...1.
         indices: (B, n) int64 positions b·h·w + y·w + x of the sampled pixels in the flattened batch, or in
@@ -87,7 +87,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
             then sampled as often as it occurs. Both need the same number of images on all ranks. "uniform"
             samples n pixels from each image.
         prototype_update: "gradient" trains the prototypes with the loss, as in the paper. With "assignments"
-            or "labels" they need no optimizer, and the change of one that has them is discarded.
+            or "labels" they need no optimizer: they and the loss have no gradient.
         momentum: Momentum of `ema_prototypes`, 0...1.
         distribution_momentum: Momentum of δ, 0...1; 1 keeps δ fixed.
         ignore_index: Label of pixels without a class.
@@ -163,7 +163,7 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         self.ranks = rank_and_size(group)[1]
         self._alike = self.ranks == 1
         start = F.normalize(torch.randn(num_classes, feature_dim, dtype=torch.float32), dim=1)
-        self.prototypes = nn.Parameter(start)
+        self.prototypes = nn.Parameter(start, requires_grad=prototype_update == "gradient")
         self.register_buffer("ema_prototypes", start.clone())
         self.aligner = DistributionAligner(num_classes, distribution_momentum, None, ignore_index, group)
         self._start_average()
@@ -261,7 +261,6 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         outputs = [output] if isinstance(output, ClusteringOutput) else output
         if self.prototype_update != "gradient":
             self._move_prototypes(outputs, momentum, applied)
-            self.prototypes.grad = None  # no optimizer clears it
         else:
             update_moving_average([self.ema_prototypes], [self.prototypes], momentum, applied)
         for each in outputs:
@@ -288,9 +287,10 @@ class ClassBalancedPrototypeClustering(FullPrecision):
         Raises:
             ValueError: The shape differs.
         """
+        self._start_alike()
         check_shape("features", features, "B", self.feature_dim, "h", "w")
         bank = only(self.bank.valid, prototype_similarity(self.bank.features, self.prototypes))
-        marginal = self.aligner.distribution.clamp_min(RAREST)
+        marginal = self.aligner.distribution.clamp_min(SMALLEST_SHARE)
         potentials = class_potentials(
             bank, marginal, epsilon=self.temperature, iterations=iterations, group=self.group
         )

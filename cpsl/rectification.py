@@ -11,7 +11,7 @@ from cpsl._internal.checking import check_ignore_index, check_labels, check_prob
 from cpsl.prototypes import prototype_similarity
 from cpsl.sinkhorn import check_distribution
 
-RAREST = 1e-4
+SMALLEST_RATIO = 1e-4
 """Smallest class frequency, relative to the most frequent class, that `prior_correction` distinguishes."""
 
 
@@ -165,14 +165,14 @@ class PseudoLabelRectifier(nn.Module):
         check_distribution(class_distribution, num_classes)
         relative = class_distribution.float() / class_distribution.max()
         # The floor bounds the factor of a class that was hardly ever predicted.
-        return relative.clamp_min(RAREST).pow(-self.prior_correction)
+        return relative.clamp_min(SMALLEST_RATIO).pow(-self.prior_correction)
 
     def _resize(self, maps: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(maps, size, mode="bilinear", align_corners=self.align_corners)
 
 
 @torch.no_grad()
-def agreement(labels: Tensor, assignments: Tensor, ignore_index: int = 255) -> Tensor:
+def agreeing_labels(labels: Tensor, assignments: Tensor, ignore_index: int = 255) -> Tensor:
     """Returns the labels of the pixels that are in the cluster of their class, and ignores the others.
 
     Args:
@@ -185,12 +185,12 @@ def agreement(labels: Tensor, assignments: Tensor, ignore_index: int = 255) -> T
         elsewhere, also where the assignments are 0 or not finite.
 
     Raises:
-        ValueError: The shapes differ, or a label is no class.
+        ValueError: The shapes differ, or (on the CPU) a label is no class.
         TypeError: The labels are no integers.
 
     Example:
         >>> assignments = torch.tensor([[0.9, 0.2, 0.6], [0.1, 0.8, 0.4]]).reshape(1, 2, 1, 3)
-        >>> agreement(torch.tensor([[[0, 1, 1]]]), assignments)
+        >>> agreeing_labels(torch.tensor([[[0, 1, 1]]]), assignments)
         tensor([[[  0,   1, 255]]])
     """
     check_shape("assignments", assignments, "B", "K", "h", "w")

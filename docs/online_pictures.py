@@ -22,7 +22,7 @@ from cpsl import (
     ConfusionMatrix,
     DiceThresholds,
     ShareLimits,
-    agreement,
+    agreeing_labels,
     class_counts,
     warp,
 )
@@ -92,7 +92,7 @@ def take_step(
     return Step(
         resize(teacher_soft, size, corners).argmax(dim=1),
         in_weak,
-        agreement(in_weak, resize(clustering.assign(features), size, corners)),
+        agreeing_labels(in_weak, resize(clustering.assign(features), size, corners)),
         classmix(target.strong, labels, source.image, source.label),
         float((teacher_soft.amax(dim=1) > confidence_threshold).float().mean()),
     )

@@ -40,6 +40,7 @@ def main() -> None:
     clustering = ClassBalancedPrototypeClustering(
         num_classes=19,
         feature_dim=network.feature_dim,
+        temperature=0.1,
         sampling="stratified",
         prototype_update="labels",  # needs no optimizer
         align_corners=network.align_corners,

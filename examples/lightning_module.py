@@ -64,8 +64,9 @@ def online() -> OnlineSelfLabeling:
     clustering = ClassBalancedPrototypeClustering(
         num_classes=19,
         feature_dim=network.feature_dim,
+        temperature=0.1,
         sampling="stratified",
-        prototype_update="labels",  # discards the change of the optimizer
+        prototype_update="labels",  # needs no optimizer
         align_corners=network.align_corners,
     )
     return OnlineSelfLabeling(network, ExponentialMovingAverage(network), clustering)

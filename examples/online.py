@@ -2,7 +2,7 @@
 
     python examples/online.py data/gta5 data/cityscapes --network timm:convnext_tiny
 
-`cpsl.methods.OnlineSelfLabeling` is the same step as a module. Here each line can be changed.
+`cpsl.methods.OnlineSelfLabeling` is the same step as a module. `cpsl adapt` trains on the source alone first.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from cpsl import (
     RunningClassMeans,
     Segmenter,
     ShareLimits,
-    agreement,
+    agreeing_labels,
     class_counts,
     cross_entropy,
     data,
@@ -53,8 +53,9 @@ def main() -> None:
     dim, align = student.feature_dim, student.align_corners
     means = RunningClassMeans(num_classes=19, feature_dim=dim, align_corners=align).to(device)
     clustering = ClassBalancedPrototypeClustering(
-        19, dim, temperature=0.1, sampling="stratified", prototype_update="labels", align_corners=align
-    ).to(device)
+        19, dim, bank_size=16_384, samples_per_image=512, temperature=0.1,
+        sampling="stratified", prototype_update="labels", align_corners=align,
+    ).to(device)  # fmt: skip
     thresholds = DiceThresholds(num_classes=19).to(device)
     counts = torch.zeros(19)  # of the source's labels, about 100 of them
     for index in range(0, len(labeled), max(len(labeled) // 100, 1)):
@@ -65,7 +66,7 @@ def main() -> None:
 
     def contrast(features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Returns the cross-entropy of the similarities to the prototypes, on the grid of the features."""
-        cosines, grid = prototype_similarity(features, clustering.prototypes.detach()), features.shape[2:]
+        cosines, grid = prototype_similarity(features, clustering.prototypes), features.shape[2:]
         weights = resize(weights[:, None], grid, align)[:, 0]
         return prototype_contrast(cosines, resize_labels(labels, grid, align), weights)
 
@@ -100,7 +101,7 @@ def main() -> None:
             mixed = classmix(target.strong, labels, source.image, source.label)
             weights = torch.where(mixed.pasted, 1.0, confident)
             # The labels of the target are reliable where the clusters agree with them.
-            reliable = torch.where(mixed.pasted, mixed.labels, agreement(labels, assigned))
+            reliable = torch.where(mixed.pasted, mixed.labels, agreeing_labels(labels, assigned))
 
         # 5. Cross-entropy on the mixed image: pasted labels are correct, the others perhaps.
         logits, mixed_features = segment(student, mixed.image / 255)
@@ -114,8 +115,7 @@ def main() -> None:
         loss_masked.backward()
 
         # 7. The pixels of the teacher move the prototypes, and its probabilities the class distribution.
-        clusters = clustering(features, soft.argmax(dim=1), soft_labels=probabilities)
-        clustering.update(clusters, momentum=0.999)
+        clustering.update(clustering(features, soft.argmax(dim=1), soft_labels=probabilities), momentum=0.999)
 
         optimizer.step()
         optimizer.zero_grad()

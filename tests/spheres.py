@@ -95,9 +95,10 @@ def adapt(spheres: Spheres, rectifier: PseudoLabelRectifier, steps: int, **optio
         delta = clustering.aligner.distribution
         labels = rectifier(soft, features, clustering.ema_prototypes, delta).labels
         output = clustering(features, labels)
-        optimizer.zero_grad()
-        output.loss.backward()
-        optimizer.step()
+        if clustering.prototypes.requires_grad:
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
         clustering.update(output)
     delta = clustering.aligner.distribution
     rectified = rectifier(spheres.soft_labels, spheres.features, clustering.ema_prototypes, delta)

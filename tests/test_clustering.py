@@ -207,28 +207,12 @@ def test_assignments_move_the_prototypes_to_the_means_of_their_pixels(
         torch.testing.assert_close(clustering.prototypes[k], F.normalize(expected, dim=0), atol=1e-4, rtol=0)
 
 
-@given(seed=st.integers(0, 10_000))
-def test_assignments_move_the_prototypes_whatever_the_optimizer(seed: int) -> None:
-    torch.manual_seed(seed)
-    still, moved = (build(prototype_update="assignments", momentum=0.9) for _ in range(2))
-    moved.load_state_dict(still.state_dict())
-    features, labels = batch()
-    output = still(features, labels)
-    moved.prototypes.data.add_(torch.randn(K, D))
-    for clustering in (still, moved):
-        clustering.update(output)
-    assert not torch.equal(still.prototypes, build().prototypes)
-    for key, value in still.state_dict().items():
-        assert torch.equal(moved.state_dict()[key], value), key
-
-
 @pytest.mark.parametrize("update", ["gradient", "assignments", "labels"])
-def test_gradients_that_no_optimizer_uses_do_not_accumulate(update: str) -> None:
+def test_only_prototypes_that_follow_it_have_a_gradient(update: str) -> None:
     clustering = build(prototype_update=update)
-    output = clustering(*batch())
-    output.loss.backward()
-    clustering.update(output)
-    assert (clustering.prototypes.grad is None) == (update != "gradient")
+    follows = update == "gradient"
+    assert clustering.prototypes.requires_grad == follows
+    assert clustering(*batch()).loss.requires_grad == follows
 
 
 @pytest.mark.parametrize("value", [0.0, torch.nan])
@@ -261,9 +245,10 @@ def test_training_separates_the_clusters(update: str) -> None:
         labels = torch.randint(K, (2, 6, 6))
         features = directions[labels].movedim(-1, 1) + 0.05 * torch.randn(2, D, 6, 6)
         output = clustering(features, labels)
-        optimizer.zero_grad()
-        output.loss.backward()
-        optimizer.step()
+        if update == "gradient":
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
         clustering.update(output, momentum=0.9)
         losses.append(output.loss.item())
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])

@@ -15,11 +15,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cpsl import Segmenter
+from cpsl import ClassBalancedPrototypeClustering, DiceThresholds, Segmenter, ShareLimits, class_counts
 from cpsl.app.command_line import parse
 from cpsl.app.datasets import open_dataset, target_dataset
-from cpsl.data import CITYSCAPES_19, write_streets
+from cpsl.data import (
+    CITYSCAPES_19,
+    GTA5,
+    Cityscapes,
+    SourceViews,
+    StrongAugmentation,
+    TargetViews,
+    WeakView,
+    training_loader,
+    write_streets,
+)
 from cpsl.methods import OnlineSelfLabeling
+from cpsl.models import ExponentialMovingAverage, build_network, parameter_groups
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -87,7 +98,7 @@ def check_training(steps: list[Step], pixels_per_step: int = 512) -> None:
     """Checks that the student, its average and the prototypes were trained with finite losses."""
     assert len(steps) == STEPS
     for _, metrics in steps:
-        assert {"loss_source", "loss_target", "loss_self_label"} <= metrics.keys()
+        assert {"loss_source", "loss_target", "loss_contrast"} <= metrics.keys()
         assert all(value.isfinite() for value in metrics.values())
     method: Any = steps[-1][0]
     pairs = zip(method.student.parameters(), method.teacher.module.parameters(), strict=True)
@@ -177,7 +188,26 @@ def test_example_self_labeling_ddp(streets: tuple[str, str], run_of_all_stages: 
     assert not torch.equal(before["head.classify.weight"], after["head.classify.weight"])
 
 
-def test_example_online(streets: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def students(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """Returns a list that receives the weights of the student after every step."""
+    recorded: list[dict[str, Tensor]] = []
+    update = ExponentialMovingAverage.update
+
+    def update_and_record(teacher: Any, student: torch.nn.Module, *rest: Any) -> None:
+        update(teacher, student, *rest)
+        recorded.append({name: value.detach().clone() for name, value in student.named_parameters()})
+
+    monkeypatch.setattr(ExponentialMovingAverage, "update", update_and_record)
+    return recorded
+
+
+def test_example_online(
+    streets: tuple[str, str],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    students: list[dict[str, Tensor]],
+) -> None:
     names = execute("online", *streets, "--height", "64", "--steps", str(STEPS))
     loss = float(capsys.readouterr().out.split("loss ")[1].split(",")[0])
     assert 0 < loss < 10
@@ -188,6 +218,45 @@ def test_example_online(streets: tuple[str, str], here: Path, capsys: pytest.Cap
     torch.manual_seed(0)
     start, weight = names["build_network"]("lite0", 19).state_dict(), "body.encoder.conv_stem.weight"
     assert 0 < (network.state_dict()[weight] - start[weight]).abs().max() < 0.1
+    # The method as a module takes the same steps.
+    train_by_the_module(*streets)
+    assert len(students) == 2 * STEPS
+    torch.testing.assert_close(students[STEPS:], students[:STEPS], rtol=0, atol=1e-6)
+
+
+def train_by_the_module(source: str, target: str) -> None:
+    torch.manual_seed(0)
+    view = WeakView.of_size((64, 128))
+    strong = StrongAugmentation(jitter=0.25, operations=0, cutout=0)
+    labeled, unlabeled = GTA5(source), Cityscapes(target)
+    sources = training_loader(SourceViews(labeled, view, style_from=unlabeled), 2, seed=0)
+    targets = training_loader(TargetViews(unlabeled, view, strong), 2, seed=1)
+    student = build_network("lite0", num_classes=19)
+    clustering = ClassBalancedPrototypeClustering(
+        19,
+        student.feature_dim,
+        bank_size=16_384,
+        samples_per_image=512,
+        temperature=0.1,
+        sampling="stratified",
+        prototype_update="labels",
+        align_corners=student.align_corners,
+    )
+    counts = sum(class_counts(item.label, 19) for item in labeled if item.label is not None)
+    method = OnlineSelfLabeling(
+        student,
+        ExponentialMovingAverage(student),
+        clustering,
+        DiceThresholds(19),
+        ShareLimits(torch.as_tensor(counts)),
+    )
+    optimizer = torch.optim.AdamW(parameter_groups(student, 6e-5))
+    for _, *batch in zip(range(STEPS), sources, targets, strict=False):
+        for loss in method.losses(*batch):
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.update()
 
 
 @pytest.mark.parametrize("network", ["smp:FPN/tu-mobilenetv3_small_050", "timm:regnetx_002"])

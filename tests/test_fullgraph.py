@@ -15,7 +15,7 @@ from cpsl import (
     PixelMemoryBank,
     PseudoLabelRectifier,
     RunningClassMeans,
-    agreement,
+    agreeing_labels,
     class_counts,
     cutmix,
     marginal_error,
@@ -89,7 +89,7 @@ OPERATIONS: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = [
     ),
     ("ConfusionMatrix.update", count, (ConfusionMatrix(K), LABELS)),
     ("PseudoLabelRectifier", PseudoLabelRectifier(), (SOFT, torch.randn(2, D, 3, 4), PROTOTYPES)),
-    ("agreement", agreement, (LABELS, SOFT)),
+    ("agreeing_labels", agreeing_labels, (LABELS, SOFT)),
     ("prototype_contrast", prototype_contrast, (torch.rand(2, K, 6, 7), LABELS)),
     ("pixel_contrast", pixel_contrast, (PIXELS, LABELS.flatten()[:40], PIXELS, LABELS.flatten()[:40])),
     (

@@ -34,9 +34,10 @@ def train(modules: nn.ModuleDict, features: Tensor, labels: Tensor, steps: int =
     clustering.initialize(*means.compute())
     for _ in range(steps):
         output = clustering(features, labels)
-        optimizer.zero_grad()
-        output.loss.backward()
-        optimizer.step()
+        if clustering.prototypes.requires_grad:
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
         clustering.update(output)
 
 

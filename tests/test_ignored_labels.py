@@ -36,7 +36,7 @@ def limited(classes: int, ignore_index: int) -> None:
 USERS: dict[str, Callable[[int, int], Any]] = {
     "clustering": clustering,
     "rectifier": rectified,
-    "agreement": lambda k, i: cpsl.agreement(torch.zeros(SHAPE).long(), scores(k), i),
+    "agreeing_labels": lambda k, i: cpsl.agreeing_labels(torch.zeros(SHAPE).long(), scores(k), i),
     "limits": limited,
     "aligner": lambda k, i: cpsl.DistributionAligner(k, ignore_index=i),
     "running means": lambda k, i: cpsl.RunningClassMeans(k, 4, ignore_index=i),
@@ -87,7 +87,7 @@ def test_unsigned_labels_mean_the_same(values: list[int], ignore_index: int) -> 
             cpsl.prototype_contrast(logits, labels, ignore_index=ignore_index),
             cpsl.pixel_contrast(pixels, flat, pixels, flat, ignore_index=ignore_index),
             cpsl.class_counts(labels, 256, ignore_index),
-            cpsl.agreement(labels, logits, ignore_index),
+            cpsl.agreeing_labels(labels, logits, ignore_index),
             confusion.matrix,
             means.counts,
             positions,

@@ -58,7 +58,8 @@ def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int, **options:
     )
     counts = torch.bincount(whole[whole != 255], minlength=K)
     clustering.initialize(torch.randn(K, D), counts)
-    wrapped = DistributedDataParallel(clustering, broadcast_buffers=False) if ranks > 1 else None
+    trained = clustering.prototypes.requires_grad
+    wrapped = DistributedDataParallel(clustering, broadcast_buffers=False) if ranks > 1 and trained else None
     optimizer = torch.optim.SGD([clustering.prototypes], lr=5.0, momentum=0.9)
     steps = []
     for step in range(4):
@@ -67,10 +68,12 @@ def cluster(features: torch.Tensor, labels: torch.Tensor, ranks: int, **options:
         output = (wrapped or clustering)(
             features.roll(shift, dims=(2, 3)), labels.roll(shift, dims=(1, 2)), soft_labels=soft
         )
-        optimizer.zero_grad()
-        output.loss.backward()
-        gradient = clustering.prototypes.grad.clone()
-        optimizer.step()
+        gradient = torch.zeros(K, D)
+        if trained:
+            optimizer.zero_grad()
+            output.loss.backward()
+            gradient = clustering.prototypes.grad.clone()
+            optimizer.step()
         clustering.update(output, momentum=0.9)
         steps.append(
             {
@@ -152,14 +155,16 @@ def corrections(features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
 
 
 def started(features: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Returns the start of a clustering with the means of all classes but the last, and of one without."""
-    initialized, other = (ClassBalancedPrototypeClustering(K, D, bank_size=IMAGES) for _ in range(2))
+    """Returns the start of a clustering with the means of all classes but the last, and of two without."""
+    clusterings = [ClassBalancedPrototypeClustering(K, D, bank_size=IMAGES) for _ in range(3)]
+    initialized, other, assigning = clusterings
     means = torch.eye(K, D)
     means[-1] = 0
     initialized.initialize(means, MARGINAL)
     DistributedDataParallel(initialized, broadcast_buffers=False)
     DistributedDataParallel(other, broadcast_buffers=False)(features)
-    return [initialized.state_dict(), other.state_dict()]
+    assigning.assign(features)
+    return [clustering.state_dict() for clustering in clusterings]
 
 
 def error_of(clustering: ClassBalancedPrototypeClustering, features: torch.Tensor) -> str:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpsl.rectification import PseudoLabelRectifier, agreement
+from cpsl.rectification import PseudoLabelRectifier, agreeing_labels
 
 
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0, 1))
@@ -129,13 +129,13 @@ def test_labels_remain_where_the_clusters_agree(seed: int, classes: int, ignore_
     labels = torch.randint(-1, classes, (2, 3, 5), generator=generator)
     labels[labels == -1] = ignore_index
     assignments = torch.randn(2, classes, 3, 5, generator=generator).softmax(dim=1)
-    got = agreement(labels, assignments, ignore_index)
+    got = agreeing_labels(labels, assignments, ignore_index)
     agree = labels == assignments.argmax(dim=1)
     assert torch.equal(got[agree], labels[agree])
     assert (got[~agree] == ignore_index).all()
-    assert torch.equal(agreement(assignments.argmax(dim=1), assignments), assignments.argmax(dim=1))
+    assert torch.equal(agreeing_labels(assignments.argmax(dim=1), assignments), assignments.argmax(dim=1))
     if classes > 1:
-        assert (agreement(assignments.argmin(dim=1), assignments) == 255).all()
+        assert (agreeing_labels(assignments.argmin(dim=1), assignments) == 255).all()
 
 
 @given(
@@ -148,16 +148,16 @@ def test_pixels_that_are_not_assigned_agree_with_no_label(value: float, classes:
     assignments = torch.full((1, classes, 1, classes), value)
     if value != 0 and not every:  # a single class
         assignments[:, 1:] = 0.5
-    assert (agreement(labels, assignments) == 255).all()
+    assert (agreeing_labels(labels, assignments) == 255).all()
 
 
 def test_labels_that_do_not_match_the_assignments_are_named() -> None:
     labels, assignments = torch.zeros(1, 2, 3, dtype=torch.int64), torch.ones(1, 4, 2, 3) / 4
     with pytest.raises(ValueError, match="labels"):
-        agreement(labels[:, 1:], assignments)
+        agreeing_labels(labels[:, 1:], assignments)
     with pytest.raises(ValueError, match="assignments"):
-        agreement(labels, assignments[0])
+        agreeing_labels(labels, assignments[0])
     with pytest.raises(ValueError, match="7"):
-        agreement(labels + 7, assignments)
+        agreeing_labels(labels + 7, assignments)
     with pytest.raises(TypeError, match="labels"):
-        agreement(labels.float(), assignments)
+        agreeing_labels(labels.float(), assignments)

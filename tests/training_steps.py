@@ -53,7 +53,7 @@ def build(name: str, wrap: Wrap = lambda module: module, **options: Any) -> Meth
         options = {"confidence_threshold": 0.6, "masked_patch": 8, "initial_steps": 0, **options}
         # A class has reached its limit.
         options["limits"] = ShareLimits(torch.tensor([0.8, 0.1, 0.1]), start_updates=0)
-        return OnlineSelfLabeling(wrap(student), teacher, wrap(clustering), **options)
+        return OnlineSelfLabeling(wrap(student), teacher, clustering, **options)
     return SelfLabeling(wrap(student), teacher, wrap(clustering), **options)
 
 

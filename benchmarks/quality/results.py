@@ -181,8 +181,8 @@ class ScoreWorth(NamedTuple):
 def score_worth(results: Sequence[Result], score: str) -> ScoreWorth | None:
     """Returns what a score is worth, without the oracle; None without a network that has the score.
 
-    Like the program, it does not choose networks that collapsed, unless all of a run did, nor an earlier
-    stage for a difference of `SCORE` that says nothing.
+    Networks that collapsed are not chosen, unless all of a run did; an earlier stage is not chosen for a
+    difference of `SCORE` that says nothing. This is the program's choice without its second score.
     """
     results = [result for result in results if result.row.name != "oracle"]
     networks = [(result.seed, network) for result in results for network in _own_networks(result)]
@@ -215,9 +215,10 @@ def _oriented(metrics: Metrics, score: str) -> float:
 
 
 def _chosen(result: Result, score: str) -> Metrics:
-    """Returns the stage that a score chooses, with the tolerance of the program if it is its score."""
+    """Returns the stage that a score alone chooses, with the tolerance of the program if it is its score."""
     if score == SCORE:
-        return result.stages[choose(result.stages)[0]]
+        alone = {name: {**m, "scores": {SCORE: _value(m, SCORE)}} for name, m in result.stages.items()}
+        return result.stages[choose(alone)[0]]
     return _best([*result.stages.values()], score)
 
 

@@ -74,15 +74,13 @@ def check_exact(name: str, labels: Tensor) -> None:
 
 
 def check_probabilities(values: Tensor) -> None:
-    """Raises ValueError if values, such as logits, cannot be probabilities; NaN is accepted."""
-    check_shares("soft labels", values, "; they are probabilities: apply softmax(dim=1) to logits")
-
-
-def check_shares(name: str, values: Tensor, advice: str = "") -> None:
-    """Raises ValueError if values are outside 0...1; NaN is accepted, and values that are not on the CPU."""
+    """Raises ValueError if values on the CPU, such as logits, cannot be probabilities; NaN is accepted."""
     if values.device.type != "cpu" or type(values) is not Tensor or torch.compiler.is_compiling():
         return
     if values.numel():
         low, high = values.aminmax()
         if low < 0 or high > 1.001:
-            raise ValueError(f"{name} must lie in 0...1, got {float(low):.3g} to {float(high):.3g}{advice}")
+            raise ValueError(
+                f"soft labels must lie in 0...1, got {float(low):.3g} to {float(high):.3g}; they are "
+                "probabilities: apply softmax(dim=1) to logits"
+            )

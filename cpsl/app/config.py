@@ -1,4 +1,4 @@
-"""All settings of a run; the defaults are the numbers of the paper."""
+"""All settings of a run; the defaults of the paper's stages are the numbers of the paper."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,7 +266,7 @@ class Authors:
 @with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
 @dataclass(frozen=True)
 class Config:
-    """Settings of a run; the defaults are those of the paper."""
+    """Settings of a run; the defaults of the paper's stages are those of the paper."""
 
     output: Location = Path("runs/adapt")
     """Folder of all results of this run."""

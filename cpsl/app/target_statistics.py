@@ -1,6 +1,7 @@
 """BatchNorm statistics of the target before the online stage, unless they make the predictions worse."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -35,8 +36,9 @@ def mix_target_statistics(
     is_trained = config.online.start not in ("pretrained", "random")
     if not (share and is_trained and any(isinstance(part, _BatchNorm) for part in network.modules())):
         return
-    alone = Process(process.device)  # every rank has the same images
-    batches = target_batches(config, "online", alone, config.online.batch_size, 0, strong=strong)
+    # Whole batches of one process: every rank has the same images, and accumulation does not matter.
+    alone, whole = Process(process.device), replace(config, gradient_accumulation_steps=1)
+    batches = target_batches(whole, "online", alone, config.online.batch_size, 0, strong=strong)
     images = [batch.weak for batch in islice(batches, BATCHES)]
     source = {key: value.clone() for key, value in network.state_dict().items()}
     before = _information(network, images)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cpsl._internal.distributed import no_sync, unwrap
+from cpsl._internal.distributed import no_sync
 from cpsl.clustering import ClassBalancedPrototypeClustering, ClusteringOutput
 from cpsl.contrast import prototype_contrast
 from cpsl.data.training import SourceBatch, TargetBatch
@@ -20,14 +20,13 @@ from cpsl.methods.step import (
     check_pair,
     check_pending,
     check_student,
-    detached,
     to_float,
 )
 from cpsl.mixing import Mixed, classmix, cutmix, mask_patches
 from cpsl.models.ema import ExponentialMovingAverage
 from cpsl.models.network import resize, segment
 from cpsl.prototypes import RunningClassMeans, prototype_similarity
-from cpsl.rectification import agreement
+from cpsl.rectification import agreeing_labels
 from cpsl.thresholds import DiceThresholds
 
 
@@ -46,7 +45,8 @@ class OnlineSelfLabeling(Method):
     Args:
         student: Implements `cpsl.models.SegmentationNetwork`; may be wrapped in DistributedDataParallel.
         teacher: Moving average of the student.
-        clustering: Prototypes, bank, class distribution; may be wrapped. None trains a plain mean teacher.
+        clustering: Prototypes, bank, class distribution, and the temperature of the contrast. Its prototypes
+            follow labels or assignments, not a gradient. None trains a mean teacher without CPSL.
         thresholds: Balances the classes of the pseudo labels; None labels with the most probable class.
         limits: Keeps the classes from growing without bounds; None lets them.
         mixing: What is pasted from the source: half of the classes ("class"), a rectangle of half of the
@@ -54,20 +54,27 @@ class OnlineSelfLabeling(Method):
         initial_steps: Steps in which the prototypes and the class distribution are those of the source.
         confidence_threshold: Probability from which the teacher counts as confident, 0...1.
         contrast_weight: Weight of the contrast of features and prototypes. With 0, clusters change nothing.
-        self_label_weight: Weight of the clustering loss, which trains prototypes that follow a gradient.
         masked_weight: Weight of the loss on masked images; 0 skips its pass.
         masked_share: Share of the patches that are masked, 0...1.
         masked_patch: Side of these patches in pixels.
         momentum: Momentum of the moving averages, teacher and prototypes.
+
+    Raises:
+        TypeError: A module has no such interface.
+        ValueError: `mixing` is unknown; the modules do not fit each other; the prototypes follow a gradient.
 
     Example:
         >>> from cpsl.models import DeepLabV2
         >>> from cpsl.testing import training_batches
         >>> source, target = training_batches(num_classes=3)
         >>> student = DeepLabV2(3, "resnet_tiny", feature_dim=8)
-        >>> clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
-        >>> method = OnlineSelfLabeling(student, ExponentialMovingAverage(student), clustering)
-        >>> optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=1e-4)
+        >>> clustering = ClassBalancedPrototypeClustering(
+        ...     3, 8, temperature=0.1, sampling="stratified", prototype_update="labels"
+        ... )
+        >>> method = OnlineSelfLabeling(
+        ...     student, ExponentialMovingAverage(student), clustering, DiceThresholds(3)
+        ... )
+        >>> optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
         >>> for loss in method.losses(source, target):
         ...     loss.backward()
         >>> optimizer.step()
@@ -78,7 +85,7 @@ class OnlineSelfLabeling(Method):
         self,
         student: nn.Module,
         teacher: ExponentialMovingAverage[Any],
-        clustering: nn.Module | None = None,
+        clustering: ClassBalancedPrototypeClustering | None = None,
         thresholds: DiceThresholds | None = None,
         limits: ShareLimits | None = None,
         *,
@@ -86,7 +93,6 @@ class OnlineSelfLabeling(Method):
         initial_steps: int = 100,
         confidence_threshold: float = 0.968,
         contrast_weight: float = 0.3,
-        self_label_weight: float = 0.1,
         masked_weight: float = 1.0,
         masked_share: float = 0.7,
         masked_patch: int = 64,
@@ -100,6 +106,10 @@ class OnlineSelfLabeling(Method):
         check_pair(student, teacher, average=True)
         if clustering is not None:
             check_clustering(student, clustering)
+            if clustering.prototype_update == "gradient":
+                raise ValueError(
+                    'the prototypes would never move: build the clustering with prototype_update="labels"'
+                )
         self.teacher = teacher
         self.clustering = clustering
         self.thresholds = thresholds
@@ -107,14 +117,13 @@ class OnlineSelfLabeling(Method):
         self.mixing = mixing
         self.confidence_threshold = confidence_threshold
         self.contrast_weight = contrast_weight
-        self.self_label_weight = self_label_weight
         self.masked_weight = masked_weight
         self.masked_share = masked_share
         self.masked_patch = masked_patch
         self.momentum = momentum
         self.initial = None
         if clustering is not None:
-            self.initial = InitialPrototypes(unwrap(clustering), initial_steps, self.align_corners)
+            self.initial = InitialPrototypes(clustering, initial_steps, self.align_corners)
         self._pending: list[_Pending] = []
 
     def losses(
@@ -129,13 +138,11 @@ class OnlineSelfLabeling(Method):
         loss_source = cross_entropy(resize(logits, source.label.shape[1:], self.align_corners), source.label)
         self.metrics = {"loss_source": loss_source.detach()}
         if self.clustering is not None and self.initial is not None and trains:
-            self.initial(unwrap(self.clustering), features, source.label)
+            self.initial(self.clustering, features, source.label)
 
         # 2. Contrast: features are similar to the prototype of their class, and unlike the others.
-        contrasted = None
-        if self.clustering is not None and self.contrast_weight > 0:
-            contrasted = unwrap(self.clustering)
-            contrast_source = self._contrast(contrasted, features, source.label)
+        if self.clustering is not None:
+            contrast_source = self._contrast(self.clustering, features, source.label)
             loss_source = loss_source + self.contrast_weight * contrast_source
         yield loss_source
 
@@ -157,10 +164,10 @@ class OnlineSelfLabeling(Method):
             mixed = self._mix(target.strong, labels, source)
             weights = torch.where(mixed.pasted, 1.0, confident)
             self.supervision = Supervision(mixed.image, mixed.labels)
-            if contrasted is not None:
+            if self.clustering is not None:
                 # The labels of the target are reliable where the clusters agree with them.
-                assigned = self._to_strong_view(contrasted.assign(features), target)
-                reliable = torch.where(mixed.pasted, mixed.labels, agreement(labels, assigned))
+                assigned = self._to_strong_view(self.clustering.assign(features), target)
+                reliable = torch.where(mixed.pasted, mixed.labels, agreeing_labels(labels, assigned))
 
         # 5. Cross-entropy and contrast of the student on the mixed image.
         more = self.masked_weight > 0
@@ -169,8 +176,8 @@ class OnlineSelfLabeling(Method):
         logits = resize(logits, size, self.align_corners)
         loss_target = cross_entropy(logits, mixed.labels, weights=weights)
         self.metrics |= {"loss_target": loss_target.detach(), "confident": confident}
-        if contrasted is not None:
-            contrast_target = self._contrast(contrasted, mixed_features, reliable, weights)
+        if self.clustering is not None:
+            contrast_target = self._contrast(self.clustering, mixed_features, reliable, weights)
             self.metrics |= {"loss_contrast": (contrast_source + contrast_target).detach()}
             loss_target = loss_target + self.contrast_weight * contrast_target
         yield loss_target
@@ -184,14 +191,11 @@ class OnlineSelfLabeling(Method):
             self.metrics |= {"loss_masked": loss_masked.detach()}
             yield self.masked_weight * loss_masked
 
-        # 7. Self-labeling: the teacher's pixels are assigned to the prototypes and move them.
+        # 7. Pixels of the teacher are sampled: they will enter the memory bank and move the prototypes.
         clusters: ClusteringOutput | None = None
         if self.clustering is not None:
-            with no_sync(self.clustering, when=not last_micro_batch):
+            with torch.no_grad():
                 clusters = self.clustering(features, weak_labels, soft_labels=teacher)
-            loss_self_label, clusters = clusters.loss, detached(clusters)
-            self.metrics |= {"loss_self_label": clusters.loss, "marginal_error": clusters.marginal_error}
-            yield self.self_label_weight * loss_self_label
 
         # Only now is it known that the step was completed.
         if trains:
@@ -210,7 +214,7 @@ class OnlineSelfLabeling(Method):
         self.teacher.update(self.student, self.momentum, applied)
         teacher, labels, clusters = zip(*self._pending, strict=True)
         if self.clustering is not None:
-            unwrap(self.clustering).update(clusters, self.momentum, applied)
+            self.clustering.update(clusters, self.momentum, applied)
         if self.thresholds is not None:
             self.thresholds.update(torch.cat(teacher), applied)
         if self.limits is not None:
@@ -234,12 +238,12 @@ class OnlineSelfLabeling(Method):
         labels: Tensor,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Returns the contrast of a map of features and the prototypes, which get no gradient from it."""
+        """Returns the contrast of features and prototypes; weights are interpolated to the features' grid."""
         grid = features.shape[2:]
         if weights is not None:
             weights = resize(weights[:, None], grid, self.align_corners)[:, 0]
         return prototype_contrast(
-            prototype_similarity(features, clustering.prototypes.detach()),
+            prototype_similarity(features, clustering.prototypes),
             resize_labels(labels, grid, self.align_corners),
             weights,
             temperature=clustering.temperature,

@@ -42,13 +42,13 @@ class Process:
         return self.rank == 0
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """Wraps a module in DistributedDataParallel; with one process, returns it as it is.
+        """Wraps a module in DistributedDataParallel, unless there is one process or nothing is trained.
 
         Buffers are not broadcast, since each rank has its own memory bank. On CUDA devices SyncBatchNorm
         replaces BatchNorm and keeps the running statistics equal. There is none for CPUs: each rank
         normalizes by its own images, and a checkpoint holds the running statistics of rank 0.
         """
-        if self.world_size == 1:
+        if self.world_size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         devices = None
         if self.device.type == "cuda":

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from cpsl.app import target_statistics
-from cpsl.app.config import Config
+from cpsl.app.config import Config, Online, Views
+from cpsl.app.domain import Domain
 from cpsl.app.stages import MIXED_VIEWS
 from cpsl.app.target_statistics import BATCHES, LARGEST_LOSS, mix_target_statistics
+from cpsl.data import write_streets
 from cpsl.methods.step import to_float
 from cpsl.models import DeepLabV2, adapt_batch_norm
 from cpsl.training import Process
@@ -84,6 +87,29 @@ def test_without_share_or_source_network_nothing_is_measured(
     config = Config()
     assert equal(mixed(replace(config, online=replace(config.online, **online)), network), network)
     assert not asked
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_accumulation_does_not_change_the_number_of_images(
+    parts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_streets(tmp_path, layout="cityscapes", style="real", count=2, size=(64, 128))
+    measured: list[int] = []
+
+    def measure(network: Any, images: Any) -> float:
+        measured.append(sum(map(len, images)))
+        return 1.0
+
+    monkeypatch.setattr(target_statistics, "_information", measure)
+    config = Config(
+        target=Domain(dataset="cityscapes", root=tmp_path),
+        views=Views(full_size=(64, 128), crop=(32, 64)),
+        online=Online(batch_size=4),
+        workers=0,
+        gradient_accumulation_steps=parts,
+    )
+    mixed(config, DeepLabV2(3, "resnet_tiny", 8))
+    assert measured == [4 * BATCHES, 4 * BATCHES]
 
 
 def test_each_rank_measures_the_same_images(asked: list[Any]) -> None:

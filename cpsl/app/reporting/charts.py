@@ -31,9 +31,6 @@ CURVES = {
 }
 """Titles of curves by their name in `scalars.jsonl`; `SCORES` has those of the scores."""
 
-WITHOUT_EFFECT = {"online": ("loss", "loss_self_label")}
-"""Omitted curves: the clustering loss of the online stage trains nothing, and is a part of the sum."""
-
 WIDTH, HEIGHT = 280, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 270, 10, 122  # of the area of a curve
 SIDE, MARGIN = 300, 38  # of the dots of images
@@ -108,11 +105,7 @@ class Series(NamedTuple):
 def curves(report: Report) -> dict[str, list[Curve]]:
     """Returns the curves of each stage by its title, without those that have no points."""
     drawn = {
-        title_of(stage): [
-            curve(name, points)
-            for name, points in of_stage.items()
-            if points and name not in WITHOUT_EFFECT.get(stage, ())
-        ]
+        title_of(stage): [curve(name, points) for name, points in of_stage.items() if points]
         for stage, of_stage in report.curves.items()
     }
     for stage, of_stage in drawn.items():

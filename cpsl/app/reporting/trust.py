@@ -27,7 +27,7 @@ IN_BRIEF: dict[Kind, str] = {
     "untested": "Open: nothing tells whether the change is more than chance.",
     "rejected": "The run chose without labels, which can be wrong.",
     "short": "Not at all: the run shows only that everything works.",
-    "open": "Unknown: the score that chose can be wrong, and nothing in this report measures accuracy.",
+    "open": "Unknown: the scores that chose can be wrong, and nothing in this report measures accuracy.",
     "unlabeled": "Unknown: without labels nothing in this report measures accuracy.",
     "single": "",
     "unfinished": "Open: the run is not finished.",

@@ -27,7 +27,7 @@ BADGES: dict[Kind, str] = {
     "overlooked": "Adaptation helped, but was not chosen",
     "short": "Too short to judge",
     "unlabeled": "Accuracy unknown",
-    "open": "Open: the score prefers the network before adaptation",
+    "open": "Open: the scores prefer the network before adaptation",
     "single": "One network, no comparison",
     "unfinished": "Not finished",
 }

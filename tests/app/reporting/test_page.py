@@ -16,7 +16,6 @@ from app.outline import Outline
 from app.sample_report import build_report, sample_report
 from cpsl.app.command_line import parse
 from cpsl.app.metrics_text import metrics_table
-from cpsl.app.reporting import charts
 from cpsl.app.reporting.content import Report
 from cpsl.app.reporting.evidence import count_shared
 from cpsl.app.reporting.page import write_report
@@ -227,16 +226,6 @@ def test_without_labels_the_classes_have_one_table_with_their_change(tmp_path: P
     labeled = page_of(build_report(("road", "sky"), [half], predictions, names=["one"]), tmp_path)
     assert "#classes" in [a.get("href") for a in labeled.all("a")]
     assert "percentage points" not in labeled.text
-
-
-def test_losses_of_the_online_stage_without_effect_have_no_curve() -> None:
-    losses = {
-        name: [(20, 1.0), (40, 0.5)] for name in ("loss", "loss_source", "loss_target", "loss_self_label")
-    }
-    stages = dict.fromkeys(("self_label", "online"), losses)
-    drawn = charts.curves(sample_report(curves=stages))
-    assert [curve.name for curve in drawn["Self-labeling"]] == list(losses)
-    assert [curve.name for curve in drawn["Online self-labeling"]] == ["loss_source", "loss_target"]
 
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
