@@ -23,7 +23,9 @@ def test_the_picture_shows_what_the_method_computes() -> None:
     student = DeepLabV2(3, "resnet_tiny", feature_dim=8)
     teacher = ExponentialMovingAverage(student)
     thresholds, limits = DiceThresholds(3), ShareLimits(torch.tensor([0.5, 0.3, 0.2]), start_updates=1)
-    clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
+    clustering = ClassBalancedPrototypeClustering(
+        3, 8, bank_size=64, samples_per_image=16, prototype_update="labels"
+    )
     method = OnlineSelfLabeling(
         student, teacher, clustering, thresholds, limits, initial_steps=5, confidence_threshold=0.4
     )

@@ -247,7 +247,7 @@ def test_attributes_may_be_scalars_of_numpy(size: Any) -> None:
     batches, losses = training_batches(3), []
     classes = LabelSpace(("a", "b", "c"), class_colors("abc"))
     for each in (plain, network):
-        clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, samples_per_image=16)
+        clustering = ClassBalancedPrototypeClustering(3, 8, bank_size=64, prototype_update="labels")
         clustering.initialize(torch.eye(3, 8), torch.ones(3))
         torch.manual_seed(0)
         method = OnlineSelfLabeling(each, ExponentialMovingAverage(each), clustering, initial_steps=0)
