@@ -68,9 +68,10 @@ def steps(clustering: ClassBalancedPrototypeClustering, *inputs: Tensor, **optio
     for step in range(3):
         clustering.prototypes.grad = None
         output = clustering(*inputs, **options)
-        output.loss.backward()
         results |= {f"{step} {name}": value for name, value in output._asdict().items()}
-        results[f"{step} gradient"] = clustering.prototypes.grad
+        if output.loss.requires_grad:
+            output.loss.backward()
+            results[f"{step} gradient"] = clustering.prototypes.grad
         clustering.update(output, momentum=0.5)
     return results | dict(clustering.state_dict())
 
