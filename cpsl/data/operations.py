@@ -54,8 +54,9 @@ _WITH_PILLOW: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 def apply_to_tensor(image: Tensor, operation: Operation) -> Tensor:
     """Applies an operation to an image (3, H, W) uint8 with torchvision, without synchronizing.
 
-    H and W must be 3 or more. The result differs from Pillow's by less than one gray level on average: Pillow
-    rounds hues to 256 steps and grays to integers, and approximates the Gaussian by three box filters.
+    H and W must be 3 or more. The result differs from Pillow's by at most one gray level on average, for hues
+    of saturated colors two: Pillow rounds hues and grays to integers, and approximates the Gaussian by three
+    box filters.
     """
     from torchvision.transforms.v2 import functional as tv  # slow to import, rarely needed
 

@@ -50,10 +50,17 @@ def difference(image: Tensor, operation: Operation) -> Tensor:
 @given(seed=seeds, data=st.data())
 @pytest.mark.parametrize("kind", [smooth, noise])
 @pytest.mark.parametrize("name", AMOUNTS)
-def test_torchvision_agrees_with_pillow_within_one_gray_level(name, kind, seed, data) -> None:
-    levels = difference(kind(seed), (name, data.draw(AMOUNTS[name]))).float()
-    # Pillow rounds the hue to 256 steps, which exceeds one level by a hair on a few noise images.
-    assert levels.mean() <= (1.1 if name == "hue" else 1)
+def test_torchvision_agrees_with_pillow(name, kind, seed, data) -> None:
+    image = kind(seed)
+    levels = difference(image, (name, data.draw(AMOUNTS[name]))).float()
+    if name == "hue":
+        # Pillow truncates the hue to 255 steps and turns it modulo 256: half a step off on average, 1.5 at
+        # most. A step changes one of the three channels by 6/256 of the chroma. The rest is rounding.
+        chroma = (image.amax(dim=0) - image.amin(dim=0)).float()
+        assert levels.mean() <= 1 + chroma.mean() / 256
+        assert (levels.amax(dim=0) <= 2 + 9 * chroma / 256).all()
+    else:
+        assert levels.mean() <= 1
     if name not in ("blur", "hue"):
         assert levels.max() <= 1
     if name in EXACT:
