@@ -32,6 +32,13 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
+def list_recipes(name: str) -> str:
+    """Returns a message with the names of the recipes, and with the one that an unknown name resembles."""
+    close = get_close_matches(name, recipe_names(), n=1)
+    meant = f"did you mean {close[0]}? The" if close else "the"
+    return f"{meant} recipes are {', '.join(recipe_names())}"
+
+
 def recipe(name: str) -> Path:
     """Returns the file of a recipe, whatever files the current folder has."""
     return RECIPES / f"{name}.toml"
@@ -51,11 +58,8 @@ def find_settings(name: str) -> Path:
         return path
     if name in recipe_names():
         return recipe(name)
-    close = get_close_matches(name, recipe_names(), n=1)
-    meant = f"did you mean {close[0]}? The" if close else "the"
     raise UsageError(
-        f"--config {name}: there is no such file, and no recipe of this name; "
-        f"{meant} recipes are {', '.join(recipe_names())}"
+        f"--config {name}: there is no such file, and no recipe of this name; {list_recipes(name)}"
     )
 
 

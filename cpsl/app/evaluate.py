@@ -25,7 +25,7 @@ from cpsl.app.errors import friendly_errors, mentions
 from cpsl.app.metrics_text import describe_gaps, describe_scores, metrics_table
 from cpsl.app.networks import builder_option, custom_builder, for_inference
 from cpsl.app.ranges import Location, Positive
-from cpsl.app.result_folders import refuse_foreign, refuse_overlaps
+from cpsl.app.result_folders import refuse_foreign, refuse_overlaps, refuse_results
 from cpsl.app.settings import UsageError
 from cpsl.app.usage import list_next, program
 from cpsl.data import CITYSCAPES_13, CITYSCAPES_16, IGNORE_INDEX, HardLabelStore
@@ -293,7 +293,9 @@ def prepare(arguments: Arguments) -> tuple[Config, Segmenter]:
         domain = _with_range(_evaluation(arguments, config), segmenter)
         config = replace(config, evaluation=domain)
     written = {"--predictions": arguments.predictions, "--label-ids": arguments.label_ids}
-    refuse_overlaps(written | {"--colors": arguments.colors}, data_folders(config))
+    written |= {"--colors": arguments.colors}
+    refuse_overlaps(written, data_folders(config))
+    refuse_results(written)
     return config, segmenter
 
 

@@ -204,6 +204,8 @@ def _check_combination(options: Arguments) -> None:
     suffix = options.output.suffix
     if suffix not in (".onnx", ".pt2", ".pkl"):
         raise UsageError(f"command line: --output: expected a .onnx, .pt2 or .pkl, got {options.output}")
+    if options.output.is_dir():
+        raise UsageError(f"command line: --output: {options.output} is a folder, expected a file")
     if options.clustering and suffix != ".pkl":
         raise UsageError(f"command line: --clustering: a {suffix} has no prototypes, only a .pkl has")
     if options.size and suffix == ".pkl":

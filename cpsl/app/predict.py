@@ -33,7 +33,7 @@ from cpsl.data.names import IMAGE_SUFFIXES
 from cpsl.data.pictures import Range, read_picture
 from cpsl.inference import Prediction
 from cpsl.training import Precision, Process, autocast, progress, start_process
-from cpsl.training.checkpoints import write_text
+from cpsl.training.checkpoints import exclusive_run, write_text
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
     """Segments all images and frames that have no result yet; returns messages about unreadable files.
 
     Raises:
+        BlockingIOError: Another process writes into the output.
         FileNotFoundError: There is no such input, or nothing in it.
         ValueError: Inputs would share a result, the output is inside of the input, or it has other results;
             or the scores of an image are not finite.
@@ -96,7 +97,20 @@ def predict_all(arguments: Arguments, process: Process) -> list[str]:
     )
     output = Output(arguments.output, arguments.write, segmenter)
     output.refuse_foreign()
-    _describe(arguments, segmenter, output)
+    with exclusive_run(arguments.output):
+        _describe(arguments, segmenter, output)
+        return _predict(found, skipped, segmenter, output, arguments, process)
+
+
+def _predict(
+    found: Mapping[str, Path],
+    skipped: Mapping[Path, str],
+    segmenter: Segmenter,
+    output: Output,
+    arguments: Arguments,
+    process: Process,
+) -> list[str]:
+    """Segments what has no result yet, and prints a summary; returns messages about unreadable files."""
     inputs = Inputs(arguments.output)
     counts = Counter[str]()
     unreadable, doubts, looks = list[str](), list[str](), list[Appearance | None]()
@@ -235,15 +249,19 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _next_steps(options: Arguments) -> dict[str, str]:
-    """Returns what may be done with the results: look at one, and score the model on the images."""
+def _next_steps(options: Arguments, unreadable: list[str]) -> dict[str, str]:
+    """Returns what may be done with the results: look at one, and score the model on readable images."""
     steps = {}
     folders = (options.output / kind for kind in ("overlay", "colors") if kind in options.write)
     pictures = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     if pictures:
         steps["look at a result"] = quote(str(pictures[0]))
     as_trained = options.size is None and options.value_range is None  # else `cpsl evaluate` reads otherwise
-    if as_trained and any(path.suffix.lower() in IMAGE_SUFFIXES for path in options.input.rglob("*")):
+    if (
+        as_trained
+        and not unreadable
+        and any(path.suffix.lower() in IMAGE_SUFFIXES for path in options.input.rglob("*"))
+    ):
         network = ["--network", options.network] if options.network else []
         line = join(["evaluate", "--weights", str(options.weights), "--images", str(options.input), *network])
         steps["see how certain the model is, without labels"] = f"{program()} {line}"
@@ -260,7 +278,7 @@ def main(arguments: list[str]) -> None:
             print(f"results in {options.output}")
             if is_legend(legend := options.output / LEGEND):
                 print(f"colors: {legend}")
-            if steps := _next_steps(options):
+            if steps := _next_steps(options, unreadable):
                 print(list_next(steps))
         if unreadable:
             raise SystemExit("\n".join(["these files could not be read:", *unreadable]))

@@ -87,7 +87,7 @@ class Output:
         self._colors = ColorStore(self._folder / "colors", segmenter.classes)
 
     def __contains__(self, name: str) -> bool:
-        return all(any(path.exists() for path in self._paths(kind, name)) for kind in self._kinds)
+        return all(any(map(_is_complete, self._paths(kind, name))) for kind in self._kinds)
 
     def has_results(self) -> bool:
         """Returns whether the folder has files of any kind of result."""
@@ -159,6 +159,11 @@ class Output:
 
     def _video(self, name: str) -> Path:
         return self._folder / "overlay" / f"{name.removesuffix('/')}.mp4"
+
+
+def _is_complete(path: Path) -> bool:
+    """Returns whether a file exists and has content: a full disk or a failed copy leaves empty files."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def _has_files(folder: Path) -> bool:

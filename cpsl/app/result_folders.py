@@ -34,6 +34,26 @@ def refuse_overlaps(results: Mapping[str, Path | None], data: Mapping[str, Path]
                 )
 
 
+def refuse_results(results: Mapping[str, Path | None]) -> None:
+    """Raises ValueError if files would be written among the results of a run or of `cpsl predict`.
+
+    These do not tell which network made them: the report of the run would show those of another one.
+
+    Args:
+        results: Folder of each option that writes results.
+    """
+    for option, folder in results.items():
+        resolved = folder.resolve() if folder is not None else None
+        for place in (resolved, *resolved.parents) if resolved is not None else ():
+            of_run = (place.parent / "run.json").exists() and (place / "metrics.json").exists()
+            if of_run or (place / "prediction.json").exists():
+                owner = "a stage of a run" if of_run else "the output of cpsl predict"
+                raise ValueError(
+                    f"{option} {folder} is in {place}, {owner}, whose results could be replaced: "
+                    "choose another folder"
+                )
+
+
 def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
     """Raises ValueError if results of these names would replace files that are no results.
 

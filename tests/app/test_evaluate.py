@@ -251,6 +251,16 @@ def test_predictions_are_not_written_among_data(tmp_path: Path, option: str, fol
         prepare(Arguments(arguments.weights, (str(file),), **{option: tmp_path / folder}))
 
 
+@pytest.mark.parametrize("option", ["predictions", "label_ids", "colors"])
+def test_predictions_are_not_written_among_other_results(tmp_path: Path, option: str) -> None:
+    store_model(tmp_path / "model.pt")
+    (tmp_path / "predicted").mkdir()
+    (tmp_path / "predicted" / "prediction.json").write_text("{}")
+    arguments = Arguments(tmp_path / "model.pt", images=tmp_path / "images")
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} .*predicted"):
+        prepare(replace(arguments, **{option: tmp_path / "predicted" / "labels"}))
+
+
 @pytest.mark.parametrize("kind", [HardLabelStore, ColorStore, LabelIdStore])
 def test_files_that_are_no_results_are_kept(streets: Path, tmp_path: Path, kind: Any) -> None:
     config = settings(streets)

@@ -132,6 +132,13 @@ def test_the_command_after_an_export_works_as_printed(tmp_path: Path, suffix: st
     assert all(f'"{name}"' in shown.text for name in CLASSES.names)
 
 
+def test_a_folder_is_no_file_to_export_to(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").mkdir()
+    ended = cpsl("export", "--weights", "absent.pt", "--output", tmp_path / "model.onnx")
+    assert ended.code == 2
+    assert str(tmp_path / "model.onnx") in ended.text
+
+
 def test_other_suffixes_and_unknown_sizes_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.trt"):
         export.export(segmenter(), tmp_path / "model.trt")

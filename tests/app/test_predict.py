@@ -1,7 +1,9 @@
 import errno
 import json
 import os
+import re
 import shlex
+import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -331,6 +333,34 @@ def test_results_of_another_model_or_other_options_are_rejected(
     assert predict_all(Arguments(tmp_path / "moved.pt", photos, output), PROCESS) == []
 
 
+def test_an_output_accepts_one_process_at_a_time(weights: Path, photos: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from cpsl.training.checkpoints import exclusive_run\n"
+        "with exclusive_run(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    output = tmp_path / "out"
+    words = [sys.executable, "-c", program, str(output)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes) as first:
+        assert first.stdout.readline() == "in\n"
+        with pytest.raises(BlockingIOError, match=re.escape(str(output))):
+            predict_all(Arguments(weights, photos, output), PROCESS)
+        assert not list(output.rglob("*.json"))
+        first.kill()
+    assert predict_all(Arguments(weights, photos, output), PROCESS) == []
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_empty_results_are_predicted_again(weights: Path, photos: Path, tmp_path: Path, kind: Kind) -> None:
+    arguments = Arguments(weights, photos, tmp_path / "out", write=(kind,))
+    predict_all(arguments, PROCESS)
+    first, *_ = (path for path in sorted((tmp_path / "out" / kind).rglob("*")) if path.is_file())
+    content = first.read_bytes()
+    first.write_bytes(b"")
+    predict_all(arguments, PROCESS)
+    assert first.read_bytes() == content
+
+
 @pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("written", get_args(Kind))
 def test_files_that_are_no_results_are_kept(
@@ -389,6 +419,7 @@ def test_damaged_files_are_listed_at_the_end(weights: Path, photos: Path, tmp_pa
     assert "Traceback" not in ended.text
     assert str(photos / "0 first.png") in ended.text
     assert str(photos / "city" / "cut.jpg") in ended.text
+    assert not printed_commands(ended.text)  # the evaluation would stop at the first of them
     written = {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert written == {"a.png", "b.c.png", "upright.png"}
 

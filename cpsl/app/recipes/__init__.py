@@ -3,7 +3,7 @@
 
 def main(arguments: list[str]) -> None:
     """Runs `cpsl recipes`."""
-    from cpsl.app.command_line import CommandParser, read_layers, recipe, recipe_names
+    from cpsl.app.command_line import CommandParser, list_recipes, read_layers, recipe, recipe_names
     from cpsl.app.settings import UsageError, to_toml
 
     parser = CommandParser("recipes", "Lists the recipes, or prints one.")
@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     if options.name not in (None, *recipe_names()):
-        raise UsageError(f"there is no recipe {options.name}; the recipes are {', '.join(recipe_names())}")
+        raise UsageError(f"there is no recipe {options.name}; {list_recipes(options.name)}")
     if options.name is None:
         for name in recipe_names():
             first = recipe(name).read_text(encoding="utf-8").partition("\n")[0]
