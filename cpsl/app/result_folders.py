@@ -43,8 +43,7 @@ def refuse_results(results: Mapping[str, Path | None]) -> None:
         results: Folder of each option that writes results.
     """
     for option, folder in results.items():
-        resolved = folder.resolve() if folder is not None else None
-        for place in (resolved, *resolved.parents) if resolved is not None else ():
+        for place in (folder.resolve(), *folder.resolve().parents) if folder is not None else ():
             of_run = (place.parent / "run.json").exists() and (place / "metrics.json").exists()
             if of_run or (place / "prediction.json").exists():
                 owner = "a stage of a run" if of_run else "the output of cpsl predict"
