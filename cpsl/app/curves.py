@@ -17,6 +17,7 @@ TITLES = {
     "loss_adversarial": "loss of adversarial alignment (network)",
     "loss_discriminator": "loss of adversarial alignment (discriminator)",
     "confident": "pseudo labels above the confidence threshold (share of pixels, 0 to 1)",
+    "agreement": "pseudo labels that the student predicts as well (share of target pixels, 0 to 1)",
     "confidence": "confidence of the pseudo labels (mean, 0 to 1)",
     "marginal_error": "deviation of assignments from the class distribution (0 to 1)",
     "learning_rate": "learning rate of the network (the highest of its layers)",

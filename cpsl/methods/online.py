@@ -175,7 +175,8 @@ class OnlineSelfLabeling(Method):
             logits, mixed_features = segment(self.student, to_float(mixed.image))
         logits = resize(logits, size, self.align_corners)
         loss_target = cross_entropy(logits, mixed.labels, weights=weights)
-        self.metrics |= {"loss_target": loss_target.detach(), "confident": confident}
+        agreement = _agreement(logits, mixed)
+        self.metrics |= {"loss_target": loss_target.detach(), "confident": confident, "agreement": agreement}
         if self.clustering is not None:
             contrast_target = self._contrast(self.clustering, mixed_features, reliable, weights)
             self.metrics |= {"loss_contrast": (contrast_source + contrast_target).detach()}
@@ -260,6 +261,12 @@ class OnlineSelfLabeling(Method):
 def _most_probable(probabilities: Tensor) -> Tensor:
     """Returns labels (B, h, w) of a map (B, K, h, w); 255 for pixels without a finite prediction, all 0."""
     return probabilities.argmax(dim=1).masked_fill(~(probabilities.sum(dim=1) > 0.5), 255)
+
+
+def _agreement(logits: Tensor, mixed: Mixed) -> Tensor:
+    """Returns the share of the target's pixels that the student gives their pseudo label; 0 without any."""
+    counted = ~mixed.pasted & (mixed.labels != 255)
+    return (counted & (logits.argmax(dim=1) == mixed.labels)).sum() / counted.sum().clamp_min(1)
 
 
 class _Pending(NamedTuple):

@@ -58,7 +58,7 @@ def test_the_run_ends_with_a_model_metrics_and_a_report(adapted: Run) -> None:
         assert 0 <= values["miou"] <= 100
         assert set(values["scores"]) == set(metrics["online"]["scores"])
     curves = {name for row in read_scalars(adapted.folder / "online") for name in row}
-    assert curves >= {"loss_source", "loss_target", "loss_masked", "loss_contrast", "confident"}
+    assert curves >= {"loss_source", "loss_target", "loss_masked", "loss_contrast", "confident", "agreement"}
     report = (adapted.folder / "report.html").read_text()
     assert "Online self-labeling" in report
     models = [load(adapted.folder / name / "model.pt")["model"] for name in (".", *ONLINE)]

@@ -155,6 +155,24 @@ def test_masked_images_are_strong_views_with_patches_of_their_mean(batches: Batc
     torch.testing.assert_close(method.metrics["loss_masked"], (method.metrics["confident"] * loss).detach())
 
 
+@pytest.mark.parametrize("mixing", ["class", "none"])
+def test_the_agreement_is_that_of_student_and_pseudo_labels_in_the_target(
+    batches: Batches, mixing: str
+) -> None:
+    source, target = batches
+    method = build(mixing=mixing)
+    list(method.losses(source, target))
+    assert method.supervision is not None
+    images, labels = method.supervision
+    counted = labels != 255
+    if mixing == "class":
+        counted &= ~pasted_by(method, source)
+    predicted = predict(method, images / 255, labels.shape[1:]).argmax(dim=1)
+    expected = (predicted == labels)[counted].float().mean()
+    assert 0 < expected < 1
+    torch.testing.assert_close(method.metrics["agreement"], expected)
+
+
 def test_without_its_weight_there_is_no_masked_pass(batches: Batches) -> None:
     method = build(masked_weight=0.0)
     passes: list[Any] = []

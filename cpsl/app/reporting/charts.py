@@ -27,6 +27,7 @@ CURVES = {
     "loss_discriminator": "Loss of the discriminator",
     "confidence": "Mean confidence of the pseudo labels",
     "confident": "Share of confident pseudo labels",
+    "agreement": "Share of the target's pixels that the student labels like the teacher",
     "marginal_error": "How far the cluster sizes are from the class distribution (0 is exact)",
 }
 """Titles of curves by their name in `scalars.jsonl`; `SCORES` has those of the scores."""
