@@ -37,7 +37,7 @@ from cpsl.app.dry_run import dry_run, table
 from cpsl.app.errors import describe_error, friendly_errors
 from cpsl.app.networks import describe_network
 from cpsl.app.run import changed_settings
-from cpsl.app.source_sampling import describe_sources, named_sources
+from cpsl.app.source_sampling import describe_sources, named_sources, rare_class_sampling
 from cpsl.app.usage import program, require_one_process
 from cpsl.app.words import plural
 from cpsl.data import DatasetCheck, check_dataset
@@ -69,10 +69,6 @@ def check(config: Config, process: Process) -> None:
         problems.append(changed)
     if not problems and (changed := changed_data(config, opened.datasets)):
         problems.append(changed)
-    if config.more_sources and not problems and not config.views.rare_class_temperature:
-        sources = {name: opened.datasets[name] for name in named_sources(config)}
-        for name, described in describe_sources(config, sources).items():
-            logger.info(f"{name}: {described}")
     path = config.output / FOLDER / "problems.txt"
     path.unlink(missing_ok=True)  # of an earlier check
     data = _check_data(config, process, opened)
@@ -86,6 +82,8 @@ def check(config: Config, process: Process) -> None:
     warnings = data.warnings + [f"Warning: {line}" for line in advised]
     for line in warnings:
         logger.warning(line)
+    if config.more_sources and not problems:
+        _log_sources(config, opened, data.results)
     for line in network:
         logger.info(line)
     # Without its data the dry run cannot start; another known problem may stop it as well.
@@ -104,6 +102,17 @@ class _Data(NamedTuple):
     problems: list[str]  # one text for each kind
     complete: list[str]  # one line for each problem of a file
     warnings: list[str]
+    results: dict[str, DatasetCheck]  # by the name of their domain
+
+
+def _log_sources(config: Config, opened: Opened, results: dict[str, DatasetCheck]) -> None:
+    """Logs the share of each source in the samples."""
+    sources = {name: opened.datasets[name] for name in named_sources(config)}
+    sampling = None
+    if config.views.rare_class_temperature:
+        sampling = rare_class_sampling(config, {name: results[name].image_counts for name in sources})
+    for name, described in describe_sources(config, sources, sampling).items():
+        logger.info(f"{name}: {described}")
 
 
 def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
@@ -113,7 +122,7 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
     try:
         classes = label_space(config)
     except ValueError:
-        return _Data([], [], [])  # already reported
+        return _Data([], [], [], {})  # already reported
     for name, domain in named.items():
         dataset = opened.datasets.get(name)
         if dataset is None:  # already reported
@@ -149,7 +158,7 @@ def _check_data(config: Config, process: Process, opened: Opened) -> _Data:
         *warn_of_overlap(opened.datasets, named),
         *warn_of_images(opened.datasets, results, named),
     ]
-    return _Data(problems, complete, warnings)
+    return _Data(problems, complete, warnings, results)
 
 
 def _check_cost(config: Config, process: Process, report: bool) -> list[str]:

@@ -76,7 +76,7 @@ class Domain:
     streets_seed: int = 0
     """Seed of the generated scenes; the seed of the run does not affect them."""
     weight: Positive | None = None
-    """Sources: how often they are sampled; the square root of the number of images if omitted."""
+    """Sources: how often they are sampled; the square root of the number of images if all omit it."""
     from_target: bool = False
     """Sources: these are labeled images of the target, without color transfer and in its size."""
     size: OfFiles[Size | None] = None

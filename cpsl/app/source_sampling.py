@@ -27,8 +27,9 @@ def named_sources(config: Config) -> dict[str, Domain]:
 def source_shares(config: Config, lengths: Mapping[str, int]) -> dict[str, float]:
     """Returns the share of each source in the samples, given their numbers of images.
 
-    By default the shares are proportional to the square roots of the numbers: a few images count more than
-    in proportion, but do not prevail. Rare-class sampling changes the shares, see `describe_sources`.
+    If no source has a weight, the shares are proportional to the square roots of the numbers: a few images
+    count more than in proportion, but do not prevail. Rare-class sampling changes the shares, see
+    `describe_sources`.
     """
     sources = named_sources(config)
     weights = {name: sources[name].weight or math.sqrt(length) for name, length in lengths.items()}
@@ -39,15 +40,21 @@ def source_sampling(
     config: Config, process: Process, datasets: Mapping[str, data.SegmentationDataset]
 ) -> Sampling | None:
     """Returns how source images are sampled; None samples the images of a single source evenly."""
-    lengths = {name: len(dataset) for name, dataset in datasets.items()}
-    shares = source_shares(config, lengths)
-    if temperature := config.views.rare_class_temperature:
-        counts = [count_source(config, process, name, dataset) for name, dataset in datasets.items()]
-        weights = torch.cat([torch.full((n,), shares[name] / n) for name, n in lengths.items()])
-        return data.RareClassSampling(torch.cat(counts), temperature, weights)
+    if config.views.rare_class_temperature:
+        counts = {name: count_source(config, process, name, dataset) for name, dataset in datasets.items()}
+        return rare_class_sampling(config, counts)
     if len(datasets) == 1:
         return None
-    return data.MixedSampling(list(lengths.values()), list(shares.values()))
+    shares = source_shares(config, {name: len(dataset) for name, dataset in datasets.items()})
+    return data.MixedSampling([len(dataset) for dataset in datasets.values()], list(shares.values()))
+
+
+def rare_class_sampling(config: Config, counts: Mapping[str, Tensor]) -> data.RareClassSampling:
+    """Returns the rare-class sampling, given the pixels of each class in each image (N, K) of each source."""
+    shares = source_shares(config, {name: len(of_source) for name, of_source in counts.items()})
+    weights = [torch.full((len(each),), shares[name] / len(each)) for name, each in counts.items()]
+    temperature = config.views.rare_class_temperature
+    return data.RareClassSampling(torch.cat([*counts.values()]), temperature, torch.cat(weights))
 
 
 def describe_sources(

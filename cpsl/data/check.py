@@ -65,6 +65,7 @@ class DatasetCheck(NamedTuple):
         examples: Indices of up to six images without a problem that together show as many classes as
             possible; spread evenly if there are no labels.
         appearances: What each image shows about how it should be read; None if it cannot be read.
+        image_counts: (N, K) pixels of each class in each image, whose sums are `counts`.
     """
 
     images: int
@@ -76,6 +77,7 @@ class DatasetCheck(NamedTuple):
     ignored: int
     examples: list[int]
     appearances: list[Appearance | None] = []  # noqa: RUF012  # never changed
+    image_counts: Tensor = torch.zeros(0, 0, dtype=torch.int64)
 
 
 class _Record(NamedTuple):
@@ -118,7 +120,7 @@ def check_dataset(
         'image'
     """
     classes = len(dataset.label_space)
-    counts = np.zeros(classes + 1, np.int64)
+    counts = np.zeros((len(dataset), classes + 1), np.int64)
     sizes, labeled = Counter[tuple[int, int]](), 0
     findings, usable, unlabeled = list[Finding](), list[int](), list[int]()
     examples, appearances = ClassExamples(classes), list[Appearance | None]()
@@ -130,24 +132,26 @@ def check_dataset(
             if record.size is not None:
                 sizes[record.size] += 1
             if record.counts is not None:
-                counts += record.counts
+                counts[index] = record.counts
                 examples.add(index, record.counts[:classes])
             if not record.findings:
                 usable.append(index)
                 if not record.labeled:
                     unlabeled.append(index)
+    image_counts = torch.from_numpy(counts[:, :classes])
     if labeled:
         findings += [_Pair(dataset, index).unlabeled() for index in unlabeled]
     return DatasetCheck(
         images=len(dataset),
         labeled=labeled,
         sizes=sizes,
-        counts=torch.from_numpy(counts[:classes]),
+        counts=image_counts.sum(dim=0),
         problems=[finding.message for finding in findings],
         findings=findings,
-        ignored=int(counts[classes]),
+        ignored=int(counts[:, classes].sum()),
         examples=examples.choose(usable),
         appearances=appearances,
+        image_counts=image_counts,
     )
 
 

@@ -165,6 +165,7 @@ SOURCES = """
 [[source]]
 images = "a"
 ids = { 7 = 0 }
+weight = 1
 [[source]]
 images = "b"
 from-target = true
@@ -177,7 +178,7 @@ def test_a_file_has_one_source_or_several(tmp_path: Path) -> None:
     several.write_text(SOURCES)
     single.write_text('[source]\nimages = "c"')
     first, second = (
-        Domain(images=Path("a"), ids={7: 0}),
+        Domain(images=Path("a"), ids={7: 0}, weight=1.0),
         Domain(images=Path("b"), from_target=True, weight=2.0),
     )
     config = parse(["--config", str(several)])

@@ -1,20 +1,26 @@
 """Several sources: how often each is sampled, and what happens to its images."""
 
 import math
+import re
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from app.tiny import SETTINGS, cpsl, write_settings
 from cpsl import data
 from cpsl.app import source_sampling as module
+from cpsl.app.checking.settings import Opened, validate
 from cpsl.app.command_line import parse
 from cpsl.app.config import Config
 from cpsl.app.datasets import draw_streets, open_dataset, source_batches
+from cpsl.app.domain import Domain
 from cpsl.app.source_sampling import named_sources, source_sampling, source_shares
 from cpsl.data.sample import files_of
 from cpsl.training import Process
@@ -59,8 +65,45 @@ def datasets(config: Config) -> dict[str, data.SegmentationDataset]:
 def test_shares_follow_weights_and_by_default_the_square_roots_of_the_numbers(settings: list[str]) -> None:
     lengths = {"source 1": 9, "source 2": 1}
     assert source_shares(parse(settings), lengths) == {"source 1": 0.75, "source 2": 0.25}
-    weighted = parse([*settings, "--source.weight", "0.5"])
-    assert source_shares(weighted, lengths)["source 1"] == pytest.approx(0.5 / 1.5)
+    weighted = weigh([0.5, 1.5])
+    assert source_shares(weighted, lengths) == {"source 1": 0.25, "source 2": 0.75}
+
+
+def weigh(weights: list[float | None]) -> Config:
+    """Returns settings of sources with these weights."""
+    first, *others = (Domain(images=Path("a"), weight=weight) for weight in weights)
+    return replace(Config(), source=first, more_sources=tuple(others))
+
+
+WEIGHT = st.floats(0.01, 100)
+
+
+@given(weights=st.lists(st.none() | WEIGHT, min_size=1, max_size=4))
+def test_all_sources_have_a_weight_or_none_has(weights: list[float | None]) -> None:
+    """Otherwise a weight of 2 could halve the share that a source has without it."""
+    config = weigh(weights)
+    missing = [name for name, source in named_sources(config).items() if source.weight is None]
+    problems = [problem for problem in validate(config, PROCESS, Opened({}, {})) if "weight" in problem]
+    assert len(problems) == (0 < len(missing) < len(weights))
+    for problem in problems:
+        assert [name for name in named_sources(config) if name in problem] == missing
+
+
+@given(
+    sources=st.lists(st.tuples(WEIGHT, st.integers(1, 10_000)), min_size=2, max_size=4),
+    factor=st.floats(1.01, 100),
+)
+def test_a_higher_weight_raises_the_share_of_its_source_only(
+    sources: list[tuple[float, int]], factor: float
+) -> None:
+    (first, _), *others = sources
+    before = weigh([first, *(weight for weight, _ in others)])
+    after = weigh([first * factor, *(weight for weight, _ in others)])
+    lengths = {name: length for name, (_, length) in zip(named_sources(before), sources, strict=True)}
+    old, new = source_shares(before, lengths), source_shares(after, lengths)
+    assert new["source 1"] > old["source 1"]
+    assert all(new[name] < old[name] for name in lengths if name != "source 1")
+    assert sum(new.values()) == pytest.approx(1)
 
 
 def test_sources_are_sampled_by_their_shares(settings: list[str]) -> None:
@@ -144,10 +187,11 @@ def test_a_run_with_several_sources_reports_each(tmp_path: Path) -> None:
     words += ["--views.color-transfer", "0.5", "--views.rare-class-temperature", "0.1"]
     checked = cpsl("check", *words)
     assert checked.code == 0, checked.text
-    assert "source 1: 9 images" in checked.text
-    assert "source 2: 1 images" in checked.text
+    shares = re.findall(r"^source \d: \d images, .* % of the samples$", checked.text, re.M)
+    assert [line[:8] for line in shares] == ["source 1", "source 2"]
     ended = cpsl("adapt", *words)
     assert ended.code == 0, ended.text
+    assert all(f"{line}\n" in ended.text for line in shares), ended.text
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for source, images in (("source 1", 9), ("source 2", 1)):
         assert f'<th scope="row">{source}</th><td>{images}</td>' in report

@@ -102,6 +102,12 @@ def validate(config: Config, process: Process, opened: Opened | None = None) -> 
             problems.append(f"{name}: {opened.problems[name]}")
         if name in ("target", "evaluation") and (domain.weight or domain.from_target or domain.size):
             problems.append(f"{name}: weight, from_target and size are settings of sources")
+    unweighted = [name for name, source in named_sources(config).items() if source.weight is None]
+    if 0 < len(unweighted) < len(config.sources):
+        problems.append(
+            f"{', '.join(unweighted)}: weight is not set, though it is in other sources: "
+            "set it in each [[source]], or in none"
+        )
     for name, weights, words in initial_weights(config):
         if str(weights) not in words and not Path(weights).is_file():
             known = f", and it is not one of {', '.join(words)}" if words else ""
