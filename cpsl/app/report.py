@@ -45,7 +45,7 @@ def collect(config: Config, process: Process) -> Report:
     missing = tuple(stage for stage in config.stages if stage not in metrics)
     chosen, reason = choose(metrics, STAGE_TITLES)
     curves = {stage: _read_curves(config, stage) for stage in METHODS[config.method]}
-    evidence = gather(config, process, compared_stages(list(metrics), chosen))
+    evidence = gather(config, compared_stages(list(metrics), chosen))
     shown = {
         evidence.comparison.images[i].name: choice
         for i, choice in chosen_images(evidence.comparison.images, EACH).items()

@@ -195,6 +195,7 @@ def test_a_run_with_several_sources_reports_each(tmp_path: Path) -> None:
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for source, images in (("source 1", 9), ("source 2", 1)):
         assert f'<th scope="row">{source}</th><td>{images}</td>' in report
+    assert "most of the sampled pixels of " in report
     again = cpsl("adapt", *words)
     assert again.code == 0, again.text
 

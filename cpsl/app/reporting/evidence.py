@@ -25,7 +25,6 @@ from cpsl.app.source_sampling import named_sources
 from cpsl.app.words import plural
 from cpsl.data import HardLabelStore
 from cpsl.data.sample import read_label
-from cpsl.training import Process
 from cpsl.training.checkpoints import write_text
 
 NAME = "report.json"
@@ -68,7 +67,7 @@ def reading_data() -> Iterator[None]:
         raise UnreadableDataError(describe_error(error)) from error
 
 
-def gather(config: Config, process: Process, stages: tuple[str, str]) -> Evidence:
+def gather(config: Config, stages: tuple[str, str]) -> Evidence:
     """Reads the data sets; figures of those that cannot be read, or changed, are those of the last report.
 
     Raises:
@@ -94,7 +93,7 @@ def gather(config: Config, process: Process, stages: tuple[str, str]) -> Evidenc
             lambda: _compare(config, stages, stored),
             lambda: stored.comparison if stored else _compare_predictions(config, stages),
         ),
-        attempt(everything, lambda: _describe(config, process), lambda: stored.data_sets if stored else []),
+        attempt(everything, lambda: _describe(config), lambda: stored.data_sets if stored else []),
         attempt(sources, lambda: _count(config), lambda: stored.source_labels if stored else {}),
         attempt(everything, lambda: count_shared(config), lambda: stored.shared if stored else {}),
         unreadable,
@@ -166,9 +165,9 @@ def _compare_predictions(config: Config, stages: tuple[str, str]) -> Comparison:
     return compare(names, read, len(label_space(config)))
 
 
-def _describe(config: Config, process: Process) -> list[DataSet]:
+def _describe(config: Config) -> list[DataSet]:
     with reading_data():
-        return describe_data(config, process)
+        return describe_data(config)
 
 
 def _count(config: Config) -> dict[str, list[float]]:

@@ -13,15 +13,16 @@ from cpsl.app.datasets import domains, open_dataset
 from cpsl.app.domain import Domain
 from cpsl.app.evaluate import evenly_spaced
 from cpsl.app.reporting.content import UNRECORDED, DataSet
+from cpsl.app.reporting.sources import describe_contributions
 from cpsl.app.run_record import read_sessions
 from cpsl.app.settings import UsageError, flatten, to_toml
-from cpsl.app.source_sampling import describe_sources, named_sources, source_sampling
+from cpsl.app.source_sampling import named_sources
 from cpsl.app.stages import trained_stages
 from cpsl.app.titles import title_of
 from cpsl.app.words import listing, plural, sizes
 from cpsl.data.reading import read_header
 from cpsl.data.sample import files_of
-from cpsl.training import Process, load
+from cpsl.training import load
 
 MEASURED = 50
 """Most images of a data set, evenly spaced, whose sizes are read."""
@@ -37,15 +38,12 @@ SELECTED = {
 """Values of `select_checkpoint`."""
 
 
-def describe_data(config: Config, process: Process) -> list[DataSet]:
+def describe_data(config: Config) -> list[DataSet]:
     """Counts images and labels of each domain, and reads the sizes of some images."""
     named = domains(config)
     opened = {name: open_dataset(config, domain) for name, domain in named.items()}
     sources = {name: opened[name] for name in named_sources(config)}
-    shares = {}
-    if len(sources) > 1:
-        alone = Process(process.device)  # the other processes have ended
-        shares = describe_sources(config, sources, source_sampling(config, alone, sources))
+    notes = describe_contributions(config, sources) if len(sources) > 1 else {}
     described = []
     for name, dataset in opened.items():
         domain, count = named[name], len(dataset)
@@ -60,7 +58,7 @@ def describe_data(config: Config, process: Process) -> list[DataSet]:
                 sizes([read_header(path)[0] for path in measured if path is not None]),
                 f"{domain.images or domain.root}"
                 + (f" ({domain.split})" if domain.dataset == "cityscapes" else ""),
-                shares.get(name, "").partition(", ")[2],
+                notes.get(name, ""),
                 domain.streets > 0,
             )
         )
