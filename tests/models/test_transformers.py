@@ -197,14 +197,44 @@ def test_mask_classification_is_refused(model: str) -> None:
         from_transformers(model, 5, weights="random")
 
 
-def test_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError(113, "no route")
+def unreachable(*_: object, **__: object) -> None:
+    raise OSError(113, "no route")
 
+
+@pytest.mark.parametrize("weights", ["pretrained", "random", "encoder.pth"])
+def test_without_the_hub_a_folder_or_a_model_type_replaces_a_name(
+    weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Other weights do not: the configuration is missing as well."""
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    with pytest.raises(ConnectionError, match=r"https://.*nobody/nothing.*no route.*weights=") as refused:
-        from_transformers("nobody/nothing", 5)
+    named = r"https://.*nobody/nothing.*config\.json.*no route.*save_pretrained.*segformer.*random"
+    with pytest.raises(ConnectionError, match=named) as refused:
+        from_transformers("nobody/nothing", 5, weights=weights)
     assert "Errno" not in str(refused.value)
+    # What the message names.
+    monkeypatch.setattr("huggingface_hub.get_session", unreachable)
+    network = from_transformers("segformer", 5, weights="random", **SEGFORMER)
+    network.body.module.save_pretrained(tmp_path / "folder")
+    torch.save(network.body.module.state_dict(), tmp_path / "encoder.pth")
+    found = [
+        from_transformers(tmp_path / "folder", 5),
+        from_transformers("segformer", 5, weights=tmp_path / "encoder.pth", **SEGFORMER),
+    ]
+    for other in found:
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_without_the_hub_other_weights_replace_those_of_a_cached_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = transformers.SegformerConfig(**SEGFORMER, num_labels=5)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: config)
+    monkeypatch.setattr(transformers.SegformerForSemanticSegmentation, "from_pretrained", unreachable)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    with pytest.raises(ConnectionError, match=r"nobody/nothing.*weights=.*random"):
+        from_transformers("nobody/nothing", 5)
+    monkeypatch.setattr("cpsl.models.adapters.transformers._colors", lambda *_: ((0.5,) * 3, (0.5,) * 3))
+    assert from_transformers("nobody/nothing", 5, weights="random").num_classes == 5
 
 
 def test_given_network() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cpsl.models.adapters.adapted import AdaptedNetwork, plain_copy
 from cpsl.models.adapters.module import adapt
-from cpsl.models.adapters.weights import check_hub, load_weights
+from cpsl.models.adapters.weights import OTHER_WEIGHTS, check_hub, load_weights
 from cpsl.models.network import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, SegmentationOutput
 
 Colors = tuple[list[float], list[float]]
@@ -121,7 +121,7 @@ def _build(
     encoder_weights = None
     if weights == "pretrained":
         repository, file, encoder_weights = _pretrained(encoder)
-        check_hub(repository, file)
+        check_hub(repository, file, OTHER_WEIGHTS)
     if architecture.lower() == "dpt":
         options = {"dynamic_img_size": True, **options}
     module: nn.Module = smp.create_model(

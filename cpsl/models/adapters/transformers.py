@@ -15,7 +15,7 @@ from cpsl._internal.files import without_number
 from cpsl.models.adapters.adapted import AdaptedNetwork
 from cpsl.models.adapters.fitting import log_filled, refuse_integers, without_wrappers
 from cpsl.models.adapters.module import MASK_CLASSIFICATION, ModuleBody, evaluation, from_module, trial_images
-from cpsl.models.adapters.weights import check_hub, read_weights
+from cpsl.models.adapters.weights import OTHER_WEIGHTS, check_hub, read_weights
 from cpsl.models.network import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, SegmentationOutput
 
 BLUE_FIRST = ("mobilevit", "mobilevitv2")
@@ -31,6 +31,11 @@ UNSAFE = (*LABELS, *REMOTE, "backbone")
 """Options that would contradict num_classes, download, or execute code of others."""
 OMITTED = (*LABELS, *REMOTE, "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 """Entries of a configuration that are not part of the architecture."""
+OTHER_NAME = (
+    "in place of the name, use a folder of save_pretrained; or a model type, such as segformer, with its "
+    'options and weights="random" or a file'
+)
+"""What to do without a connection, if the configuration is missing, which weights do not replace."""
 
 
 class BGRBody(ModuleBody):
@@ -122,7 +127,7 @@ def _build(
     if is_type:
         known = AutoConfig.for_model(name)
     else:
-        known = _load(name, partial(AutoConfig.from_pretrained, name, trust_remote_code=False))
+        known = _load(name, partial(AutoConfig.from_pretrained, name, trust_remote_code=False), OTHER_NAME)
     _check_type(known)
     if unknown := sorted(option for option in options if not hasattr(known, option)):
         names = ", ".join(sorted(known.to_dict()))
@@ -193,7 +198,7 @@ def _load_pretrained(name: str, config: Any, entries: dict[str, Tensor] | None =
         )
     else:
         read = partial(AutoConfig.from_pretrained, name, trust_remote_code=False)
-        stored = _load(name, read).model_type
+        stored = _load(name, read, OTHER_WEIGHTS).model_type
         only_backbone = stored != config.model_type
         if only_backbone and stored != getattr(backbone_config, "model_type", None):
             raise ValueError(f"{name} has weights of {stored}, not of {config.model_type}")
@@ -204,7 +209,9 @@ def _load_pretrained(name: str, config: Any, entries: dict[str, Tensor] | None =
     if entries is not None:
         loaded, info = kind.from_pretrained(None, state_dict=entries, **arguments)
     else:
-        loaded, info = _load(name, lambda **where: kind.from_pretrained(name, **arguments, **where))
+        loaded, info = _load(
+            name, lambda **where: kind.from_pretrained(name, **arguments, **where), OTHER_WEIGHTS
+        )
     prefix = "" if only_backbone else f"{_encoder(loaded)}."
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
     absent = [
@@ -231,23 +238,24 @@ def _load_pretrained(name: str, config: Any, entries: dict[str, Tensor] | None =
     return result
 
 
-def _load(name: str, load: Callable[..., Any]) -> Any:
+def _load(name: str, load: Callable[..., Any], instead: str) -> Any:
     """Loads from a folder or the cache, otherwise from the hub, whose client retries for long when offline.
 
     Raises:
-        ConnectionError: The hub cannot be reached.
+        ConnectionError: The hub cannot be reached; the message ends with what to do instead.
     """
     try:
         return load(local_files_only=True)
     except OSError:
         if Path(name).is_dir():
             raise
-        check_hub(name, "config.json")
+        check_hub(name, "config.json", instead)
         try:
             return load(local_files_only=False)
         except OSError as error:
+            reason = without_number(error).rstrip(".")
             raise ConnectionError(
-                f"cannot download {name} from the Hugging Face hub: {without_number(error)}"
+                f"cannot download {name} from the Hugging Face hub: {reason}; {instead}"
             ) from error
 
 

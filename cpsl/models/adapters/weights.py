@@ -40,6 +40,9 @@ _PATHS = [
     f"{module}.{kind}" for module in ("pathlib", "pathlib._local") for kind in ("PosixPath", "WindowsPath")
 ]
 
+OTHER_WEIGHTS = 'pass weights=, a file downloaded elsewhere, or weights="random"'
+"""What to do without a connection, if only weights are missing."""
+
 PLAIN: list[Any] = [Namespace, *((PurePath, name) for name in _PATHS), *SCALARS_AND_ARRAYS]
 """Types beside the weights in training checkpoints: settings, and numbers of NumPy such as best_acc."""
 
@@ -150,10 +153,15 @@ def load_weights(module: nn.Module, path: str | Path, encoder: str = "") -> None
     fit_weights(module, read_weights(path), path, encoder)
 
 
-def check_hub(repository: str, filename: str) -> None:
+def check_hub(repository: str, filename: str, instead: str) -> None:
     """Raises ConnectionError unless a file of the Hugging Face hub is cached or reachable.
 
     Without a connection, the libraries retry for half a minute; this is a single request.
+
+    Args:
+        repository: Name of the repository.
+        filename: Name of the file in it.
+        instead: What to do without a connection; the end of the message.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
@@ -167,6 +175,5 @@ def check_hub(repository: str, filename: str) -> None:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise FileNotFoundError(f"the Hugging Face hub rejects {url}: {error}") from error
         raise ConnectionError(
-            f"cannot download {url} ({type(error).__name__}: {without_number(error)}); pass weights=, a file "
-            'downloaded elsewhere, or weights="random"'
+            f"cannot download {url} ({type(error).__name__}: {without_number(error)}); {instead}"
         ) from error
