@@ -20,10 +20,13 @@ def mean_scores(drawn: list[Spheres], steps: int, correction: float = 0.0, **opt
     return Scores(*torch.tensor(scores).mean(dim=0).tolist())
 
 
+@pytest.mark.parametrize("update", ["assignments", "labels"])
 @pytest.mark.parametrize("domain", DOMAINS, ids=str)
-def test_prototypes_moved_by_assignments_are_better_than_still_ones(domain: tuple[float, float]) -> None:
+def test_prototypes_moved_by_their_pixels_are_better_than_still_ones(
+    domain: tuple[float, float], update: str
+) -> None:
     drawn = draw(domain)
-    still, moved = mean_scores(drawn, 0), mean_scores(drawn, 100, prototype_update="assignments")
+    still, moved = mean_scores(drawn, 0), mean_scores(drawn, 100, prototype_update=update)
     assert moved.miou > still.miou
     assert moved.rare > still.rare
 
