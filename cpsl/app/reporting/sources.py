@@ -49,7 +49,7 @@ def sampled_pixels(counts: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def majorities(pixels: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Returns the classes of which each source has more than half of the pixels, (K,) by source.
+    """Returns the classes for which a source provides more than half of the pixels, (K,) by source.
 
     Example:
         >>> majorities({"game": torch.tensor([0.7, 0.0]), "few": torch.tensor([0.2, 0.1])})

@@ -1,4 +1,4 @@
-"""The classes of which a source has most of the pixels are those of its sampled images."""
+"""What a source brings: the classes for which it provides most of the sampled pixels."""
 
 import torch
 from hypothesis import given
